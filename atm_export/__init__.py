@@ -1,0 +1,30 @@
+"""Token-merging vision transformers, exported and proven."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from atm_export.config import RunConfig as RunConfig
+    from atm_export.pipeline import Outcome as Outcome
+    from atm_export.pipeline import export as export
+    from atm_export.resolve import Choice as Choice
+    from atm_export.resolve import resolve as resolve
+
+_WHERE = {
+    "RunConfig": "atm_export.config",
+    "Outcome": "atm_export.pipeline",
+    "export": "atm_export.pipeline",
+    "Choice": "atm_export.resolve",
+    "resolve": "atm_export.resolve",
+}
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    """Public names load late, so that importing the package stays cheap."""
+    if name not in _WHERE:
+        raise AttributeError(f"module 'atm_export' has no attribute '{name}'")
+    from importlib import import_module
+
+    return getattr(import_module(_WHERE[name]), name)

@@ -1,0 +1,227 @@
+"""The command line: arguments -> config -> pipeline; every mistake is one line and an exit code."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from atm_export.errors import AtmExportError, ConfigError
+
+HELP = """Export a token-merging vision transformer to ONNX, and prove it.
+
+Takes a pretrained vision transformer, applies Adaptive Token Merging (arXiv 2505.15160: cosine
+thresholds decide at run time how many tokens merge; no training), writes an ONNX graph with a
+dynamic token axis, proves in ONNX Runtime that it takes the same decisions and gives the same
+numbers as PyTorch, and reports what was saved.
+
+    atm-export demo                          a small ViT that ships inside; works offline
+    atm-export deit_s                        timm's pretrained weights, the paper's lossless point
+    atm-export deit_t --weights FILE         your checkpoint (.safetensors, .pth)
+    atm-export timm:vit_tiny_patch16_224     any plain timm VisionTransformer
+    atm-export deit_s --gflops 3.2           the paper's nearest point at or below 3.2 GFLOPs
+    atm-export deit_s --method tome -r 8     ToMe, the static peer
+    atm-export list                          models, presets and the paper's figures
+
+Exit codes: 0 done, 2 settings, 3 weights, 4 model not supported, 5 parity failed, 6 graph lint,
+7 output folder, 8 missing package, 9 images, 130 interrupted.
+"""
+
+app = App(name="atm-export", help=HELP, help_format="plaintext", version_flags=["--version"])
+WHAT = Group("Model", sort_key=0)
+HOW = Group("Merging", sort_key=1)
+GRAPH = Group("Graph", sort_key=2)
+RUN = Group("Run", sort_key=3)
+
+
+def _option(group: Group, text: str, *names: str) -> Any:
+    return Parameter(group=group, help=text, name=names or None, negative=())
+
+
+@app.default
+def export_command(
+    model: Annotated[str, _option(WHAT, "A name from `atm-export list`, or timm:NAME.")],
+    /,
+    *,
+    weights: Annotated[
+        str,
+        _option(
+            WHAT,
+            "pretrained (timm's), a file (.safetensors, or .pth without code), or random "
+            "(stamped on every report: accuracy means nothing).",
+        ),
+    ] = "pretrained",
+    image_size: Annotated[
+        int | None,
+        _option(WHAT, "Input height and width; position embeddings are interpolated as timm does."),
+    ] = None,
+    method: Annotated[
+        Literal["atm", "tome", "none"],
+        _option(HOW, "atm: thresholds decide; tome: fixed r; none: the unmerged model."),
+    ] = "atm",
+    preset: Annotated[
+        str | None, _option(HOW, "A named operating point of the model (see `atm-export list MODEL`).")
+    ] = None,
+    gflops: Annotated[
+        float | None, _option(HOW, "Take the model's preset nearest to this, at or below.")
+    ] = None,
+    alpha: Annotated[float | None, _option(HOW, "Threshold of block 1, a cosine.")] = None,
+    beta: Annotated[float | None, _option(HOW, "How fast thresholds fall from block to block.")] = None,
+    theta_min: Annotated[float | None, _option(HOW, "Lowest threshold, a cosine.")] = None,
+    split: Annotated[
+        int | None,
+        _option(HOW, "Last block that groups tokens alternately; later ones by size (3/4 of depth)."),
+    ] = None,
+    r: Annotated[
+        str | None,
+        _option(HOW, "ToMe: tokens merged per block, one number or one a block (16,14,...).", "-r", "--r"),
+    ] = None,
+    schedule: Annotated[
+        Literal["constant", "decreasing", "increasing"],
+        _option(HOW, "ToMe: how r changes over the blocks; its mean stays r."),
+    ] = "constant",
+    proportional: Annotated[
+        bool | None,
+        Parameter(
+            group=HOW,
+            help="Weight attention by merging sizes (default: as the paper does for the model).",
+            negative="--no-proportional",
+        ),
+    ] = None,
+    merge: Annotated[
+        Literal["adaptive", "frozen", "per-image"],
+        _option(
+            HOW,
+            "Who shares r. adaptive: the batch, at run time, as in the paper. frozen: fixed from "
+            "--calibrate images or the paper's GFLOPs; static shapes. per-image: each image alone, "
+            "so that an answer never depends on its neighbours.",
+        ),
+    ] = "adaptive",
+    calibrate: Annotated[
+        str | None, _option(HOW, "Folder of images that a frozen schedule is measured on.")
+    ] = None,
+    uint8_input: Annotated[
+        bool, _option(GRAPH, "Take uint8 [batch, H, W, 3] and normalise inside the graph.")
+    ] = False,
+    trace: Annotated[
+        bool, _option(GRAPH, "Add outputs tokens_per_block and patch_to_token, for pictures.")
+    ] = False,
+    opset: Annotated[int, _option(GRAPH, "ONNX opset, 20 to 23.")] = 20,
+    images: Annotated[
+        str | None, _option(RUN, "Folder of images to prove and measure on (else demo digits).")
+    ] = None,
+    out: Annotated[
+        Path | None, _option(RUN, "Output folder (default: build/MODEL-PRESET).")
+    ] = None,
+    force: Annotated[bool, _option(RUN, "Redo a finished run; replace another one.")] = False,
+    threads: Annotated[int, _option(RUN, "CPU threads to measure with (0: all).")] = 0,
+    benchmark: Annotated[
+        bool,
+        Parameter(group=RUN, help="Measure latency.", negative="--no-benchmark"),
+    ] = True,
+) -> int:
+    """Export one model."""
+    from atm_export.resolve import Choice, default_out, resolve
+
+    choice = Choice(
+        model=model,
+        weights=weights,
+        image_size=image_size,
+        method=method,
+        preset=preset,
+        gflops=gflops,
+        alpha=alpha,
+        beta=beta,
+        theta_min=theta_min,
+        split=split,
+        r=r,
+        schedule=schedule,
+        proportional=proportional,
+        merge=merge,
+        calibrate=calibrate,
+        uint8_input=uint8_input,
+        trace=trace,
+        opset=opset,
+        images=images,
+    )
+    config = resolve(choice)
+    return _run(config, out or default_out(config), force, threads, benchmark)
+
+
+def _run(config: Any, out: Path, force: bool, threads: int, benchmark: bool) -> int:
+    from rich.console import Console
+
+    from atm_export.report.console import print_report
+
+    console = Console(stderr=True)
+    with console.status("starting") as status:
+
+        def progress(text: str) -> None:
+            status.update(text)
+            if not console.is_terminal and ":" not in text:
+                console.print(text, highlight=False)
+
+        from atm_export.pipeline import export
+
+        outcome = export(
+            config, out, force=force, threads=threads, benchmark=benchmark, progress=progress
+        )
+    if outcome.reused:
+        print(f"reused {out}/: same settings, weights, images and versions (--force redoes it)")
+    print_report(Console(soft_wrap=True), out, outcome.report)
+    return 0
+
+
+@app.command(name="list")
+def list_command(model: str | None = None, /) -> int:
+    """List the models, or one model's presets with what the paper says of them."""
+    from rich.console import Console
+
+    from atm_export.report.listing import print_models, print_presets
+
+    console = Console(width=max(100, Console().width))
+    if model is None:
+        print_models(console)
+    else:
+        print_presets(console, model)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        result = app(
+            arguments, exit_on_error=False, print_error=False, result_action="return_value"
+        )
+        return result if isinstance(result, int) else 0
+    except CycloptsError as error:
+        return _fail(ConfigError(" ".join(str(error).split())))
+    except AtmExportError as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        print(
+            "atm-export: interrupted; finished stages are kept, the same command goes on from there",
+            file=sys.stderr,
+        )
+        return 130
+    except MemoryError:
+        return _fail(AtmExportError("out of memory; try a smaller model or --image-size"))
+
+
+def _fail(error: AtmExportError) -> int:
+    print(f"atm-export: {' '.join(str(error).split())}", file=sys.stderr)
+    return error.exit_code
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Every error a user can meet, in one tree. The number is the process exit code and never changes.
+
+AtmExportError                1   anything else that has one clear line
+├── ConfigError               2   an argument, preset or setting that cannot be meant
+├── WeightsError              3   weights missing, damaged, non-finite, or of another architecture
+├── UnsupportedModelError     4   a model that token merging would break
+├── ParityError               5   the export does not take the decisions PyTorch takes
+├── GraphLintError            6   a known trap in the ONNX graph
+├── OutputError               7   the output folder cannot be written, is full, or is in use
+├── MissingDependencyError    8   an optional package is not installed
+└── DataError                 9   images or labels that cannot be read
+Ctrl-C                      130
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AtmExportError(Exception):
+    """Base of all expected failures; the message says what, where, and how to fix it."""
+
+    exit_code = 1
+
+
+class ConfigError(AtmExportError):
+    """A setting that cannot be meant."""
+
+    exit_code = 2
+
+
+class WeightsError(AtmExportError):
+    """Weights that are missing, damaged, non-finite, or of another architecture."""
+
+    exit_code = 3
+
+
+class UnsupportedModelError(AtmExportError):
+    """A model that token merging would break."""
+
+    exit_code = 4
+
+
+class ParityError(AtmExportError):
+    """The export and PyTorch disagree."""
+
+    exit_code = 5
+
+
+class GraphLintError(AtmExportError):
+    """The ONNX graph contains a known trap."""
+
+    exit_code = 6
+
+
+class OutputError(AtmExportError):
+    """The output folder cannot be used."""
+
+    exit_code = 7
+
+
+class MissingDependencyError(AtmExportError):
+    """An optional package is not installed; the message names the extra."""
+
+    exit_code = 8
+
+
+class DataError(AtmExportError):
+    """Images or labels that cannot be read."""
+
+    exit_code = 9
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> ConfigError:
+    """Build the error for an unknown `name`, offering the nearest of the `known` ones."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    offer = f"nearest: {', '.join(near)}" if near else f"known: {', '.join(names[:12])}"
+    if not near and len(names) > 12:
+        offer += f", ... ({len(names)} in all)"
+    return ConfigError(f"unknown {kind} '{name}'; {offer}{'; ' + hint if hint else ''}")

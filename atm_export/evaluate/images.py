@@ -1,0 +1,43 @@
+"""The images that a run proves and measures itself on."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atm_export import demo
+from atm_export.preprocess import Preprocessing, crop, list_images, read_images
+
+LIMIT = 64
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """pixels [k, H, W, 3] uint8, what they are, and classes where they are known."""
+
+    pixels: NDArray[np.uint8]
+    source: str
+    labels: NDArray[np.int64] | None = None
+
+    def digest(self) -> str:
+        return hashlib.sha256(np.ascontiguousarray(self.pixels).data).hexdigest()
+
+
+def load_images(folder: str | None, model: str, how: Preprocessing) -> ImageSet:
+    """Up to 64 images of `folder`, evenly spread over its sorted files; without a folder, the
+    demo's held-out digits (all of them, labelled, for the demo model)."""
+    if folder is not None:
+        files = list_images(Path(folder))
+        step = max(1, len(files) / LIMIT)
+        chosen = [files[int(i * step)] for i in range(min(LIMIT, len(files)))]
+        return ImageSet(read_images(chosen, how), "images of the given folder")
+    digits, labels = demo.heldout()
+    if model == "demo":
+        pixels = np.stack([crop(digit, how) for digit in digits])
+        return ImageSet(pixels, "held-out digits", labels)
+    pixels = np.stack([crop(digit, how) for digit in digits[:24]])
+    return ImageSet(pixels, "demo digits (give --images DIR for yours)")

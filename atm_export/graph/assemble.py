@@ -1,0 +1,277 @@
+"""torch -> ONNX, piece by piece: stem, blocks, head, joined into one graph.
+
+A block is translated once per kind and then instantiated with each block's weights, which keeps
+the translation to seconds and gives every value a name that says where it belongs
+(`blocks.3/...`).
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from atm_export.graph import translations
+from atm_export.model.backbone import Backbone
+from atm_export.model.schedule import MergePlan
+from atm_export.rewrite.twin import Merge, Twin, TwinBlock
+
+IR_VERSION = 10
+EXAMPLE_TOKENS = 149  # any count that nothing in a model equals
+TRACE_OUTPUTS = ("tokens_per_block", "token_maps", "patch_to_token")
+
+
+class Piece(nn.Module):
+    """A part of the model that is translated on its own; equal kinds share a translation."""
+
+    @property
+    def kind(self) -> str:
+        return type(self).__name__
+
+
+class Entry(Piece):
+    """Image to tokens, or to logits (`whole`); uint8 images [B, H, W, 3] are normalised here."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        mean: Sequence[float],
+        std: Sequence[float],
+        uint8: bool,
+        whole: bool,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.uint8, self.whole = backbone, uint8, whole
+        self.register_buffer("shift", 255.0 * torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("scale", 255.0 * torch.tensor(std, dtype=torch.float32))
+
+    def forward(self, image: Tensor) -> Tensor:
+        if self.uint8:
+            image = ((image.float() - self.shift) / self.scale).permute(0, 3, 1, 2)
+        return self.backbone.plain(image) if self.whole else self.backbone.embed(image)
+
+
+class Head(Piece):
+    """Tokens and merging sizes to logits."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, tokens: Tensor, sizes: Tensor | None) -> Tensor:
+        return self.backbone.head(tokens, sizes)
+
+
+class Block(Piece):
+    """A twin block whose result is a flat tuple."""
+
+    def __init__(self, block: TwinBlock) -> None:
+        super().__init__()
+        self.block = block
+
+    @property
+    def kind(self) -> str:
+        return self.block.kind
+
+    def forward(self, tokens: Tensor, sizes: Tensor | None, where: Tensor) -> tuple[Tensor, ...]:
+        out = self.block(tokens, sizes, where)
+        return tuple(out) if isinstance(out, Merge) else (out,)
+
+
+@dataclass
+class Sheet:
+    """The graph under construction."""
+
+    opset: int
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    weights: dict[str, TensorProto] = field(default_factory=dict)
+    templates: dict[str, onnx.ModelProto] = field(default_factory=dict)
+
+    def node(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
+        return output
+
+    def constant(self, name: str, array: Any) -> str:
+        self.weights[name] = numpy_helper.from_array(np.asarray(array), name)
+        return name
+
+
+def onnx_from_model(
+    backbone: Backbone,
+    plan: MergePlan,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    uint8_input: bool = False,
+    opset: int = 20,
+) -> onnx.ModelProto:
+    """The traced graph: logits, tokens_per_block [blocks], token_maps [blocks, batch, tokens] (the
+    position of every embedded token after each block), patch_to_token [batch, patches].
+
+    Input `image`: float32 [batch, 3, H, W], normalised, or uint8 [batch, H, W, 3]. A plan that
+    merges nothing gives the model's own forward pass.
+    """
+    height, width = backbone.image_size
+    shape = (2, height, width, 3) if uint8_input else (2, 3, height, width)
+    sample = torch.zeros(shape, dtype=torch.uint8 if uint8_input else torch.float32)
+    tokens = backbone.grid[0] * backbone.grid[1] + backbone.prefix
+    sheet = Sheet(opset)
+    where = _first_map(sheet, tokens)
+    sheet.constant("tokens", np.array([tokens], dtype=np.int64))
+    entry = Entry(backbone, mean, std, uint8_input, whole=not plan.merges)
+    (value,) = _place(sheet, "model" if entry.whole else "embed", entry, [sample], [(0,)], ["image"])
+    counts, maps = ["tokens"] * len(plan.blocks), [where] * len(plan.blocks)
+    if plan.merges:
+        value, counts, maps = _place_blocks(sheet, Twin(backbone, plan), value, where)
+    sheet.node("Identity", [value], "logits")
+    sheet.node("Concat", counts, TRACE_OUTPUTS[0], axis=0)
+    stacked = [sheet.node("Unsqueeze", [m, "axis_0"], f"map_{i}") for i, m in enumerate(maps)]
+    sheet.node("Concat", stacked, TRACE_OUTPUTS[1], axis=0)
+    ends = {"patch_start": backbone.prefix, "patch_end": tokens, "axis_1": 1}
+    for name, value in ends.items():
+        sheet.constant(name, np.array([value], dtype=np.int64))
+    sheet.node("Slice", [maps[-1], *ends], TRACE_OUTPUTS[2])
+    return _model(sheet, backbone, len(plan.blocks), uint8_input)
+
+
+def _place_blocks(
+    sheet: Sheet, twin: Twin, tokens: str, where: str
+) -> tuple[str, list[str], list[str]]:
+    """Blocks and head; returns the names of logits, counts and maps."""
+    sizes, count = "", "tokens"
+    counts, maps = [], []
+    channels = twin.blocks[0].q.in_features
+    example: list[Tensor | None]
+    for i, block in enumerate(twin.blocks):
+        example = [torch.zeros(2, EXAMPLE_TOKENS, channels), None, torch.zeros(2, twin.tokens).long()]
+        if sizes:
+            example[1] = torch.ones(2, EXAMPLE_TOKENS, 1)
+        out = _place(
+            sheet,
+            f"blocks.{i}",
+            Block(block),
+            example,
+            [(0, 1), (0, 1), (0,)],
+            [tokens, sizes, where],
+        )
+        tokens = out[0]
+        if len(out) > 1:
+            sizes, where, count = out[1:]
+        counts.append(count)
+        maps.append(where)
+    reads = twin.blocks[-1].reads
+    example = [torch.zeros(2, reads or EXAMPLE_TOKENS, channels), None]
+    if reads is None and sizes:
+        example[1] = torch.ones(2, EXAMPLE_TOKENS, 1)
+    axes = [(0,) if reads else (0, 1), (0, 1)]
+    (logits,) = _place(sheet, "head", Head(twin.backbone), example, axes, [tokens, sizes])
+    return logits, counts, maps
+
+
+def _place(
+    sheet: Sheet,
+    name: str,
+    piece: Piece,
+    example: Sequence[Tensor | None],
+    axes: Sequence[tuple[int, ...]],
+    inputs: Sequence[str],
+) -> list[str]:
+    """Add `piece` to the sheet with its inputs connected; returns the names of its outputs."""
+    kind = f"{piece.kind} {[tensor is None for tensor in example]}"
+    if kind not in sheet.templates:
+        sheet.templates[kind] = _translate(piece, example, axes, sheet.opset)
+    graph = sheet.templates[kind].graph
+    connected = [given for given, tensor in zip(inputs, example, strict=True) if tensor is not None]
+    names = dict(zip((value.name for value in graph.input), connected, strict=True))
+    own = piece.state_dict()
+    for tensor in graph.initializer:
+        names[tensor.name] = f"{name}.{tensor.name.split('.', 1)[-1]}"
+        array = own[tensor.name].numpy() if tensor.name in own else numpy_helper.to_array(tensor)
+        sheet.constant(names[tensor.name], array)
+    for node in graph.node:
+        for value in node.output:
+            names[value] = f"{name}/{value}" if value else ""
+        copy = helper.make_node(
+            node.op_type,
+            [names[value] if value else "" for value in node.input],
+            [names[value] for value in node.output],
+            domain=node.domain,
+        )
+        copy.attribute.extend(node.attribute)
+        sheet.nodes.append(copy)
+    return [names[value.name] for value in graph.output]
+
+
+def _translate(
+    piece: nn.Module,
+    example: Sequence[Tensor | None],
+    axes: Sequence[tuple[int, ...]],
+    opset: int,
+) -> onnx.ModelProto:
+    symbols = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
+    dynamic = tuple(
+        None if tensor is None else {axis: symbols[axis] for axis in fixed}
+        for tensor, fixed in zip(example, axes, strict=True)
+    )
+    quiet = logging.getLogger("torch.onnx")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                piece.eval(),
+                tuple(example),
+                dynamo=True,
+                dynamic_shapes=dynamic,
+                opset_version=opset,
+                custom_translation_table=translations.TABLE,
+                optimize=False,
+                verbose=False,
+            )
+    finally:
+        quiet.setLevel(level)
+    assert program is not None
+    return program.model_proto
+
+
+def _first_map(sheet: Sheet, tokens: int) -> str:
+    """Every embedded token at its own position, [B, N0]."""
+    sheet.constant("positions", np.arange(tokens, dtype=np.int64)[None])
+    sheet.constant("axis_0", np.array([0], dtype=np.int64))
+    sheet.constant("one", np.array([1], dtype=np.int64))
+    sheet.node("Shape", ["image"], "batch", start=0, end=1)
+    sheet.node("Concat", ["batch", "one"], "map_shape", axis=0)
+    return sheet.node("Expand", ["positions", "map_shape"], "map")
+
+
+def _model(sheet: Sheet, backbone: Backbone, blocks: int, uint8_input: bool) -> onnx.ModelProto:
+    height, width = backbone.image_size
+    tokens = backbone.grid[0] * backbone.grid[1] + backbone.prefix
+    size = ["batch", height, width, 3] if uint8_input else ["batch", 3, height, width]
+    kind = TensorProto.UINT8 if uint8_input else TensorProto.FLOAT
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        sheet.nodes,
+        "atm_export",
+        [info("image", kind, size)],
+        [
+            info("logits", TensorProto.FLOAT, ["batch", backbone.classes]),
+            info(TRACE_OUTPUTS[0], TensorProto.INT64, [blocks]),
+            info(TRACE_OUTPUTS[1], TensorProto.INT64, [blocks, "batch", tokens]),
+            info(TRACE_OUTPUTS[2], TensorProto.INT64, ["batch", tokens - backbone.prefix]),
+        ],
+        list(sheet.weights.values()),
+    )
+    opsets = [helper.make_opsetid("", sheet.opset)]
+    return helper.make_model(
+        graph, producer_name="atm-export", ir_version=IR_VERSION, opset_imports=opsets
+    )

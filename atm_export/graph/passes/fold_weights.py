@@ -1,0 +1,39 @@
+"""Fold `Transpose(weight)` into the weight, so that no backend transposes it at run time."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import onnx_ir as ir
+
+log = logging.getLogger(__name__)
+
+
+class FoldTransposedWeights(ir.passes.InPlacePass):
+    """Fires on every Transpose whose input is an initializer; other nodes are left alone."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        folded = 0
+        for node in list(graph):
+            source = node.inputs[0] if node.op_type == "Transpose" else None
+            if source is None or not source.is_initializer() or source.const_value is None:
+                continue
+            perm = node.attributes["perm"].as_ints() if "perm" in node.attributes else None
+            array = np.ascontiguousarray(source.const_value.numpy().transpose(perm))
+            name = f"{source.name}.T"
+            value = graph.initializers.get(name)
+            if value is None:
+                tensor = ir.tensor(array, name=name)
+                value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+                value.const_value = tensor
+                graph.register_initializer(value)
+            node.outputs[0].replace_all_uses_with(value)
+            graph.remove(node, safe=True)
+            if not source.uses():
+                del graph.initializers[source.name]
+            folded += 1
+        if not folded:
+            log.info("did not fire: no Transpose of an initializer")
+        return ir.passes.PassResult(model, modified=bool(folded))

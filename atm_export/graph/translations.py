@@ -1,0 +1,301 @@
+"""The ONNX of each export-friendly operator: standard operators only, written by hand.
+
+The merge follows the formulation that TensorRT parsers and builders accept: no NonZero, no
+Scatter, counts reduced in float, lower bounds of 1 on every data-dependent length, a one-hot
+matrix product in the place of a scatter. Every sort key is unique by construction, and the best
+destination is the lowest index among equal maxima, on any backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from onnxscript import opset18 as op
+
+from atm_export.model.merging import GRID
+from atm_export.rewrite.operators import GUARD, STRIDE
+
+Value = Any  # an onnxscript tensor of the graph under construction
+FLOAT, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+END = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sources and destinations of one merge.
+
+    a [B, S, d] and b [B, T, d]: their metrics. slots, targets [1]: S and T. source_at: slot
+    numbers to positions. target_tokens, target_sizes [B, T, *]. old: positions [n] or [B, n] in
+    the order (leading prefix, slots, destinations).
+    """
+
+    a: Value
+    b: Value
+    slots: Value
+    targets: Value
+    source_at: Callable[[Value], Value]
+    target_tokens: Value
+    target_sizes: Value
+    old: Callable[[], Value]
+
+
+def flatten_tokens(x: Value) -> Value:
+    """[B, n, D] to [B * n, D]."""
+    return op.Reshape(x, ints(-1, x.shape[2]))
+
+
+def unflatten_tokens(x: Value, like: Value, n: Value) -> Value:
+    """[B * n, D] to [B, n, D]; n [1] is -1 where it is known at run time alone."""
+    return op.Reshape(x, op.Concat(_batch(like), n, ints(x.shape[1]), axis=0))
+
+
+def split_heads(x: Value, like: Value, n: Value, heads: int) -> Value:
+    """[B * n, heads * d] to [B, n, heads, d]; n [1] is -1 where it is known at run time alone."""
+    return op.Reshape(x, op.Concat(_batch(like), n, ints(heads, x.shape[1] // heads), axis=0))
+
+
+def attend(q: Value, k: Value, v: Value, bias: Value | None) -> Value:
+    """MatMul and Softmax rather than the Attention operator: every backend builds it in FP32."""
+    keys = op.Transpose(_heads_first(k), perm=[0, 1, 3, 2])
+    scores = op.MatMul(_heads_first(q), keys)
+    if bias is not None:
+        scores = op.Add(scores, op.Reshape(bias, ints(0, 1, 1, -1)))
+    out = op.MatMul(op.Softmax(scores, axis=-1), _heads_first(v))
+    return op.Reshape(_heads_first(out), ints(-1, q.shape[2] * v.shape[3]))
+
+
+def key_metric(k: Value) -> Value:
+    """Sum over heads (in the layout that attention needs anyway), then L2 norm 1."""
+    total = op.ReduceSum(_heads_first(k), ints(1), keepdims=0)
+    return op.LpNormalization(total, axis=-1, p=2)
+
+
+def _heads_first(x: Value) -> Value:
+    """[B, n, H, d] to [B, H, n, d], or back."""
+    return op.Transpose(x, perm=[0, 2, 1, 3])
+
+
+def merge(
+    tokens: Value,
+    sizes: Value,
+    metric: Value,
+    limit: Value,
+    fixed: bool,
+    prefix: int,
+    by_size: bool,
+) -> tuple[Value, Value, Value, Value]:
+    """See `rewrite.operators.merge`. Slot numbers and positions are [B, K, 1], as GatherND reads."""
+    at = (_by_size if by_size else _alternate)(tokens, sizes, metric, prefix)
+    best, key, columns = _match(at, prefix)
+    order = _top(key, at.slots, largest=1)[1]
+    count = limit if fixed else _count(key, limit, tokens)
+    # These bounds let a builder prove that no length is negative and no tensor empty.
+    merges, some = op.Max(count, ints(0)), op.Max(count, ints(1))
+    free = op.Sub(at.slots, merges)
+    keep = op.Max(free, ints(1))
+
+    merged = op.Slice(order, ints(0), some, ints(1))
+    anything = op.Greater(count, ints(0))
+    joins = op.Where(anything, op.GatherElements(best, merged, axis=1), scalar(-1.0))
+    x, mass = _absorb(tokens, sizes, at, at.source_at(merged), joins, columns)
+    start = merges if prefix else op.Sub(at.slots, keep)
+    kept = at.source_at(_top(op.Slice(order, start, ints(END), ints(1)), keep, largest=0)[0])
+    lead = max(prefix - 1, 0)
+    out_tokens = _join(tokens, lead, op.GatherND(tokens, kept, batch_dims=1), x)
+    out_sizes = _join(sizes, lead, op.GatherND(sizes, kept, batch_dims=1), mass)
+    if prefix == 0:
+        # With every source merged, the bound on `keep` leaves one surplus row in front.
+        surplus = op.Sub(keep, free)
+        out_tokens, out_sizes = (
+            op.Slice(t, surplus, ints(END), ints(1)) for t in (out_tokens, out_sizes)
+        )
+    moved_to = _moved_to(at, order, best, merges, lead)
+    return out_tokens, out_sizes, moved_to, op.Shape(out_sizes, start=1, end=2)
+
+
+def _match(at: Layout, prefix: int) -> tuple[Value, Value, Value]:
+    """Best destination (as float) and unique sort key, both [B, S, 1]; destination numbers [T]."""
+    similarity = op.Round(op.MatMul(op.Mul(at.a, scalar(float(GRID))), _transposed(at.b)))
+    top = op.ReduceMax(similarity, ints(2), keepdims=1)
+    columns = _ramp(at.targets, np.float32)
+    ties = op.Where(op.Equal(similarity, top), columns, scalar(float(STRIDE)))
+    best = op.ReduceMin(ties, ints(2), keepdims=1)
+    back = np.arange(STRIDE // 2)
+    back[0] = GUARD if prefix else 0
+    key = op.Mul(op.Cast(top, to=INT64), scalar(STRIDE))
+    return best, op.Sub(key, _head_of(tensor(back[:, None]), at.slots)), columns
+
+
+def _count(key: Value, limit: Value, tokens: Value) -> Value:
+    """r [1]: pairs above the limit, averaged over the batch, floored. Summed in float, since
+    builders cannot bound a length that comes from an integer sum; the factor 1 + 1e-6 absorbs a
+    rounded quotient, and is exact for batches below 10000."""
+    above = op.ReduceSum(op.Cast(op.Greater(key, limit), to=FLOAT), ints(0, 1, 2), keepdims=0)
+    share = op.Div(scalar(1 + 1e-6), op.Cast(_batch(tokens), to=FLOAT))
+    return op.Cast(op.Mul(above, share), to=INT64)
+
+
+def _absorb(
+    tokens: Value, sizes: Value, at: Layout, merged: Value, joins: Value, columns: Value
+) -> tuple[Value, Value]:
+    """Size-weighted mean of destinations and the merged sources at positions `merged` [B, R, 1]."""
+    moving = op.GatherND(sizes, merged, batch_dims=1)
+    weight = _transposed(op.Where(op.Equal(joins, columns), moving, scalar(0.0)))
+    total = op.Add(at.target_sizes, op.ReduceSum(weight, ints(2), keepdims=1))
+    moved = op.MatMul(op.Div(weight, total), op.GatherND(tokens, merged, batch_dims=1))
+    own = op.Mul(at.target_tokens, op.Div(at.target_sizes, total))
+    return op.Add(own, moved), total
+
+
+def _alternate(tokens: Value, sizes: Value, metric: Value, prefix: int) -> Layout:
+    """Sources at even positions, destinations at odd ones. Slot 0 is the last prefix token."""
+    guarded_even = prefix > 0 and prefix % 2 == 0
+    first_target = prefix + 1 if prefix % 2 == 0 else prefix
+    first_source = prefix if prefix % 2 == 0 else prefix - 1
+    a, b = _every_other(metric, first_source), _every_other(metric, first_target)
+    if guarded_even:
+        guard = op.Slice(metric, ints(prefix - 1), ints(prefix), ints(1))
+        a = op.Concat(guard, a, axis=1)
+    slots, targets = _length(a), _length(b)
+
+    def source_at(slot: Value) -> Value:
+        if guarded_even:
+            shifted = op.Add(op.Mul(slot, scalar(2)), scalar(prefix - 2))
+            return op.Max(shifted, scalar(prefix - 1))
+        doubled = op.Mul(slot, scalar(2))
+        return op.Add(doubled, scalar(first_source)) if first_source else doubled
+
+    def old() -> Value:
+        target_at = op.Add(op.Mul(_ramp(targets), scalar(2)), scalar(first_target))
+        ahead = [ints(*range(prefix - 1))] if prefix > 1 else []
+        return op.Concat(*ahead, source_at(_ramp(slots)), target_at, axis=0)
+
+    return Layout(
+        a,
+        b,
+        slots,
+        targets,
+        source_at,
+        _every_other(tokens, first_target),
+        _every_other(sizes, first_target),
+        old,
+    )
+
+
+def _by_size(tokens: Value, sizes: Value, metric: Value, prefix: int) -> Layout:
+    """By ascending size, equal sizes by position: the first half are sources. Prefix first."""
+    length = _length(sizes)
+    forward = np.arange(STRIDE)
+    forward[:prefix] -= GUARD
+    key = op.Mul(op.Cast(sizes, to=INT64), scalar(STRIDE))
+    key = op.Add(key, _head_of(tensor(forward[:, None]), length))
+    order = _top(key, length, largest=0)[1]
+    lead = max(prefix - 1, 0)
+    # Lengths are read off strided slices, whose bounds builders know; the second part is gathered.
+    first = prefix - 1 if prefix else 1
+    slots, targets = _length(_every_other(order, first)), _length(_every_other(order, prefix))
+    cut = op.Add(slots, ints(lead)) if lead else slots
+    source = op.Slice(order, ints(lead), cut, ints(1))
+    target = op.Gather(order, op.Add(_ramp(targets), cut), axis=1)
+    return Layout(
+        op.GatherND(metric, source, batch_dims=1),
+        op.GatherND(metric, target, batch_dims=1),
+        slots,
+        targets,
+        lambda slot: op.GatherElements(source, slot, axis=1),
+        op.GatherND(tokens, target, batch_dims=1),
+        op.GatherND(sizes, target, batch_dims=1),
+        lambda: op.Squeeze(order, ints(2)),
+    )
+
+
+def _moved_to(at: Layout, order: Value, best: Value, merges: Value, lead: int) -> Value:
+    """New position of every old one, [B, n]; only a traced graph keeps these nodes."""
+    rank = _top(op.Squeeze(order, ints(2)), at.slots, largest=0)[1]
+    joined = op.Less(rank, merges)
+    stays = op.Cast(op.Not(joined), to=INT64)
+    kept_at = op.Add(op.CumSum(stays, scalar(1)), scalar(lead - 1))
+    first_target = op.Add(op.Sub(at.slots, merges), scalar(lead))
+    into = op.Add(first_target, op.Cast(op.Squeeze(best, ints(2)), to=INT64))
+    of_source = op.Where(joined, into, kept_at)
+    of_target = op.Add(first_target, _ramp(at.targets))
+    of_target = op.Expand(
+        op.Unsqueeze(of_target, ints(0)), op.Concat(_batch(order), ints(1), axis=0)
+    )
+    new = op.Concat(of_source, of_target, axis=1)
+    if lead:
+        ahead = op.Expand(ints(*range(lead)), op.Concat(_batch(order), ints(lead), axis=0))
+        new = op.Concat(ahead, new, axis=1)
+    back = _top(op.Expand(at.old(), op.Shape(new)), _length(new), largest=0)[1]
+    return op.GatherElements(new, back, axis=1)
+
+
+def _top(x: Value, k: Value, largest: int) -> tuple[Value, Value]:
+    return op.TopK(x, k, axis=1, largest=largest, sorted=1)
+
+
+def _ramp(length: Value, dtype: Any = np.int64) -> Value:
+    """0, 1, 2, ... of `length` [1]."""
+    return _head_of(tensor(np.arange(STRIDE // 2, dtype=dtype)), length)
+
+
+def _head_of(values: Value, length: Value) -> Value:
+    return op.Slice(values, ints(0), length, ints(0))
+
+
+def _every_other(x: Value, start: int) -> Value:
+    return op.Slice(x, ints(start), ints(END), ints(1), ints(2))
+
+
+def _length(x: Value) -> Value:
+    """Length of axis 1, [1]."""
+    return op.Shape(x, start=1, end=2)
+
+
+def _batch(x: Value) -> Value:
+    """Length of axis 0, [1]."""
+    return op.Shape(x, start=0, end=1)
+
+
+def _transposed(x: Value) -> Value:
+    return op.Transpose(x, perm=[0, 2, 1])
+
+
+def _join(x: Value, lead: int, kept: Value, target: Value) -> Value:
+    ahead = [op.Slice(x, ints(0), ints(lead), ints(1))] if lead else []
+    return op.Concat(*ahead, kept, target, axis=1)
+
+
+def tensor(array: Any) -> Value:
+    """A constant."""
+    return op.Constant(value=numpy_helper.from_array(np.ascontiguousarray(array)))
+
+
+def ints(*values: int) -> Value:
+    """A constant int64 vector."""
+    return tensor(np.array(values, dtype=np.int64))
+
+
+def scalar(value: int | float) -> Value:
+    """A constant scalar: int64 from an int, float32 from a float."""
+    return op.Constant(
+        value=numpy_helper.from_array(
+            np.array(value, dtype=np.float32 if isinstance(value, float) else np.int64)
+        )
+    )
+
+
+TABLE: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.atm_export.flatten_tokens.default: flatten_tokens,
+    torch.ops.atm_export.unflatten_tokens.default: unflatten_tokens,
+    torch.ops.atm_export.split_heads.default: split_heads,
+    torch.ops.atm_export.attend.default: attend,
+    torch.ops.atm_export.key_metric.default: key_metric,
+    torch.ops.atm_export.merge.default: merge,
+}

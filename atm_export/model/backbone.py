@@ -1,0 +1,105 @@
+"""What a model family must offer so that its tokens can be merged and its graph exported.
+
+A family is one file: it subclasses `Backbone` (embed, parts, head), and registers a `Family`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from atm_export.config import ModelSpec
+from atm_export.preprocess import Preprocessing
+from atm_export.registry import Registry
+
+
+@dataclass(frozen=True)
+class BlockParts:
+    """One pre-norm transformer block, taken apart.
+
+    x += scale1(proj(attn_norm(attention(norm1 x)))) / divisor, then x += scale2(mlp(norm2 x)) /
+    divisor. `qkv` maps [.., D] to [.., 3 * heads * head_dim], ordered (q|k|v, head, channel).
+    """
+
+    norm1: nn.Module
+    qkv: nn.Linear
+    q_norm: nn.Module
+    k_norm: nn.Module
+    heads: int
+    head_dim: int
+    scale: float
+    attn_norm: nn.Module
+    proj: nn.Linear
+    scale1: nn.Module
+    norm2: nn.Module
+    mlp: nn.Module
+    scale2: nn.Module
+    divisor: float = 1.0
+
+
+class Backbone(nn.Module, ABC):
+    """A pretrained model seen as embed -> blocks -> head.
+
+    prefix: leading tokens that never merge (class, distillation, registers).
+    head_rows: leading tokens that the head reads, or None if it pools over all tokens.
+    proportional: whether ATM uses proportional attention on this family.
+    """
+
+    prefix: int
+    head_rows: int | None
+    proportional: bool = True
+    image_size: tuple[int, int]
+    classes: int
+    grid: tuple[int, int]
+
+    @property
+    def pooled(self) -> bool:
+        return self.head_rows is None
+
+    @abstractmethod
+    def embed(self, image: Tensor) -> Tensor:
+        """Normalised image [B, 3, H, W] to tokens [B, N, D], prefix tokens first."""
+
+    @abstractmethod
+    def parts(self) -> list[BlockParts]:
+        """The blocks in order."""
+
+    @abstractmethod
+    def head(self, tokens: Tensor, sizes: Tensor | None) -> Tensor:
+        """Tokens after the last block and merging sizes [B, n, 1] (None: all 1) to logits [B, K].
+
+        Where head_rows is set, `tokens` may hold those rows alone.
+        """
+
+    @abstractmethod
+    def plain(self, image: Tensor) -> Tensor:
+        """The unmerged model, exactly as its own authors' forward computes it."""
+
+    @abstractmethod
+    def stem_gmacs(self) -> float:
+        """Multiply-adds of `embed` for one image of `image_size`, in units of 1e9."""
+
+    @abstractmethod
+    def head_macs(self, tokens: Tensor) -> Tensor:
+        """Multiply-adds of `head` for `tokens` [B] tokens an image, [B]."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A backbone with its weights and the facts that travel with every artifact."""
+
+    name: str
+    backbone: Backbone
+    preprocessing: Preprocessing
+    weights: dict[str, Any]
+    labels: tuple[str, ...] | None = None
+    licence: str | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+Family = Callable[[ModelSpec], LoadedModel]
+families: Registry[Family] = Registry("model family")

@@ -1,0 +1,48 @@
+"""The shipped demo model as a family: weights inside the package, no download."""
+
+from __future__ import annotations
+
+from timm.models.vision_transformer import VisionTransformer
+
+from atm_export import demo
+from atm_export.config import ModelSpec
+from atm_export.errors import ConfigError
+from atm_export.model.backbone import LoadedModel, families
+from atm_export.model.vit import TimmBackbone
+from atm_export.model.weights import load_strictly, randomize, read_checkpoint, state_digest
+from atm_export.preprocess import Preprocessing
+
+
+def build_demo(spec: ModelSpec) -> LoadedModel:
+    """The demo ViT (197 tokens, 12 blocks, 10 classes)."""
+    card = demo.card()
+    model = VisionTransformer(**card["architecture"])
+    size = card["architecture"]["img_size"]
+    if spec.weights == "random":
+        randomize(model)
+    else:
+        shipped = spec.weights == "pretrained"
+        path = str(demo.FOLDER / "weights.safetensors") if shipped else spec.weights
+        load_strictly(model, read_checkpoint(path), path)
+    if spec.image_size not in (None, size):
+        if spec.image_size % card["architecture"]["patch_size"]:
+            raise ConfigError(f"--image-size {spec.image_size} is not a multiple of the patch size 4")
+        model.set_input_size(img_size=(spec.image_size, spec.image_size))
+    backbone = TimmBackbone(model, spec.name)
+    return LoadedModel(
+        name=spec.name,
+        backbone=backbone,
+        preprocessing=Preprocessing(
+            backbone.image_size, 1.0, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+        ),
+        weights={
+            "source": "random" if spec.weights == "random" else "atm-export demo",
+            "meaningless_accuracy": spec.weights == "random",
+            "sha256": state_digest(model),
+        },
+        labels=tuple(str(digit) for digit in range(10)),
+        licence="Apache-2.0 (weights); CC BY 4.0 (digits)",
+    )
+
+
+families.add("demo", build_demo)

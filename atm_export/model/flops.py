@@ -1,0 +1,43 @@
+"""Multiply-adds of a forward pass from its token counts, per image, in units of 1e9 (GFLOPs).
+
+The paper's count: embedding + per block 4 n D^2 + 2 n^2 D (attention, n tokens in) + MLP on m
+tokens + head. Merging itself, norms and activations are left out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from atm_export.model.backbone import Backbone
+from atm_export.model.reference import Trace
+
+
+def linear_weights(module: nn.Module) -> int:
+    """Multiply-adds per token: the weights of all linear layers in `module`."""
+    return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
+
+
+def count_gmacs(backbone: Backbone, tokens_in: Tensor, mlp_tokens: Tensor) -> Tensor:
+    """GFLOPs [B] of each image; tokens_in and mlp_tokens [blocks, B]."""
+    total = torch.full(tokens_in.shape[1:], backbone.stem_gmacs() * 1e9, dtype=torch.float64)
+    for part, n, m in zip(backbone.parts(), tokens_in.double(), mlp_tokens.double(), strict=True):
+        projections = part.qkv.weight.numel() + part.proj.weight.numel()
+        total += n * projections + 2 * n * n * part.heads * part.head_dim
+        total += m * linear_weights(part.mlp)
+    last = mlp_tokens[-1].double()
+    return (total + backbone.head_macs(last)) / 1e9
+
+
+def trace_gmacs(backbone: Backbone, trace: Trace, merges: bool = True) -> Tensor:
+    """GFLOPs [B] of a traced pass; the last MLP sees only the rows that the head reads."""
+    mlp_tokens = trace.tokens_out.clone()
+    if merges and backbone.head_rows is not None:
+        mlp_tokens[-1] = backbone.head_rows
+    return count_gmacs(backbone, trace.tokens_in, mlp_tokens)
+
+
+def unmerged_gmacs(backbone: Backbone) -> float:
+    """GFLOPs an image of the model without merging."""
+    n = torch.full((len(backbone.parts()), 1), backbone.grid[0] * backbone.grid[1] + backbone.prefix)
+    return float(count_gmacs(backbone, n, n)[0])

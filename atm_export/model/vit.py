@@ -1,0 +1,254 @@
+"""Any plain timm VisionTransformer, by its timm name: DeiT, ViT, DINOv2, CLIP, MAE and others."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.layers import Attention
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from atm_export.config import ModelConfig, ModelSpec
+from atm_export.errors import (
+    AtmExportError,
+    ConfigError,
+    UnsupportedModelError,
+    WeightsError,
+    unknown_name,
+)
+from atm_export.model.backbone import Backbone, BlockParts, LoadedModel, families
+from atm_export.model.flops import linear_weights
+from atm_export.model.weights import (
+    check_finite,
+    load_strictly,
+    randomize,
+    read_checkpoint,
+    state_digest,
+)
+from atm_export.preprocess import Preprocessing
+
+POOLS = ("token", "avg", "avgmax", "max", "map")
+
+
+class TimmBackbone(Backbone):
+    """A timm VisionTransformer seen as embed -> blocks -> head."""
+
+    def __init__(self, model: VisionTransformer, name: str, proportional: bool = True) -> None:
+        super().__init__()
+        refuse_unsupported(model, name)
+        self.model = model.eval().requires_grad_(False)
+        self.proportional = proportional
+        self.prefix = model.num_prefix_tokens
+        self.distilled = isinstance(model, VisionTransformerDistilled)
+        self.head_rows = 2 if self.distilled else 1 if model.global_pool == "token" else None
+        self.image_size = tuple(model.patch_embed.img_size)
+        self.grid = tuple(model.patch_embed.grid_size)
+        self.classes = model.num_classes or model.num_features
+
+    def embed(self, image: Tensor) -> Tensor:
+        model = self.model
+        return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(image))))
+
+    def parts(self) -> list[BlockParts]:
+        return [_take_apart(block) for block in self.model.blocks]
+
+    def head(self, tokens: Tensor, sizes: Tensor | None) -> Tensor:
+        model = self.model
+        tokens = model.norm(tokens)
+        if self.head_rows is not None:
+            return model.forward_head(tokens)
+        return model.head(model.fc_norm(self._pool(tokens, sizes)))
+
+    def _pool(self, tokens: Tensor, sizes: Tensor | None) -> Tensor:
+        """Pool over tokens, a merged token counting as many times as it holds patches."""
+        model = self.model
+        if not model.pool_include_prefix:
+            tokens = tokens[:, self.prefix :]
+            sizes = None if sizes is None else sizes[:, self.prefix :]
+        if model.attn_pool is not None:
+            mask = None if sizes is None else sizes.log().transpose(1, 2).unsqueeze(1)
+            return model.attn_pool(tokens, attn_mask=mask)
+        if sizes is None:
+            mean = tokens.mean(dim=1)
+        else:
+            mean = (tokens * sizes).sum(dim=1) / sizes.sum(dim=1)
+        if model.global_pool == "avg":
+            return mean
+        peak = tokens.amax(dim=1)
+        return peak if model.global_pool == "max" else 0.5 * (peak + mean)
+
+    def plain(self, image: Tensor) -> Tensor:
+        return self.model(image)
+
+    def stem_gmacs(self) -> float:
+        conv = next(m for m in self.model.patch_embed.modules() if isinstance(m, nn.Conv2d))
+        return self.grid[0] * self.grid[1] * conv.weight.numel() / 1e9
+
+
+    def head_macs(self, tokens: Tensor) -> Tensor:
+        heads = [self.model.head] + ([self.model.head_dist] if self.distilled else [])
+        total = torch.full_like(tokens, sum(linear_weights(head) for head in heads))
+        if self.model.attn_pool is not None:
+            pool = self.model.attn_pool
+            width = self.model.embed_dim
+            total += tokens * (pool.kv.weight.numel() + 2 * width)
+            total += linear_weights(pool) - pool.kv.weight.numel()
+        return total
+
+
+def _take_apart(block: Block) -> BlockParts:
+    attn = block.attn
+    return BlockParts(
+        norm1=block.norm1,
+        qkv=attn.qkv,
+        q_norm=attn.q_norm,
+        k_norm=attn.k_norm,
+        heads=attn.num_heads,
+        head_dim=attn.head_dim,
+        scale=attn.scale,
+        attn_norm=attn.norm,
+        proj=attn.proj,
+        scale1=block.ls1,
+        norm2=block.norm2,
+        mlp=block.mlp,
+        scale2=block.ls2,
+    )
+
+
+def refuse_unsupported(model: nn.Module, name: str) -> None:
+    """UnsupportedModelError for models whose tokens cannot be merged, with the reason."""
+
+    def refuse(reason: str) -> None:
+        raise UnsupportedModelError(f"{name} is not supported: {reason}")
+
+    kind = type(model).__name__
+    if not isinstance(model, VisionTransformer):
+        rope = any("Rope" in type(m).__name__ or "Rotary" in type(m).__name__ for m in model.modules())
+        if rope:
+            refuse(f"{kind} uses rotary position embeddings, which merged tokens no longer have")
+        refuse(f"{kind} is not a plain VisionTransformer (windowed, hierarchical or of another kind)")
+    assert isinstance(model, VisionTransformer)
+    if type(model) not in (VisionTransformer, VisionTransformerDistilled):
+        refuse(f"{kind} changes the plain VisionTransformer's forward pass")
+    for block in model.blocks:
+        if type(block) is not Block:
+            refuse(f"its blocks are {type(block).__name__}, not plain pre-norm blocks")
+        if type(block.attn) is not Attention:
+            refuse(f"its attention is {type(block.attn).__name__}, not plain self-attention")
+        if getattr(block.attn, "gate", None) is not None:
+            refuse("its attention output is gated")
+    if model.global_pool not in POOLS:
+        refuse(f"its pooling is '{model.global_pool}', not one of {', '.join(POOLS)}")
+    if model.patch_embed.grid_size is None:
+        refuse("its patch grid is not fixed")
+
+
+def build_timm(spec: ModelSpec) -> LoadedModel:
+    """The timm family: build, load weights, resize position embeddings as timm does."""
+    config = spec.config
+    pretrained_cfg = _pretrained_cfg(config)
+    native = pretrained_cfg.input_size[-1]
+    options: dict[str, Any] = dict(config.options)
+    model = _create(config, options, pretrained=False)
+    refuse_unsupported(model, spec.name)
+    facts = _load_weights(model, spec, options)
+    size = spec.image_size or native
+    if size != model.patch_embed.img_size[0] or size != model.patch_embed.img_size[1]:
+        _resize(model, size, spec.name)
+    model.dynamic_img_size = False
+    backbone = TimmBackbone(model, spec.name, config.proportional)
+    return LoadedModel(
+        name=spec.name,
+        backbone=backbone,
+        preprocessing=_preprocessing(config, pretrained_cfg, backbone.image_size),
+        weights=facts,
+        labels=_labels(model.num_classes, pretrained_cfg),
+        licence=pretrained_cfg.license if spec.weights == "pretrained" else None,
+        notes=() if model.num_classes else ("no classifier: logits are the pooled features",),
+    )
+
+
+def _pretrained_cfg(config: ModelConfig) -> Any:
+    name = config.architecture
+    if name.split(".")[0] not in timm.list_models():
+        raise unknown_name("timm model", name, timm.list_models())
+    if "." in name and name not in timm.list_pretrained():
+        raise unknown_name("timm weights tag", name, timm.list_pretrained())
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None:
+        raise unknown_name("timm model", name, timm.list_models())
+    return cfg
+
+
+def _create(config: ModelConfig, options: dict[str, Any], *, pretrained: bool) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return timm.create_model(config.architecture, pretrained=pretrained, **options).eval()
+        except (TypeError, AssertionError) as error:
+            raise ConfigError(f"{config.architecture}: {str(error).splitlines()[0]}") from error
+
+
+def _load_weights(model: VisionTransformer, spec: ModelSpec, options: dict[str, Any]) -> dict[str, Any]:
+    if spec.weights == "random":
+        randomize(model)
+        facts: dict[str, Any] = {"source": "random", "meaningless_accuracy": True}
+    elif spec.weights == "pretrained":
+        model.load_state_dict(_fetch(spec, options).state_dict())
+        check_finite(model.state_dict(), spec.name)
+        facts = {"source": f"timm:{model.pretrained_cfg.get('architecture')}"}
+    else:
+        path = Path(spec.weights)
+        load_strictly(model, read_checkpoint(path), str(path))
+        facts = {"source": path.name}
+    return {**facts, "sha256": state_digest(model)}
+
+
+def _fetch(spec: ModelSpec, options: dict[str, Any]) -> nn.Module:
+    offer = "give --weights FILE (.safetensors or .pth) or --weights random"
+    try:
+        return _create(spec.config, options, pretrained=True)
+    except AtmExportError:
+        raise
+    except Exception as error:  # any of a dozen network and hub errors, all with the same remedy
+        raise WeightsError(
+            f"pretrained weights of {spec.config.architecture} cannot be fetched "
+            f"({type(error).__name__}); {offer}"
+        ) from error
+
+
+def _resize(model: VisionTransformer, size: int, name: str) -> None:
+    patch = model.patch_embed.patch_size
+    if size % patch[0] or size % patch[1]:
+        raise ConfigError(f"--image-size {size} is not a multiple of {name}'s patch size {patch[0]}")
+    model.set_input_size(img_size=(size, size))
+
+
+def _preprocessing(config: ModelConfig, cfg: Any, size: tuple[int, int]) -> Preprocessing:
+    values: dict[str, Any] = {
+        "crop_pct": cfg.crop_pct,
+        "interpolation": cfg.interpolation,
+        "mean": tuple(cfg.mean),
+        "std": tuple(cfg.std),
+        "crop_mode": cfg.crop_mode,
+    }
+    values |= {k: tuple(v) if isinstance(v, list) else v for k, v in config.preprocessing.items()}
+    return Preprocessing(size=size, **values)
+
+
+def _labels(classes: int, cfg: Any) -> tuple[str, ...] | None:
+    """ImageNet-1k names for 1000-class models, from the table that timm carries."""
+    from timm.data import ImageNetInfo
+
+    if classes != 1000:
+        return None
+    info = ImageNetInfo("imagenet-1k")
+    return tuple(info.index_to_description(i) for i in range(1000))
+
+
+families.add("timm", build_timm)

@@ -1,0 +1,18 @@
+"""Build a model by its spec: the families that are registered, in one place."""
+
+from __future__ import annotations
+
+from atm_export.errors import UnsupportedModelError
+from atm_export.model import demo, vit  # noqa: F401  (each registers its family)
+from atm_export.model.backbone import LoadedModel, families
+from atm_export.config import ModelSpec
+
+
+def load_model(spec: ModelSpec) -> LoadedModel:
+    """The model with its weights; errors name the file, key or setting at fault."""
+    if spec.config.family not in families:
+        raise UnsupportedModelError(
+            f"{spec.name} needs the model family '{spec.config.family}', which this version does "
+            f"not have yet; available: {', '.join(families)}"
+        )
+    return families[spec.config.family](spec)

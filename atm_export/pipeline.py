@@ -1,0 +1,305 @@
+"""The main path: config -> model -> graph -> proof -> measurement -> run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from atm_export import artifacts
+from atm_export.artifacts import WorkFolder
+from atm_export.backends.onnxruntime import OnnxRuntimeRunner, share_threads
+from atm_export.config import MergePolicy, RunConfig
+from atm_export.errors import ConfigError
+from atm_export.evaluate import latency
+from atm_export.evaluate.images import ImageSet, load_images
+from atm_export.graph import lint
+from atm_export.graph.assemble import onnx_from_model
+from atm_export.graph.optimize import optimize, with_facts, with_outputs
+from atm_export.model.backbone import LoadedModel
+from atm_export.model.calibrate import measured_r, paper_r
+from atm_export.model.flops import trace_gmacs, unmerged_gmacs
+from atm_export.model.reference import run_reference
+from atm_export.model.schedule import MergePlan, plan_merges
+from atm_export.model.zoo import load_model
+from atm_export.preprocess import normalize
+from atm_export.report.facts import manifest_facts, summarize_method
+from atm_export.validate.ladder import LadderResult, Subject, climb
+
+Progress = Callable[[str], None]
+STAGES = ("load", "translate", "prove", "measure", "write")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: its folder, its report, and whether an earlier run was reused."""
+
+    out: Path
+    report: dict[str, Any]
+    manifest: dict[str, Any]
+    reused: bool
+
+
+def export(
+    config: RunConfig,
+    out: Path,
+    *,
+    force: bool = False,
+    threads: int = 0,
+    benchmark: bool = True,
+    progress: Progress = lambda text: None,
+) -> Outcome:
+    """Export, prove and measure one model; returns what is in `out`.
+
+    Raises ParityError after writing the artifacts marked "unproven".
+    """
+    progress("loading the model")
+    threads = share_threads(threads)
+    model = load_model(config.model)
+    images = load_images(config.images or config.calibrate, config.model.name, model.preprocessing)
+    key = _run_key(config, model, images)
+    if not force:
+        found = _reusable(config, out, key)
+        if found is not None:
+            return found
+    with artifacts.working(out, key) as work:
+        plan = _plan(config, model, images, progress)
+        traced, shipped = _translate(config, model, plan, work, progress)
+        subject = Subject(
+            model.backbone, plan, traced, shipped, model.preprocessing, config.uint8_input
+        )
+        progress("proving parity")
+        proof = climb(subject, images.pixels[:32], lambda text: progress(f"proving parity: {text}"))
+        progress("measuring")
+        report = _report(config, model, plan, images, proof)
+        if benchmark:
+            report["latency"] = _latency(config, model, plan, shipped, images, threads, progress)
+        manifest = _write(config, model, plan, shipped, report, work, out)
+    proof.require()
+    return Outcome(out, report, manifest, reused=False)
+
+
+def _plan(config: RunConfig, model: LoadedModel, images: ImageSet, progress: Progress) -> MergePlan:
+    backbone, method = model.backbone, config.method
+    plan = plan_merges(
+        method,
+        len(backbone.parts()),
+        pooled=backbone.pooled,
+        proportional=backbone.proportional,
+    )
+    if method.merge is not MergePolicy.FROZEN:
+        return plan
+    if config.calibrate is not None or (config.model.name == "demo" and config.images is None):
+        progress(f"calibrating the frozen schedule on {len(images.pixels)} images")
+        return plan.frozen(measured_r(backbone, plan, _batches(model, images.pixels, 8)))
+    presets = config.model.config.presets
+    preset = presets.get(method.preset or "")
+    if preset is None or preset.gflops is None:
+        raise ConfigError(
+            "--merge frozen needs images to calibrate on (--calibrate DIR), or a preset whose "
+            "GFLOPs the paper gives"
+        )
+    return plan.frozen(paper_r(backbone, plan, preset.gflops))
+
+
+def _translate(
+    config: RunConfig, model: LoadedModel, plan: MergePlan, work: WorkFolder, progress: Progress
+) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The traced graph and the one that ships; picks up the stage of an interrupted run."""
+    done = work.finished("traced.onnx")
+    if done is not None:
+        progress("translating to ONNX: found finished")
+        traced = onnx.load(done)
+    else:
+        progress("translating to ONNX")
+        how = model.preprocessing
+        traced = optimize(
+            onnx_from_model(
+                model.backbone,
+                plan,
+                mean=how.mean,
+                std=how.std,
+                uint8_input=config.uint8_input,
+                opset=config.opset,
+            )
+        )
+        work.write("traced.onnx", serialized(traced))
+    outputs = ["logits"]
+    if config.trace:
+        outputs += ["tokens_per_block", "patch_to_token"]
+    shipped = with_facts(with_outputs(traced, outputs), manifest_facts(config, model, plan))
+    for graph in (traced, shipped):
+        lint.check(graph)
+    onnx.checker.check_model(shipped)
+    return traced, shipped
+
+
+def serialized(model: onnx.ModelProto) -> bytes:
+    """Bytes of a model, the same for the same model."""
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _report(
+    config: RunConfig, model: LoadedModel, plan: MergePlan, images: ImageSet, proof: LadderResult
+) -> dict[str, Any]:
+    """Tokens, GFLOPs and accuracy by the eager reference, which the proof ties to the graph."""
+    backbone = model.backbone
+    traces = [run_reference(backbone, plan, batch) for batch in _batches(model, images.pixels, 8)]
+    gmacs = torch.cat([trace_gmacs(backbone, trace, plan.merges) for trace in traces])
+    tokens = torch.cat([trace.tokens_out for trace in traces], dim=1).double()
+    preset = config.model.config.presets.get(config.method.preset or "")
+    report: dict[str, Any] = {
+        "model": model.name,
+        "method": summarize_method(config, plan),
+        "weights": model.weights,
+        "notes": list(model.notes),
+        "images": {"source": images.source, "count": len(images.pixels)},
+        "parity": proof.facts(),
+        "gflops": {
+            "unit": "1e9 multiply-adds an image",
+            "mean": float(gmacs.mean()),
+            "min": float(gmacs.min()),
+            "max": float(gmacs.max()),
+            "unmerged": unmerged_gmacs(backbone),
+            "paper": preset.gflops if preset else None,
+            "images": len(gmacs),
+            "batch": 8,
+        },
+        "tokens": {"mean_after_block": tokens.mean(dim=1).tolist()},
+        "versions": artifacts.versions(),
+    }
+    if images.labels is not None:
+        report["accuracy"] = _accuracy(model, traces, images)
+    return report
+
+
+def _accuracy(model: LoadedModel, traces: list[Any], images: ImageSet) -> dict[str, Any]:
+    with torch.inference_mode():
+        batches = _batches(model, images.pixels, 8)
+        plain = torch.cat([model.backbone.plain(batch).argmax(dim=1) for batch in batches])
+    merged = torch.cat([trace.logits.argmax(dim=1) for trace in traces])
+    labels = torch.as_tensor(images.labels)
+
+    def percent(hits: Tensor) -> float:
+        return round(100 * float(hits.double().mean()), 3)
+
+    return {
+        "images": len(labels),
+        "top1": percent(merged == labels),
+        "unmerged_top1": percent(plain == labels),
+        "agreement": percent(merged == plain),
+    }
+
+
+def _latency(
+    config: RunConfig,
+    model: LoadedModel,
+    plan: MergePlan,
+    shipped: onnx.ModelProto,
+    images: ImageSet,
+    threads: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Speed-up over the model's own unmerged export: same exporter, same optimisations."""
+    progress("measuring latency: exporting the unmerged model")
+    how, backbone = model.preprocessing, model.backbone
+    none = MergePlan((None,) * len(plan.blocks), proportional=False)
+    traced = onnx_from_model(
+        backbone, none, mean=how.mean, std=how.std, uint8_input=config.uint8_input, opset=config.opset
+    )
+    baseline = with_outputs(optimize(traced), ["logits"])
+    rows = []
+    with (
+        OnnxRuntimeRunner(baseline) as unmerged,
+        OnnxRuntimeRunner(shipped) as merged,
+    ):
+        for batch, rounds in ((1, 12), (8, 4)):
+            progress(f"measuring latency: batch {batch}")
+            pixels = images.pixels[np.arange(4 * batch) % len(images.pixels)]
+            feeds = [
+                pixels[i : i + batch]
+                if config.uint8_input
+                else normalize(pixels[i : i + batch], how)
+                for i in range(0, 4 * batch, batch)
+            ]
+            paired = [{"unmerged": feed, "merged": feed} for feed in feeds]
+            seconds = latency.interleave({"unmerged": unmerged, "merged": merged}, paired, rounds)
+            row = latency.compare(seconds, "unmerged", batch)
+            traces = [run_reference(backbone, plan, b) for b in _batches(model, pixels, batch)]
+            gmacs = float(torch.cat([trace_gmacs(backbone, t, plan.merges) for t in traces]).mean())
+            row["flops_ratio"] = round(unmerged_gmacs(backbone) / gmacs, 4)
+            rows.append(row)
+    return {"runner": "ONNX Runtime, CPU", "threads": threads, "interleaved": True, "rows": rows}
+
+
+def _write(
+    config: RunConfig,
+    model: LoadedModel,
+    plan: MergePlan,
+    shipped: onnx.ModelProto,
+    report: Mapping[str, Any],
+    work: WorkFolder,
+    out: Path,
+) -> dict[str, Any]:
+    proven = report["parity"]["proven"]
+    if not proven:
+        shipped = with_facts(shipped, {"status": "unproven"})
+    work.write("model.onnx", serialized(shipped))
+    work.write("config.yaml", config.to_yaml().encode())
+    text = json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False)
+    work.write("report.json", (text + "\n").encode())
+    facts = {
+        "status": "proven" if proven else "unproven",
+        "versions": artifacts.versions(),
+        **manifest_facts(config, model, plan),
+    }
+    return artifacts.publish(work, out, ["model.onnx", "config.yaml", "report.json"], facts)
+
+
+def _batches(model: LoadedModel, pixels: np.ndarray, size: int) -> list[Tensor]:
+    how = model.preprocessing
+    return [
+        torch.from_numpy(normalize(pixels[i : i + size], how)) for i in range(0, len(pixels), size)
+    ]
+
+
+def _run_key(config: RunConfig, model: LoadedModel, images: ImageSet) -> str:
+    return artifacts.run_key(
+        {
+            "config": config.digest(),
+            "weights": model.weights["sha256"],
+            "images": images.digest(),
+            "versions": artifacts.versions(),
+        }
+    )
+
+
+def _reusable(config: RunConfig, out: Path, key: str) -> Outcome | None:
+    """The finished, proven run in `out` if it is this one; ConfigError if it is another."""
+    manifest = artifacts.read_manifest(out)
+    if manifest is None or artifacts.broken_files(out, manifest):
+        return None
+    if manifest.get("run_key") == key and manifest.get("status") == "proven":
+        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+        return Outcome(out, report, manifest, reused=True)
+    if manifest.get("status") == "proven":
+        differs = [
+            name
+            for name, value in config.model_dump(mode="json").items()
+            if manifest.get("config", {}).get(name) != value
+        ]
+        what = ", ".join(differs) or "weights, images or versions"
+        raise ConfigError(
+            f"{out} holds a finished run that differs in: {what}; "
+            "give --force to replace it, or another --out"
+        )
+    return None
+
+

@@ -1,0 +1,49 @@
+"""What a run prints at its end; the numbers are those of report.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+
+def print_report(console: Console, out: Path, report: Mapping[str, Any]) -> None:
+    """A dozen lines: what was exported, whether it is proven, and what it saves."""
+    flops, parity = report["gflops"], report["parity"]
+    say = console.print
+    say(f"[bold]{report['model']}[/]  {report['method']['summary']}", highlight=False)
+    if report["weights"].get("meaningless_accuracy"):
+        say("[bold yellow]random weights: accuracy means nothing[/]")
+    proof = "[bold green]proven[/]" if parity["proven"] else "[bold red]UNPROVEN[/]"
+    say(
+        f"parity    {proof}: {parity['comparisons']} comparisons on {parity['inputs']} inputs, "
+        f"logits within {parity['logits_max_abs']:.1e}, decisions that differ: "
+        f"{parity['decisions_that_differ']}",
+        highlight=False,
+    )
+    merged, plain = flops["mean"], flops["unmerged"]
+    paper = f"; paper {flops['paper']:g}" if flops.get("paper") else ""
+    say(
+        f"GFLOPs    {merged:.3f} of {plain:.3f} an image ({100 * (merged / plain - 1):+.0f} %) on "
+        f"{flops['images']} {report['images']['source']}{paper}",
+        highlight=False,
+    )
+    say(f"tokens    {' '.join(f'{n:.0f}' for n in report['tokens']['mean_after_block'])}", highlight=False)
+    accuracy = report.get("accuracy")
+    if accuracy:
+        say(
+            f"accuracy  {accuracy['top1']:.2f} % top-1, unmerged {accuracy['unmerged_top1']:.2f} %, "
+            f"agreement {accuracy['agreement']:.2f} % on {accuracy['images']} held-out images",
+            highlight=False,
+        )
+    for row in report.get("latency", {}).get("rows", []):
+        ms, speed = row["median_ms"], row["speedup"]["merged"]
+        say(
+            f"latency   batch {row['batch']}: {ms['merged']:.1f} ms, unmerged {ms['unmerged']:.1f} ms, "
+            f"speed-up {speed:.2f} (FLOPs ratio {row['flops_ratio']:.2f}), "
+            f"{report['latency']['threads']} threads, median of {row['rounds']}",
+            highlight=False,
+        )
+    say(f"written   {out}/", highlight=False, soft_wrap=True)

@@ -1,0 +1,59 @@
+"""`atm-export list`: models, presets and the paper's figures."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from atm_export.config import load_model_config, model_names
+from atm_export.model import BUILT
+
+
+def print_models(console: Console) -> None:
+    """One row a model."""
+    table = Table(box=box.SIMPLE, title_justify="left", title="Models (paper: arXiv 2505.15160)")
+    for column in ("model", "built by", "presets", "default", "paper GFLOPs", "paper top-1 %"):
+        table.add_column(column, no_wrap=True)
+    for name in model_names():
+        config = load_model_config(name)
+        default = config.presets.get(config.default_preset or "")
+        gflops, top1 = "-", "-"
+        if config.paper is not None:
+            gflops, top1 = f"{config.paper.gflops:.2f}", f"{config.paper.top1:.2f}"
+            if default is not None and default.gflops is not None:
+                gflops += f" -> {default.gflops:.2f}"
+                top1 += f" -> {default.top1:.2f}"
+        family = config.family if config.family in BUILT else f"{config.family} (not yet)"
+        table.add_row(name, family, str(len(config.presets)), config.default_preset or "-", gflops, top1)
+    console.print(table)
+    console.print(
+        "timm:NAME takes any plain timm VisionTransformer. `atm-export list MODEL` shows its presets.",
+        highlight=False,
+    )
+
+
+def print_presets(console: Console, model: str) -> None:
+    """One row a preset."""
+    config = load_model_config(model)
+    table = Table(box=box.SIMPLE, title_justify="left", title=f"Presets of {model}")
+    for column in ("preset", "alpha", "beta", "theta_min", "split", "paper GFLOPs", "paper top-1 %", ""):
+        table.add_column(column, no_wrap=True)
+    if config.paper is not None:
+        table.add_row(
+            "(unmerged)", "", "", "", "", f"{config.paper.gflops:.2f}", f"{config.paper.top1:.2f}", ""
+        )
+    for name, preset in config.presets.items():
+        note = "default" if name == config.default_preset else ""
+        note = "fine-tuned weights" if preset.fine_tuned else note
+        table.add_row(
+            name,
+            f"{preset.alpha:g}",
+            f"{preset.beta:g}",
+            f"{preset.theta_min:g}",
+            "3/4" if preset.split is None else str(preset.split),
+            "-" if preset.gflops is None else f"{preset.gflops:.2f}",
+            "-" if preset.top1 is None else f"{preset.top1:.2f}",
+            note,
+        )
+    console.print(table)

@@ -1,0 +1,148 @@
+"""From what a user chose to one resolved RunConfig, with presets looked up and overrides applied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atm_export.config import (
+    Method,
+    MethodName,
+    ModelConfig,
+    ModelSpec,
+    OperatingPoint,
+    RunConfig,
+    find_preset,
+    load_model_config,
+    nearest_preset,
+    validated,
+)
+from atm_export.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The main command's options; None: not given."""
+
+    model: str
+    weights: str = "pretrained"
+    image_size: int | None = None
+    method: str = "atm"
+    preset: str | None = None
+    gflops: float | None = None
+    alpha: float | None = None
+    beta: float | None = None
+    theta_min: float | None = None
+    split: int | None = None
+    r: str | None = None
+    schedule: str = "constant"
+    proportional: bool | None = None
+    merge: str = "adaptive"
+    calibrate: str | None = None
+    uint8_input: bool = False
+    trace: bool = False
+    opset: int = 20
+    images: str | None = None
+
+
+def resolve(choice: Choice) -> RunConfig:
+    """The RunConfig of a choice; ConfigError names the option at fault."""
+    config = load_model_config(choice.model)
+    for option, folder in (("--images", choice.images), ("--calibrate", choice.calibrate)):
+        if folder is not None and not Path(folder).is_dir():
+            raise DataError(f"{option} {folder}: no such folder")
+    if choice.calibrate is not None and choice.merge != "frozen":
+        raise ConfigError("--calibrate belongs to --merge frozen")
+    spec = validated(
+        ModelSpec,
+        {
+            "name": choice.model,
+            "config": config,
+            "weights": choice.weights,
+            "image_size": choice.image_size,
+        },
+        "model",
+    )
+    values: dict[str, Any] = {
+        "name": choice.method,
+        "merge": choice.merge,
+        "r": _numbers(choice.r),
+        "schedule": choice.schedule,
+        "proportional": choice.proportional,
+        **_operating_point(choice, config),
+    }
+    return RunConfig(
+        model=spec,
+        method=validated(Method, values, "method"),
+        uint8_input=choice.uint8_input,
+        trace=choice.trace,
+        opset=_opset(choice.opset),
+        calibrate=choice.calibrate,
+        images=choice.images,
+    )
+
+
+def _operating_point(choice: Choice, config: ModelConfig) -> dict[str, Any]:
+    given = {
+        name: value
+        for name in OperatingPoint.model_fields
+        if (value := getattr(choice, name)) is not None
+    }
+    chosen = {"--preset": choice.preset, "--gflops": choice.gflops}
+    named = [option for option, value in chosen.items() if value is not None]
+    if choice.method != MethodName.ATM:
+        options = named + [f"--{name.replace('_', '-')}" for name in given]
+        if options:
+            raise ConfigError(f"{options[0]} belongs to --method atm")
+        return {}
+    if len(named) == 2:
+        raise ConfigError("--preset and --gflops both choose an operating point; give one")
+    name = choice.preset
+    if choice.gflops is not None:
+        name = nearest_preset(choice.gflops, choice.model, config)
+    complete = {"alpha", "beta", "theta_min"} <= given.keys()
+    if name is None and not complete:
+        name = config.default_preset
+    base: dict[str, Any] = {}
+    if name is not None:
+        base = find_preset(name, choice.model, config).point.model_dump()
+    point = validated(OperatingPoint, base | given, "operating point")
+    return {"point": point, "preset": name if base and not given else None}
+
+
+def _numbers(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"-r {text}: give whole numbers, one or one a block (8 or 16,14,...)") from None
+
+
+def _opset(opset: int) -> int:
+    if not 20 <= opset <= 23:
+        raise ConfigError(f"--opset {opset}: give 20 to 23")
+    return opset
+
+
+def default_out(config: RunConfig) -> Path:
+    """build/<model>-<preset>, with what differs from the preset in the name."""
+    method = config.method
+    if method.name is MethodName.TOME:
+        assert method.r is not None
+        point = f"tome-r{'-'.join(map(str, method.r)) if len(method.r) < 4 else 'list'}"
+        point += "" if method.schedule == "constant" else f"-{method.schedule}"
+    elif method.name is MethodName.NONE:
+        point = "none"
+    elif method.preset is not None:
+        point = method.preset
+    else:
+        assert method.point is not None
+        point = "-".join(f"{value:g}" for value in method.point.model_dump().values() if value is not None)
+    parts = [config.model.name.replace(":", "_").replace("/", "_"), point]
+    if method.merge.value != "adaptive":
+        parts.append(method.merge.value)
+    if config.model.image_size:
+        parts.append(str(config.model.image_size))
+    return Path("build") / "-".join(parts)

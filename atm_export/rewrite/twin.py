@@ -1,0 +1,173 @@
+"""The export-friendly twin: a second module on the same weights that takes the same decisions.
+
+Differences from the reference, each of them exact: q, k, v are three layers with the softmax scale
+folded into q; the last block computes only the rows that the head reads; merging is one operator.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from atm_export.model.backbone import Backbone, BlockParts
+from atm_export.model.schedule import BlockMerge, MergePlan
+from atm_export.rewrite import operators
+
+
+class Merge(NamedTuple):
+    """What a merging block hands on: tokens [B, n, D], merging sizes [B, n, 1], positions of the
+    embedded tokens [B, N0], and the number of tokens [1]."""
+
+    tokens: Tensor
+    sizes: Tensor
+    where: Tensor
+    count: Tensor
+
+
+class TwinBlock(nn.Module):
+    """One block: attention, merge, MLP.
+
+    tokens: n where it is fixed at export, else -1. r: merges an image where they are fixed.
+    reads: leading rows that the head reads, where this is the last block and the head does not
+    pool.
+    """
+
+    def __init__(
+        self,
+        part: BlockParts,
+        rule: BlockMerge | None,
+        r: int | None,
+        *,
+        tokens: int,
+        prefix: int,
+        reads: int | None,
+        proportional: bool,
+    ) -> None:
+        super().__init__()
+        self.heads, self.prefix, self.reads = part.heads, prefix, reads
+        self.proportional, self.rule, self.divisor = proportional, rule, part.divisor
+        self.fixed = r is not None
+        foldable = isinstance(part.q_norm, nn.Identity)
+        self.scale = 1.0 if foldable else part.scale
+        self.norm1, self.norm2, self.mlp = part.norm1, part.norm2, part.mlp
+        self.q_norm, self.k_norm, self.attn_norm = part.q_norm, part.k_norm, part.attn_norm
+        self.proj, self.scale1, self.scale2 = part.proj, part.scale1, part.scale2
+        self.q, self.k, self.v = _thirds(part.qkv, part.scale if foldable else 1.0)
+        out = tokens - r if r is not None and tokens >= 0 else -1
+        self.register_buffer("tokens_in", torch.tensor([tokens]))
+        self.register_buffer("tokens_out", torch.tensor([tokens if rule is None else out]))
+        self.register_buffer("tokens_read", torch.tensor([reads or -1]))
+        if r is not None:
+            self.register_buffer("limit", torch.tensor([r]))
+        elif rule is not None and rule.theta is not None:
+            self.register_buffer("limit", torch.tensor([operators.key_limit(rule.theta)]))
+
+    @property
+    def kind(self) -> str:
+        """Blocks of equal kind differ in their weights alone, and so share one translation."""
+        grouping = self.rule and self.rule.grouping
+        return (
+            f"{grouping} fixed={self.fixed} prefix={self.prefix} reads={self.reads} "
+            f"proportional={self.proportional} divisor={self.divisor} scale={self.scale} "
+            f"heads={self.heads} {self}"
+        )
+
+    def forward(self, tokens: Tensor, sizes: Tensor | None, where: Tensor) -> Tensor | Merge:
+        x = operators.flatten_tokens(tokens)
+        h = self.norm1(x)
+        k = self.k_norm(operators.split_heads(self.k(h), tokens, self.tokens_in, self.heads))
+        v = operators.split_heads(self.v(h), tokens, self.tokens_in, self.heads)
+        read, count_read = tokens, self.tokens_in
+        if self.reads is not None:
+            read, count_read = tokens[:, : self.reads], self.tokens_read
+            x = operators.flatten_tokens(read)
+            h = self.norm1(x)
+        q = self.q_norm(operators.split_heads(self.q(h), read, count_read, self.heads))
+        if self.scale != 1.0:
+            q = q * self.scale
+        bias = sizes.log() if self.proportional and sizes is not None else None
+        attended = self.attn_norm(operators.attend(q, k, v, bias))
+        x = self._add(x, self.scale1(self.proj(attended)))
+        if self.rule is None:
+            return operators.unflatten_tokens(self._mlp(x), read, count_read)
+        metric = operators.key_metric(k)
+        if sizes is None:
+            sizes = torch.ones_like(metric[..., :1])
+        # Where the head reads some rows alone, the last merge is only traced: sizes stand in.
+        moving = sizes
+        if self.reads is None:
+            moving = operators.unflatten_tokens(x, tokens, self.tokens_in)
+        by_size = self.rule.grouping == "size"
+        moved, sizes, moved_to, count = operators.merge(
+            moving, sizes, metric, self.limit, self.fixed, self.prefix, by_size
+        )
+        if self.reads is None:
+            x, read, count_read = operators.flatten_tokens(moved), moved, self.tokens_out
+        out = operators.unflatten_tokens(self._mlp(x), read, count_read)
+        return Merge(out, sizes, moved_to.gather(1, where), count)
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        return self._add(x, self.scale2(self.mlp(self.norm2(x))))
+
+    def _add(self, x: Tensor, branch: Tensor) -> Tensor:
+        return x + (branch if self.divisor == 1.0 else branch / self.divisor)
+
+
+class Twin(nn.Module):
+    """Image to (logits [B, K], tokens per block [blocks], token maps [blocks, B, N0])."""
+
+    def __init__(self, backbone: Backbone, plan: MergePlan) -> None:
+        super().__init__()
+        self.backbone = backbone
+        parts = backbone.parts()
+        n = self.tokens = backbone.grid[0] * backbone.grid[1] + backbone.prefix
+        blocks: list[TwinBlock] = []
+        for part, rule in zip(parts, plan.blocks, strict=True):
+            r = None
+            if rule is not None and rule.r is not None:
+                r = min(rule.r, (n - backbone.prefix) // 2)
+            block = TwinBlock(
+                part,
+                rule,
+                r,
+                tokens=n,
+                prefix=backbone.prefix,
+                reads=backbone.head_rows if part is parts[-1] and plan.merges else None,
+                proportional=plan.proportional,
+            )
+            n = int(block.tokens_out)
+            blocks.append(block)
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        tokens = self.backbone.embed(image)
+        sizes: Tensor | None = None
+        where = torch.arange(self.tokens).expand(tokens.shape[0], -1)
+        count = torch.tensor([self.tokens])
+        counts, maps = [], []
+        for block in self.blocks:
+            out = block(tokens, sizes, where)
+            if isinstance(out, Merge):
+                tokens, sizes, where, count = out
+            else:
+                tokens = out
+            counts.append(count)
+            maps.append(where)
+        return self.backbone.head(tokens, sizes), torch.cat(counts), torch.stack(maps)
+
+
+def _thirds(qkv: nn.Linear, scale: float) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+    """q, k and v as layers of their own, the softmax scale folded into q."""
+    weights, biases = qkv.weight.chunk(3), (None,) * 3
+    if qkv.bias is not None:
+        biases = qkv.bias.chunk(3)
+    layers = []
+    for weight, bias, factor in zip(weights, biases, (scale, 1.0, 1.0), strict=True):
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+        layer.weight = nn.Parameter(weight * factor, requires_grad=False)
+        if bias is not None:
+            layer.bias = nn.Parameter(bias * factor, requires_grad=False)
+        layers.append(layer)
+    return layers[0], layers[1], layers[2]

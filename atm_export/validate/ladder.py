@@ -1,0 +1,233 @@
+"""The parity ladder: eager reference -> export-friendly twin -> ONNX in ONNX Runtime.
+
+Every rung is compared with the reference, never with the rung below it: token counts per block,
+which tokens merged, logits, top-1. The graph that ships and the traced one must agree too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor
+
+from atm_export.backends.onnxruntime import OnnxRuntimeRunner
+from atm_export.errors import ParityError
+from atm_export.model.backbone import Backbone
+from atm_export.model.reference import Trace, run_reference
+from atm_export.model.schedule import MergePlan
+from atm_export.preprocess import Preprocessing, normalize
+from atm_export.rewrite.operators import key_limit
+from atm_export.rewrite.twin import Twin
+from atm_export.validate.inputs import Case, Pixels, cases
+from atm_export.validate.margins import decision_margin, first_difference, trace_margin
+from atm_export.validate.tolerances import FP32_LOGITS, MARGIN, MARGIN_REASON
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where one rung leaves the reference."""
+
+    rung: str
+    case: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Rung:
+    """How far one rung was from the reference on one input."""
+
+    name: str
+    case: str
+    logits_max_abs: float
+    cosine: float
+    top1_agreement: float
+    merged_tokens: int
+
+
+@dataclass(frozen=True)
+class LadderResult:
+    """The proof, or what speaks against it."""
+
+    rungs: tuple[Rung, ...]
+    differences: tuple[Difference, ...]
+    margins: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def proven(self) -> bool:
+        return not self.differences
+
+    def facts(self) -> dict[str, Any]:
+        """As the report states it."""
+        return {
+            "proven": self.proven,
+            "inputs": len(self.margins),
+            "comparisons": len(self.rungs),
+            "logits_max_abs": max((r.logits_max_abs for r in self.rungs), default=0.0),
+            "cosine_min": min((r.cosine for r in self.rungs), default=1.0),
+            "top1_agreement": min((r.top1_agreement for r in self.rungs), default=1.0),
+            "decisions_that_differ": len(self.differences),
+            "tolerance": asdict(FP32_LOGITS),
+            "margin": {"least": MARGIN, "reason": MARGIN_REASON},
+            "differences": [asdict(d) for d in self.differences],
+            "rungs": [asdict(r) for r in self.rungs],
+        }
+
+    def require(self) -> None:
+        """ParityError naming the first difference."""
+        if self.differences:
+            first = self.differences[0]
+            raise ParityError(
+                f"the export is not proven: {first.rung} differs on {first.case}: {first.what}"
+            )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What climbs the ladder: traced graph, shipped graph, and the model they come from."""
+
+    backbone: Backbone
+    plan: MergePlan
+    traced: onnx.ModelProto
+    shipped: onnx.ModelProto
+    preprocessing: Preprocessing
+    uint8_input: bool
+
+
+def climb(subject: Subject, images: Pixels, progress: Progress = lambda text: None) -> LadderResult:
+    """Compare every rung on every input; `images` [k, H, W, 3] uint8, real ones."""
+    rungs: list[Rung] = []
+    differences: list[Difference] = []
+    margins: dict[str, float] = {}
+    for label, plan, traced, shipped in _variants(subject):
+        chosen = list(cases(images))
+        if label:
+            chosen = [case for case in chosen if case.kind in ("images", "flat")]
+        twin = Twin(subject.backbone, plan).eval() if plan.merges and not label else None
+        with OnnxRuntimeRunner(traced) as onnx_traced, OnnxRuntimeRunner(shipped) as onnx_shipped:
+            for case in chosen:
+                name = f"{label}{case.kind}, batch {case.batch}"
+                progress(name)
+                pixels, trace, margins[name] = _with_margin(subject, plan, case)
+                feed = pixels if subject.uint8_input else normalize(pixels, subject.preprocessing)
+                results: list[tuple[str, Sequence[Any]]] = []
+                if twin is not None:
+                    results.append(("twin", _run_twin(twin, pixels, subject.preprocessing)))
+                out = onnx_traced.run(feed)
+                results.append(("onnx", [out["logits"], out["tokens_per_block"], out["token_maps"]]))
+                results.append(("shipped onnx", [onnx_shipped.run(feed)["logits"], None, None]))
+                for rung, values in results:
+                    rungs.append(_measure(rung, name, trace, values[0]))
+                    found = _compare(trace, *values)
+                    if found:
+                        differences.append(Difference(rung, name, found))
+    return LadderResult(tuple(rungs), tuple(differences), margins)
+
+
+def _variants(
+    subject: Subject,
+) -> list[tuple[str, MergePlan, onnx.ModelProto, onnx.ModelProto]]:
+    """As configured; and where thresholds decide, with those that merge nothing and everything."""
+    variants = [("", subject.plan, subject.traced, subject.shipped)]
+    if subject.plan.adaptive:
+        for label, theta in (("r = 0, ", 2.0), ("r = max, ", -2.0)):
+            graphs = [_with_limit(g, key_limit(theta)) for g in (subject.traced, subject.shipped)]
+            variants.append((label, subject.plan.with_theta(theta), graphs[0], graphs[1]))
+    return variants
+
+
+def _with_limit(model: onnx.ModelProto, limit: int) -> onnx.ModelProto:
+    """The same graph with another threshold in every block."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    for tensor in changed.graph.initializer:
+        if tensor.name.endswith(".limit"):
+            tensor.CopyFrom(numpy_helper.from_array(np.array([limit]), tensor.name))
+    return changed
+
+
+def _with_margin(subject: Subject, plan: MergePlan, case: Case) -> tuple[Pixels, Trace, float]:
+    """The first candidate that the reference decides with a margin, or the one with the largest."""
+    best: tuple[Pixels, Trace, float] | None = None
+    for pixels in case.candidates:
+        feed = torch.from_numpy(normalize(pixels, subject.preprocessing))
+        trace = run_reference(subject.backbone, plan, feed)
+        margin = trace_margin(trace)
+        if best is None or margin > best[2]:
+            best = pixels, trace, margin
+        if margin >= MARGIN:
+            break
+    assert best is not None
+    return best
+
+
+@torch.inference_mode()
+def _run_twin(twin: Twin, pixels: Pixels, how: Preprocessing) -> list[Any]:
+    return [value.numpy() for value in twin(torch.from_numpy(normalize(pixels, how)))]
+
+
+def _measure(rung: str, case: str, trace: Trace, logits: Any) -> Rung:
+    ours, theirs = trace.logits.double(), torch.as_tensor(np.asarray(logits)).double()
+    same = ours.argmax(dim=1) == theirs.argmax(dim=1)
+    cosine = torch.nn.functional.cosine_similarity(ours, theirs, dim=1)
+    merged = int((trace.tokens_in[0] - trace.tokens_out[-1]).sum())
+    return Rung(
+        rung,
+        case,
+        float((ours - theirs).abs().max()),
+        round(float(cosine.min()), 9),
+        float(same.double().mean()),
+        merged,
+    )
+
+
+def _compare(trace: Trace, logits: Any, counts: Any, maps: Any) -> str | None:
+    """What differs, located; None if nothing does."""
+    if counts is not None:
+        expected = trace.tokens_out
+        given = torch.as_tensor(np.asarray(counts))
+        given = given.unsqueeze(1) if given.ndim == 1 else given.T
+        if not torch.equal(expected, given.expand_as(expected)):
+            block, image = torch.nonzero(expected != given)[0].tolist()
+            return (
+                f"block {block + 1} keeps {int(given.expand_as(expected)[block, image])} tokens of "
+                f"image {image}, the reference {int(expected[block, image])}"
+                f"{_margin_note(trace, block, image)}"
+            )
+        where = first_difference(trace.maps, torch.as_tensor(np.asarray(maps)))
+        if where is not None:
+            return (
+                f"block {where[0] + 1} merges other tokens of image {where[1]}"
+                f"{_margin_note(trace, *where)}"
+            )
+    return _compare_logits(trace.logits, torch.as_tensor(np.asarray(logits)))
+
+
+def _compare_logits(ours: Tensor, theirs: Tensor) -> str | None:
+    gap = (ours - theirs).abs().amax(dim=1)
+    image = int(gap.argmax())
+    if not bool(torch.isfinite(theirs).all()):
+        return "logits are not finite"
+    if float(gap.max()) > FP32_LOGITS.logits:
+        return f"logits of image {image} differ by {float(gap.max()):.2e} (at most {FP32_LOGITS.logits:g})"
+    top = ours.topk(min(2, ours.shape[1]), dim=1).values
+    clear = top[:, 0] - top[:, -1] > 2 * FP32_LOGITS.logits
+    flipped = clear & (ours.argmax(dim=1) != theirs.argmax(dim=1))
+    if bool(flipped.any()):
+        return f"top-1 of image {int(torch.nonzero(flipped)[0])} differs"
+    return None
+
+
+def _margin_note(trace: Trace, block: int, image: int) -> str:
+    found = trace.decisions[block]
+    decision = found[image] if len(found) > 1 else found[0]
+    if decision is None:
+        return ""
+    return f" (the reference decided there with a margin of {decision_margin(decision):.1e})"

@@ -1,0 +1,26 @@
+"""What may differ between PyTorch and an export, and why that much."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest absolute difference of logits, with its reason."""
+
+    logits: float
+    reason: str
+
+
+FP32_LOGITS = Tolerance(
+    1e-4,
+    "FP32 sums in another order differ by about 1e-7 of the largest term; over 12 to 24 blocks "
+    "that gives 1e-5 to 5e-5 on logits of magnitude 10, while one wrong merge gives 1e-2 or more",
+)
+
+MARGIN = 2e-6
+MARGIN_REASON = (
+    "decisions are compared on inputs whose cosines clear every threshold and rank by 2e-6: FP32 "
+    "similarities of two correct backends differ by up to 1e-6"
+)
