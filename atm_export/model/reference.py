@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -41,28 +42,39 @@ class Trace:
     decisions: tuple[tuple[Decision | None, ...], ...]
 
 
+Decider = Callable[[int, Tensor, Tensor, BlockMerge, Tensor], Decision]
+
+
 @torch.inference_mode()
 def run_reference(backbone: Backbone, plan: MergePlan, image: Tensor) -> Trace:
     """Run `image` [B, 3, H, W], normalised, through the merged model."""
     if plan.per_image and image.shape[0] > 1:
-        return _join([_run_batch(backbone, plan, one) for one in image.split(1)])
-    return _run_batch(backbone, plan, image)
+        return join_traces([run_batch(backbone, plan, one) for one in image.split(1)])
+    return run_batch(backbone, plan, image)
 
 
-def _run_batch(backbone: Backbone, plan: MergePlan, image: Tensor) -> Trace:
+@torch.inference_mode()
+def run_batch(
+    backbone: Backbone, plan: MergePlan, image: Tensor, decider: Decider | None = None
+) -> Trace:
+    """One pass with one r per block. `decider` (block, keys, sizes, rule, where) -> Decision takes
+    the decisions in the place of the thresholds; `where` [B, N0]: current positions."""
     x = backbone.embed(image)
     batch, n, _ = x.shape
     sizes = torch.ones(batch, n, 1)
     where = torch.arange(n).expand(batch, n)
     counts_in, counts_out, maps, decisions = [], [], [], []
     parts = backbone.parts()
-    for part, rule in zip(parts, plan.blocks, strict=True):
+    for i, (part, rule) in enumerate(zip(parts, plan.blocks, strict=True)):
         counts_in.append(x.shape[1])
         attended, keys = attention(part, part.norm1(x), sizes if plan.proportional else None)
         x = x + attended / part.divisor
         decision = None
         if rule is not None:
-            decision = decide(keys, sizes, backbone.prefix, rule)
+            if decider is None:
+                decision = decide(keys, sizes, backbone.prefix, rule)
+            else:
+                decision = decider(i, keys, sizes, rule, where)
             merged = merging.merge(x, sizes, decision.pairs, decision.r, backbone.prefix)
             x, sizes, where = merged.tokens, merged.sizes, merged.moved_to.gather(1, where)
         counts_out.append(x.shape[1])
@@ -107,7 +119,8 @@ def decide(keys: Tensor, sizes: Tensor, prefix: int, rule: BlockMerge) -> Decisi
     return Decision(pairs, min(rule.r or 0, limit), None)
 
 
-def _join(traces: list[Trace]) -> Trace:
+def join_traces(traces: list[Trace]) -> Trace:
+    """One trace of several passes, image after image."""
     return Trace(
         torch.cat([t.logits for t in traces]),
         torch.cat([t.tokens_in for t in traces], dim=1),

@@ -6,7 +6,7 @@ which tokens merged, logits, top-1. The graph that ships and the traced one must
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from atm_export.model.schedule import MergePlan
 from atm_export.preprocess import Preprocessing, normalize
 from atm_export.rewrite.operators import key_limit
 from atm_export.rewrite.twin import Twin
+from atm_export.validate.follow import NotAMerge, follow
 from atm_export.validate.inputs import Case, Pixels, cases
 from atm_export.validate.margins import decision_margin, first_difference, trace_margin
 from atm_export.validate.tolerances import FP32_LOGITS, MARGIN, MARGIN_REASON
@@ -59,6 +60,7 @@ class LadderResult:
     rungs: tuple[Rung, ...]
     differences: tuple[Difference, ...]
     margins: dict[str, float] = field(default_factory=dict)
+    undecided: dict[str, float] = field(default_factory=dict)
 
     @property
     def proven(self) -> bool:
@@ -76,6 +78,7 @@ class LadderResult:
             "decisions_that_differ": len(self.differences),
             "tolerance": asdict(FP32_LOGITS),
             "margin": {"least": MARGIN, "reason": MARGIN_REASON},
+            "ties_within_noise": self.undecided,
             "differences": [asdict(d) for d in self.differences],
             "rungs": [asdict(r) for r in self.rungs],
         }
@@ -106,6 +109,7 @@ def climb(subject: Subject, images: Pixels, progress: Progress = lambda text: No
     rungs: list[Rung] = []
     differences: list[Difference] = []
     margins: dict[str, float] = {}
+    undecided: dict[str, float] = {}
     for label, plan, traced, shipped in _variants(subject):
         chosen = list(cases(images))
         if label:
@@ -117,18 +121,22 @@ def climb(subject: Subject, images: Pixels, progress: Progress = lambda text: No
                 progress(name)
                 pixels, trace, margins[name] = _with_margin(subject, plan, case)
                 feed = pixels if subject.uint8_input else normalize(pixels, subject.preprocessing)
-                results: list[tuple[str, Sequence[Any]]] = []
-                if twin is not None:
-                    results.append(("twin", _run_twin(twin, pixels, subject.preprocessing)))
                 out = onnx_traced.run(feed)
-                results.append(("onnx", [out["logits"], out["tokens_per_block"], out["token_maps"]]))
-                results.append(("shipped onnx", [onnx_shipped.run(feed)["logits"], None, None]))
-                for rung, values in results:
-                    rungs.append(_measure(rung, name, trace, values[0]))
-                    found = _compare(trace, *values)
+                told = [out["tokens_per_block"], out["token_maps"]]
+                results = [("onnx", out["logits"], told)]
+                results.append(("shipped onnx", onnx_shipped.run(feed)["logits"], told))
+                if twin is not None:
+                    values = _run_twin(twin, pixels, subject.preprocessing)
+                    results.insert(0, ("twin", values[0], values[1:]))
+                for rung, logits, (counts, maps) in results:
+                    judged = _judge(subject, plan, pixels, trace, margins[name], maps)
+                    if judged is not trace:
+                        undecided[f"{rung}: {name}"] = margins[name]
+                    rungs.append(_measure(rung, name, judged, logits))
+                    found = _compare(judged, logits, counts, maps)
                     if found:
                         differences.append(Difference(rung, name, found))
-    return LadderResult(tuple(rungs), tuple(differences), margins)
+    return LadderResult(tuple(rungs), tuple(differences), margins, undecided)
 
 
 def _variants(
@@ -166,6 +174,22 @@ def _with_margin(subject: Subject, plan: MergePlan, case: Case) -> tuple[Pixels,
             break
     assert best is not None
     return best
+
+
+def _judge(
+    subject: Subject, plan: MergePlan, pixels: Pixels, trace: Trace, margin: float, maps: Any
+) -> Trace:
+    """The trace to compare with: the reference's own; or, where the reference decided on less than
+    FP32 noise and a choice as good was taken, the reference following that choice."""
+    given = torch.as_tensor(np.asarray(maps))
+    if margin >= MARGIN or first_difference(trace.maps, given) is None:
+        return trace
+    feed = torch.from_numpy(normalize(pixels, subject.preprocessing))
+    try:
+        followed, worst = follow(subject.backbone, plan, feed, given)
+    except NotAMerge:
+        return trace
+    return followed if worst <= MARGIN else trace
 
 
 @torch.inference_mode()

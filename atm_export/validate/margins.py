@@ -31,11 +31,11 @@ def decision_margin(decision: Decision) -> float:
     if 0 < r < sources:
         gaps.append(_smallest(ranked[:, r - 1] - ranked[:, r]))
     if decision.theta is not None:
-        gaps.append(_count_margin(pairs.similarity, grid_threshold(decision.theta), batch))
+        gaps.append(count_margin(pairs.similarity, grid_threshold(decision.theta), batch))
     return min(gaps) / GRID
 
 
-def _count_margin(similarity: Tensor, theta: float, batch: int) -> float:
+def count_margin(similarity: Tensor, theta: float, batch: int) -> float:
     """How far similarities must move before floor(pairs above theta / batch) changes."""
     distance = (similarity - theta).flatten()
     above = distance[distance > 0].sort().values
