@@ -19,7 +19,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from atm_export.graph import translations
+from atm_export.graph import translations, translations_ragged
 from atm_export.model.backbone import Backbone
 from atm_export.model.schedule import MergePlan
 from atm_export.rewrite.twin import Merge, Twin, TwinBlock
@@ -132,14 +132,24 @@ def onnx_from_model(
     if plan.merges:
         value, counts, maps = _place_blocks(sheet, Twin(backbone, plan), value, where)
     sheet.node("Identity", [value], "logits")
-    sheet.node("Concat", counts, TRACE_OUTPUTS[0], axis=0)
+    told = counts
+    if plan.per_image:
+        told = _columns(sheet, counts)
+    sheet.node("Concat", told, TRACE_OUTPUTS[0], axis=1 if plan.per_image else 0)
     stacked = [sheet.node("Unsqueeze", [m, "axis_0"], f"map_{i}") for i, m in enumerate(maps)]
     sheet.node("Concat", stacked, TRACE_OUTPUTS[1], axis=0)
     ends = {"patch_start": backbone.prefix, "patch_end": tokens, "axis_1": 1}
     for name, value in ends.items():
         sheet.constant(name, np.array([value], dtype=np.int64))
     sheet.node("Slice", [maps[-1], *ends], TRACE_OUTPUTS[2])
-    return _model(sheet, backbone, len(plan.blocks), uint8_input)
+    return _model(sheet, backbone, plan, uint8_input)
+
+
+def _columns(sheet: Sheet, counts: Sequence[str]) -> list[str]:
+    """Tokens per image of each block as [B, 1]; all images start with the same number."""
+    per_image = sheet.node("Expand", ["tokens", "batch"], "tokens_each")
+    counts = [per_image if count == "tokens" else count for count in counts]
+    return [sheet.node("Unsqueeze", [c, "one"], f"count_{i}") for i, c in enumerate(counts)]
 
 
 def _place_blocks(
@@ -233,7 +243,7 @@ def _translate(
                 dynamo=True,
                 dynamic_shapes=dynamic,
                 opset_version=opset,
-                custom_translation_table=translations.TABLE,
+                custom_translation_table={**translations.TABLE, **translations_ragged.TABLE},
                 optimize=False,
                 verbose=False,
             )
@@ -253,9 +263,12 @@ def _first_map(sheet: Sheet, tokens: int) -> str:
     return sheet.node("Expand", ["positions", "map_shape"], "map")
 
 
-def _model(sheet: Sheet, backbone: Backbone, blocks: int, uint8_input: bool) -> onnx.ModelProto:
+def _model(
+    sheet: Sheet, backbone: Backbone, plan: MergePlan, uint8_input: bool
+) -> onnx.ModelProto:
     height, width = backbone.image_size
     tokens = backbone.grid[0] * backbone.grid[1] + backbone.prefix
+    blocks = len(plan.blocks)
     size = ["batch", height, width, 3] if uint8_input else ["batch", 3, height, width]
     kind = TensorProto.UINT8 if uint8_input else TensorProto.FLOAT
     info = helper.make_tensor_value_info
@@ -265,7 +278,11 @@ def _model(sheet: Sheet, backbone: Backbone, blocks: int, uint8_input: bool) -> 
         [info("image", kind, size)],
         [
             info("logits", TensorProto.FLOAT, ["batch", backbone.classes]),
-            info(TRACE_OUTPUTS[0], TensorProto.INT64, [blocks]),
+            info(
+                TRACE_OUTPUTS[0],
+                TensorProto.INT64,
+                ["batch", blocks] if plan.per_image else [blocks],
+            ),
             info(TRACE_OUTPUTS[1], TensorProto.INT64, [blocks, "batch", tokens]),
             info(TRACE_OUTPUTS[2], TensorProto.INT64, ["batch", tokens - backbone.prefix]),
         ],

@@ -33,6 +33,10 @@ class FoldConstants(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=len(model.graph) != before)
 
 
+# Lengths become known one after the other: a shape gives a length, which gives the next shape.
+STATIC_SHAPES = (common.ShapeInferencePass(data_prop=True), FoldConstants())
+
+
 def optimize(model: onnx.ModelProto) -> onnx.ModelProto:
     """Fold, fuse and tidy the traced graph; the result computes the same outputs."""
     return _run(
@@ -41,7 +45,7 @@ def optimize(model: onnx.ModelProto) -> onnx.ModelProto:
             common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
             FoldTransposedWeights(),
             OneBatch(),
-            FoldConstants(),
+            *STATIC_SHAPES * 3,
             common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
             common.DeduplicateInitializersPass(size_limit=LARGE),
             common.CommonSubexpressionEliminationPass(),

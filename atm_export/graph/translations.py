@@ -52,12 +52,12 @@ def flatten_tokens(x: Value) -> Value:
 
 def unflatten_tokens(x: Value, like: Value, n: Value) -> Value:
     """[B * n, D] to [B, n, D]; n [1] is -1 where it is known at run time alone."""
-    return op.Reshape(x, op.Concat(_batch(like), n, ints(x.shape[1]), axis=0))
+    return op.Reshape(x, op.Concat(batch_of(like), n, ints(x.shape[1]), axis=0))
 
 
 def split_heads(x: Value, like: Value, n: Value, heads: int) -> Value:
     """[B * n, heads * d] to [B, n, heads, d]; n [1] is -1 where it is known at run time alone."""
-    return op.Reshape(x, op.Concat(_batch(like), n, ints(heads, x.shape[1] // heads), axis=0))
+    return op.Reshape(x, op.Concat(batch_of(like), n, ints(heads, x.shape[1] // heads), axis=0))
 
 
 def attend(q: Value, k: Value, v: Value, bias: Value | None) -> Value:
@@ -93,7 +93,7 @@ def merge(
     """See `rewrite.operators.merge`. Slot numbers and positions are [B, K, 1], as GatherND reads."""
     at = (_by_size if by_size else _alternate)(tokens, sizes, metric, prefix)
     best, key, columns = _match(at, prefix)
-    order = _top(key, at.slots, largest=1)[1]
+    order = top(key, at.slots, largest=1)[1]
     count = limit if fixed else _count(key, limit, tokens)
     # These bounds let a builder prove that no length is negative and no tensor empty.
     merges, some = op.Max(count, ints(0)), op.Max(count, ints(1))
@@ -105,7 +105,7 @@ def merge(
     joins = op.Where(anything, op.GatherElements(best, merged, axis=1), scalar(-1.0))
     x, mass = _absorb(tokens, sizes, at, at.source_at(merged), joins, columns)
     start = merges if prefix else op.Sub(at.slots, keep)
-    kept = at.source_at(_top(op.Slice(order, start, ints(END), ints(1)), keep, largest=0)[0])
+    kept = at.source_at(top(op.Slice(order, start, ints(END), ints(1)), keep, largest=0)[0])
     lead = max(prefix - 1, 0)
     out_tokens = _join(tokens, lead, op.GatherND(tokens, kept, batch_dims=1), x)
     out_sizes = _join(sizes, lead, op.GatherND(sizes, kept, batch_dims=1), mass)
@@ -121,15 +121,15 @@ def merge(
 
 def _match(at: Layout, prefix: int) -> tuple[Value, Value, Value]:
     """Best destination (as float) and unique sort key, both [B, S, 1]; destination numbers [T]."""
-    similarity = op.Round(op.MatMul(op.Mul(at.a, scalar(float(GRID))), _transposed(at.b)))
-    top = op.ReduceMax(similarity, ints(2), keepdims=1)
-    columns = _ramp(at.targets, np.float32)
-    ties = op.Where(op.Equal(similarity, top), columns, scalar(float(STRIDE)))
+    similarity = op.Round(op.MatMul(op.Mul(at.a, scalar(float(GRID))), transposed(at.b)))
+    highest = op.ReduceMax(similarity, ints(2), keepdims=1)
+    columns = ramp(at.targets, np.float32)
+    ties = op.Where(op.Equal(similarity, highest), columns, scalar(float(STRIDE)))
     best = op.ReduceMin(ties, ints(2), keepdims=1)
     back = np.arange(STRIDE // 2)
     back[0] = GUARD if prefix else 0
-    key = op.Mul(op.Cast(top, to=INT64), scalar(STRIDE))
-    return best, op.Sub(key, _head_of(tensor(back[:, None]), at.slots)), columns
+    key = op.Mul(op.Cast(highest, to=INT64), scalar(STRIDE))
+    return best, op.Sub(key, head_of(tensor(back[:, None]), at.slots)), columns
 
 
 def _count(key: Value, limit: Value, tokens: Value) -> Value:
@@ -137,7 +137,7 @@ def _count(key: Value, limit: Value, tokens: Value) -> Value:
     builders cannot bound a length that comes from an integer sum; the factor 1 + 1e-6 absorbs a
     rounded quotient, and is exact for batches below 10000."""
     above = op.ReduceSum(op.Cast(op.Greater(key, limit), to=FLOAT), ints(0, 1, 2), keepdims=0)
-    share = op.Div(scalar(1 + 1e-6), op.Cast(_batch(tokens), to=FLOAT))
+    share = op.Div(scalar(1 + 1e-6), op.Cast(batch_of(tokens), to=FLOAT))
     return op.Cast(op.Mul(above, share), to=INT64)
 
 
@@ -146,7 +146,7 @@ def _absorb(
 ) -> tuple[Value, Value]:
     """Size-weighted mean of destinations and the merged sources at positions `merged` [B, R, 1]."""
     moving = op.GatherND(sizes, merged, batch_dims=1)
-    weight = _transposed(op.Where(op.Equal(joins, columns), moving, scalar(0.0)))
+    weight = transposed(op.Where(op.Equal(joins, columns), moving, scalar(0.0)))
     total = op.Add(at.target_sizes, op.ReduceSum(weight, ints(2), keepdims=1))
     moved = op.MatMul(op.Div(weight, total), op.GatherND(tokens, merged, batch_dims=1))
     own = op.Mul(at.target_tokens, op.Div(at.target_sizes, total))
@@ -158,11 +158,11 @@ def _alternate(tokens: Value, sizes: Value, metric: Value, prefix: int) -> Layou
     guarded_even = prefix > 0 and prefix % 2 == 0
     first_target = prefix + 1 if prefix % 2 == 0 else prefix
     first_source = prefix if prefix % 2 == 0 else prefix - 1
-    a, b = _every_other(metric, first_source), _every_other(metric, first_target)
+    a, b = every_other(metric, first_source), every_other(metric, first_target)
     if guarded_even:
         guard = op.Slice(metric, ints(prefix - 1), ints(prefix), ints(1))
         a = op.Concat(guard, a, axis=1)
-    slots, targets = _length(a), _length(b)
+    slots, targets = length_of(a), length_of(b)
 
     def source_at(slot: Value) -> Value:
         if guarded_even:
@@ -172,9 +172,9 @@ def _alternate(tokens: Value, sizes: Value, metric: Value, prefix: int) -> Layou
         return op.Add(doubled, scalar(first_source)) if first_source else doubled
 
     def old() -> Value:
-        target_at = op.Add(op.Mul(_ramp(targets), scalar(2)), scalar(first_target))
+        target_at = op.Add(op.Mul(ramp(targets), scalar(2)), scalar(first_target))
         ahead = [ints(*range(prefix - 1))] if prefix > 1 else []
-        return op.Concat(*ahead, source_at(_ramp(slots)), target_at, axis=0)
+        return op.Concat(*ahead, source_at(ramp(slots)), target_at, axis=0)
 
     return Layout(
         a,
@@ -182,27 +182,27 @@ def _alternate(tokens: Value, sizes: Value, metric: Value, prefix: int) -> Layou
         slots,
         targets,
         source_at,
-        _every_other(tokens, first_target),
-        _every_other(sizes, first_target),
+        every_other(tokens, first_target),
+        every_other(sizes, first_target),
         old,
     )
 
 
 def _by_size(tokens: Value, sizes: Value, metric: Value, prefix: int) -> Layout:
     """By ascending size, equal sizes by position: the first half are sources. Prefix first."""
-    length = _length(sizes)
+    length = length_of(sizes)
     forward = np.arange(STRIDE)
     forward[:prefix] -= GUARD
     key = op.Mul(op.Cast(sizes, to=INT64), scalar(STRIDE))
-    key = op.Add(key, _head_of(tensor(forward[:, None]), length))
-    order = _top(key, length, largest=0)[1]
+    key = op.Add(key, head_of(tensor(forward[:, None]), length))
+    order = top(key, length, largest=0)[1]
     lead = max(prefix - 1, 0)
     # Lengths are read off strided slices, whose bounds builders know; the second part is gathered.
     first = prefix - 1 if prefix else 1
-    slots, targets = _length(_every_other(order, first)), _length(_every_other(order, prefix))
+    slots, targets = length_of(every_other(order, first)), length_of(every_other(order, prefix))
     cut = op.Add(slots, ints(lead)) if lead else slots
     source = op.Slice(order, ints(lead), cut, ints(1))
-    target = op.Gather(order, op.Add(_ramp(targets), cut), axis=1)
+    target = op.Gather(order, op.Add(ramp(targets), cut), axis=1)
     return Layout(
         op.GatherND(metric, source, batch_dims=1),
         op.GatherND(metric, target, batch_dims=1),
@@ -217,53 +217,53 @@ def _by_size(tokens: Value, sizes: Value, metric: Value, prefix: int) -> Layout:
 
 def _moved_to(at: Layout, order: Value, best: Value, merges: Value, lead: int) -> Value:
     """New position of every old one, [B, n]; only a traced graph keeps these nodes."""
-    rank = _top(op.Squeeze(order, ints(2)), at.slots, largest=0)[1]
+    rank = top(op.Squeeze(order, ints(2)), at.slots, largest=0)[1]
     joined = op.Less(rank, merges)
     stays = op.Cast(op.Not(joined), to=INT64)
     kept_at = op.Add(op.CumSum(stays, scalar(1)), scalar(lead - 1))
     first_target = op.Add(op.Sub(at.slots, merges), scalar(lead))
     into = op.Add(first_target, op.Cast(op.Squeeze(best, ints(2)), to=INT64))
     of_source = op.Where(joined, into, kept_at)
-    of_target = op.Add(first_target, _ramp(at.targets))
+    of_target = op.Add(first_target, ramp(at.targets))
     of_target = op.Expand(
-        op.Unsqueeze(of_target, ints(0)), op.Concat(_batch(order), ints(1), axis=0)
+        op.Unsqueeze(of_target, ints(0)), op.Concat(batch_of(order), ints(1), axis=0)
     )
     new = op.Concat(of_source, of_target, axis=1)
     if lead:
-        ahead = op.Expand(ints(*range(lead)), op.Concat(_batch(order), ints(lead), axis=0))
+        ahead = op.Expand(ints(*range(lead)), op.Concat(batch_of(order), ints(lead), axis=0))
         new = op.Concat(ahead, new, axis=1)
-    back = _top(op.Expand(at.old(), op.Shape(new)), _length(new), largest=0)[1]
+    back = top(op.Expand(at.old(), op.Shape(new)), length_of(new), largest=0)[1]
     return op.GatherElements(new, back, axis=1)
 
 
-def _top(x: Value, k: Value, largest: int) -> tuple[Value, Value]:
+def top(x: Value, k: Value, largest: int) -> tuple[Value, Value]:
     return op.TopK(x, k, axis=1, largest=largest, sorted=1)
 
 
-def _ramp(length: Value, dtype: Any = np.int64) -> Value:
+def ramp(length: Value, dtype: Any = np.int64) -> Value:
     """0, 1, 2, ... of `length` [1]."""
-    return _head_of(tensor(np.arange(STRIDE // 2, dtype=dtype)), length)
+    return head_of(tensor(np.arange(STRIDE // 2, dtype=dtype)), length)
 
 
-def _head_of(values: Value, length: Value) -> Value:
+def head_of(values: Value, length: Value) -> Value:
     return op.Slice(values, ints(0), length, ints(0))
 
 
-def _every_other(x: Value, start: int) -> Value:
+def every_other(x: Value, start: int) -> Value:
     return op.Slice(x, ints(start), ints(END), ints(1), ints(2))
 
 
-def _length(x: Value) -> Value:
+def length_of(x: Value) -> Value:
     """Length of axis 1, [1]."""
     return op.Shape(x, start=1, end=2)
 
 
-def _batch(x: Value) -> Value:
+def batch_of(x: Value) -> Value:
     """Length of axis 0, [1]."""
     return op.Shape(x, start=0, end=1)
 
 
-def _transposed(x: Value) -> Value:
+def transposed(x: Value) -> Value:
     return op.Transpose(x, perm=[0, 2, 1])
 
 

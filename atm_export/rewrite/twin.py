@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from atm_export.model.backbone import Backbone, BlockParts
 from atm_export.model.schedule import BlockMerge, MergePlan
-from atm_export.rewrite import operators
+from atm_export.rewrite import operators, ragged
 
 
 class Merge(NamedTuple):
     """What a merging block hands on: tokens [B, n, D], merging sizes [B, n, 1], positions of the
-    embedded tokens [B, N0], and the number of tokens [1]."""
+    embedded tokens [B, N0], and the number of tokens ([1], or [B] where images differ)."""
 
     tokens: Tensor
     sizes: Tensor
     where: Tensor
-    count: Tensor
+    remaining: Tensor
 
 
 class TwinBlock(nn.Module):
@@ -115,11 +115,55 @@ class TwinBlock(nn.Module):
         return x + (branch if self.divisor == 1.0 else branch / self.divisor)
 
 
+class RaggedTwinBlock(TwinBlock):
+    """A block whose images keep different numbers of tokens; padding has size 0."""
+
+    def forward(self, tokens: Tensor, sizes: Tensor | None, where: Tensor) -> Tensor | Merge:
+        if sizes is None:
+            sizes = torch.ones_like(tokens[..., :1])
+        rows, slots = ragged.ragged_layout(sizes)
+        x = ragged.pack(tokens, rows)
+        h = self.norm1(x)
+        k = self.k_norm(ragged.unpack_heads(self.k(h), slots, self.heads))
+        v = ragged.unpack_heads(self.v(h), slots, self.heads)
+        bias = ragged.log_sizes(sizes, self.proportional)
+        if self.reads is None:
+            q = self.q_norm(ragged.unpack_heads(self.q(h), slots, self.heads)) * self.scale
+            attended = ragged.pack(self.attn_norm(operators.attend(q, k, v, bias)), rows)
+        else:
+            read = tokens[:, : self.reads]
+            x = operators.flatten_tokens(read)
+            q = operators.split_heads(self.q(self.norm1(x)), read, self.tokens_read, self.heads)
+            q = self.q_norm(q) * self.scale
+            attended = self.attn_norm(operators.attend(q, k, v, bias))
+        x = self._add(x, self.scale1(self.proj(attended)))
+        if self.reads is not None:
+            return operators.unflatten_tokens(self._mlp(x), read, self.tokens_read)
+        if self.rule is None:
+            return ragged.unpack(self._mlp(x), slots)
+        metric = operators.key_metric(k)
+        moved, sizes, moved_to, count = ragged.merge_each(
+            ragged.unpack(x, slots),
+            sizes,
+            metric,
+            self.limit,
+            self.prefix,
+            self.rule.grouping == "size",
+        )
+        rows, slots = ragged.ragged_layout(sizes)
+        out = ragged.unpack(self._mlp(ragged.pack(moved, rows)), slots)
+        return Merge(out, sizes, moved_to.gather(1, where), count)
+
+
 class Twin(nn.Module):
-    """Image to (logits [B, K], tokens per block [blocks], token maps [blocks, B, N0])."""
+    """Image to (logits [B, K], tokens per block [blocks], token maps [blocks, B, N0]).
+
+    Where r is decided per image, tokens per block are [B, blocks].
+    """
 
     def __init__(self, backbone: Backbone, plan: MergePlan) -> None:
         super().__init__()
+        self.per_image = plan.per_image
         self.backbone = backbone
         parts = backbone.parts()
         n = self.tokens = backbone.grid[0] * backbone.grid[1] + backbone.prefix
@@ -128,7 +172,7 @@ class Twin(nn.Module):
             r = None
             if rule is not None and rule.r is not None:
                 r = min(rule.r, (n - backbone.prefix) // 2)
-            block = TwinBlock(
+            block = (RaggedTwinBlock if plan.per_image else TwinBlock)(
                 part,
                 rule,
                 r,
@@ -146,6 +190,8 @@ class Twin(nn.Module):
         sizes: Tensor | None = None
         where = torch.arange(self.tokens).expand(tokens.shape[0], -1)
         count = torch.tensor([self.tokens])
+        if self.per_image:
+            count = count.expand(tokens.shape[0])
         counts, maps = [], []
         for block in self.blocks:
             out = block(tokens, sizes, where)
@@ -155,7 +201,8 @@ class Twin(nn.Module):
                 tokens = out
             counts.append(count)
             maps.append(where)
-        return self.backbone.head(tokens, sizes), torch.cat(counts), torch.stack(maps)
+        told = torch.stack(counts, dim=1) if self.per_image else torch.cat(counts)
+        return self.backbone.head(tokens, sizes), told, torch.stack(maps)
 
 
 def _thirds(qkv: nn.Linear, scale: float) -> tuple[nn.Linear, nn.Linear, nn.Linear]:

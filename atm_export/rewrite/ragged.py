@@ -1,0 +1,169 @@
+"""Operators for images that keep different numbers of tokens: `--merge per-image`.
+
+Padded tensors [B, n, D] hold each image's tokens first and padding after them; a merging size of 0
+marks padding. Packed tensors [M, D] hold the tokens alone, image after image: linear layers run on
+those, so that padding costs attention only. `rows` [M]: position of each packed row in the
+flattened padded tensor. `slots` [B, n]: packed row of each padded position (padding repeats the
+image's last token).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from atm_export.model.merging import GRID
+from atm_export.rewrite.operators import GUARD, STRIDE, _slots
+from atm_export.rewrite.operators import rows as take
+
+TINY = 1e-30  # stands for a size of 0 where a logarithm or a quotient is taken
+
+
+@torch.library.custom_op("atm_export::ragged_layout", mutates_args=())
+def ragged_layout(sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows [M], slots [B, n]) of padded sizes [B, n, 1]."""
+    batch, n, _ = sizes.shape
+    count = (sizes[..., 0] > 0).sum(dim=1)
+    start = count.cumsum(dim=0) - count
+    position = torch.arange(n)
+    slots = start.unsqueeze(1) + torch.minimum(position, count.unsqueeze(1) - 1)
+    packed = torch.arange(int(count.sum()))
+    image = (packed.unsqueeze(1) >= (start + count)).sum(dim=1)
+    return packed + (torch.arange(batch) * n - start)[image], slots
+
+
+@ragged_layout.register_fake
+def _(sizes: Tensor) -> tuple[Tensor, Tensor]:
+    rows = torch.library.get_ctx().new_dynamic_size(min=2)
+    kind = {"dtype": torch.int64}
+    return sizes.new_empty(rows, **kind), sizes.new_empty(sizes.shape[0], sizes.shape[1], **kind)
+
+
+@torch.library.custom_op("atm_export::pack", mutates_args=())
+def pack(x: Tensor, rows: Tensor) -> Tensor:
+    """Padded [B, n, D], or its flat form [B * n, D], to packed [M, D]."""
+    return x.reshape(-1, x.shape[-1])[rows]
+
+
+@pack.register_fake
+def _(x: Tensor, rows: Tensor) -> Tensor:
+    return x.new_empty(rows.shape[0], x.shape[-1])
+
+
+@torch.library.custom_op("atm_export::unpack", mutates_args=())
+def unpack(x: Tensor, slots: Tensor) -> Tensor:
+    """Packed [M, D] to padded [B, n, D]."""
+    return x[slots]
+
+
+@unpack.register_fake
+def _(x: Tensor, slots: Tensor) -> Tensor:
+    return x.new_empty(slots.shape[0], slots.shape[1], x.shape[1])
+
+
+@torch.library.custom_op("atm_export::unpack_heads", mutates_args=())
+def unpack_heads(x: Tensor, slots: Tensor, heads: int) -> Tensor:
+    """Packed [M, heads * d] to padded [B, n, heads, d]."""
+    return x[slots].reshape(slots.shape[0], slots.shape[1], heads, -1).clone()
+
+
+@unpack_heads.register_fake
+def _(x: Tensor, slots: Tensor, heads: int) -> Tensor:
+    return x.new_empty(slots.shape[0], slots.shape[1], heads, x.shape[1] // heads)
+
+
+@torch.library.custom_op("atm_export::log_sizes", mutates_args=())
+def log_sizes(sizes: Tensor, proportional: bool) -> Tensor:
+    """Attention bias [B, n, 1]: log of the sizes (or of 1), far below zero for padding."""
+    clipped = sizes if proportional else sizes.clamp(max=1.0)
+    return clipped.clamp(min=TINY).log()
+
+
+@log_sizes.register_fake
+def _(sizes: Tensor, proportional: bool) -> Tensor:
+    return torch.empty_like(sizes)
+
+
+@torch.library.custom_op("atm_export::merge_each", mutates_args=())
+def merge_each(
+    tokens: Tensor, sizes: Tensor, metric: Tensor, limit: Tensor, prefix: int, by_size: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Merge, in each image, every pair whose key lies above `limit` (int64 [1]).
+
+    Returns padded tokens and sizes, where each token went [B, n], and tokens per image [B].
+    """
+    source, target, own, mass = _sides(sizes, prefix, by_size)
+    x = take(tokens, target)
+    similarity = torch.round((take(metric, source) * GRID) @ take(metric, target).transpose(1, 2))
+    similarity = torch.where(mass.transpose(1, 2) > 0, similarity, -4.0 * GRID)
+    top = similarity.amax(dim=2, keepdim=True)
+    columns = torch.arange(target.shape[1])
+    best = torch.where(similarity == top, columns, STRIDE).amin(dim=2)
+    back = torch.arange(source.shape[1])
+    if prefix:
+        back = torch.where(back == 0, GUARD, back)
+    key = torch.where(own[..., 0] > 0, top[..., 0].long() * STRIDE - back, -GUARD - torch.arange(len(back)))
+    merged = key > limit
+
+    order = torch.topk(key, key.shape[1], dim=1).indices[:, : max(int(merged.sum(1).max()), 1)]
+    joins = torch.where(merged.gather(1, order), best.gather(1, order), -1)
+    weight = torch.where(joins.unsqueeze(2) == columns, take(own, order), 0.0).transpose(1, 2)
+    total = mass + weight.sum(dim=2, keepdim=True)
+    safe = total.clamp(min=TINY)
+    x = x * (mass / safe) + (weight / safe) @ take(take(tokens, source), order)
+
+    lead = max(prefix - 1, 0)
+    listed = torch.cat([tokens[:, :lead], take(tokens, source), x], dim=1)
+    alive_source = (own[..., 0] > 0) & ~merged
+    listed_sizes = torch.cat(
+        [sizes[:, :lead], own * alive_source.unsqueeze(2), total], dim=1
+    )
+    alive = listed_sizes[..., 0] > 0
+    count = alive.sum(dim=1)
+    position = torch.arange(alive.shape[1])
+    place = torch.where(alive, position, position + STRIDE)
+    chosen = torch.topk(place, int(count.max()), dim=1, largest=False).indices
+    after = alive.long().cumsum(dim=1) - 1
+    of_merged = after.gather(1, lead + source.shape[1] + best)
+    of_source = torch.where(merged, of_merged, after[:, lead : lead + source.shape[1]])
+    new = torch.cat([after[:, :lead], of_source, after[:, lead + source.shape[1] :]], dim=1)
+    ahead = torch.arange(lead).expand(tokens.shape[0], -1)
+    real = torch.cat([sizes[:, :lead], own, mass], dim=1)[..., 0] > 0
+    old = torch.cat([ahead, source, target], dim=1)
+    old = torch.where(real, old, old + position * STRIDE + STRIDE)
+    moved_to = new.gather(1, torch.topk(old, old.shape[1], dim=1, largest=False).indices)
+    return take(listed, chosen), take(listed_sizes, chosen), moved_to, count
+
+
+@merge_each.register_fake
+def _(
+    tokens: Tensor, sizes: Tensor, metric: Tensor, limit: Tensor, prefix: int, by_size: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, n, channels = tokens.shape
+    most = torch.library.get_ctx().new_dynamic_size(min=2)
+    return (
+        tokens.new_empty(batch, most, channels),
+        sizes.new_empty(batch, most, 1),
+        tokens.new_empty(batch, n, dtype=torch.int64),
+        tokens.new_empty(batch, dtype=torch.int64),
+    )
+
+
+def _sides(sizes: Tensor, prefix: int, by_size: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Positions of source slots and destinations, and their sizes, 0 where there is no token."""
+    if not by_size:
+        source, target = _slots(sizes, prefix, by_size=False)
+        return source, target, take(sizes, source), take(sizes, target)
+    n = sizes.shape[1]
+    position = torch.arange(n)
+    key = torch.where(sizes[..., 0] > 0, sizes[..., 0].long(), STRIDE) * STRIDE + position
+    order = torch.topk(torch.where(position < prefix, position, key), n, dim=1, largest=False).indices
+    lead, guards = max(prefix - 1, 0), int(prefix > 0)
+    half = ((sizes[..., 0] > 0).sum(dim=1, keepdim=True) - prefix) // 2
+    slot = torch.arange(guards + (n - prefix) // 2)
+    source = order[:, lead : lead + len(slot)]
+    own = take(sizes, source) * (slot < half + guards).unsqueeze(2)
+    column = torch.arange(n - lead - len(slot))
+    at = lead + guards + half + column
+    target = order.gather(1, at.clamp(max=n - 1))
+    return source, target, own, take(sizes, target) * (at < n).unsqueeze(2)
