@@ -38,7 +38,9 @@ class WorkFolder:
         """A stage file that an interrupted run of the same key has left whole."""
         note = self.path / f"{name}.done"
         file = self.path / name
-        whole = note.is_file() and file.is_file() and note.read_text() == f"{self.key} {sha256(file)}"
+        whole = (
+            note.is_file() and file.is_file() and note.read_text() == f"{self.key} {sha256(file)}"
+        )
         return file if whole else None
 
     def write(self, name: str, data: bytes) -> Path:
@@ -47,7 +49,9 @@ class WorkFolder:
             part = self.path / f"{name}.part"
             part.write_bytes(data)
             part.replace(self.path / name)
-            (self.path / f"{name}.done").write_text(f"{self.key} {hashlib.sha256(data).hexdigest()}")
+            (self.path / f"{name}.done").write_text(
+                f"{self.key} {hashlib.sha256(data).hexdigest()}"
+            )
         return self.path / name
 
 
@@ -58,7 +62,9 @@ def output_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise OutputError(f"disk full while writing {path}; free some space and run again") from error
+            raise OutputError(
+                f"disk full while writing {path}; free some space and run again"
+            ) from error
         raise OutputError(
             f"cannot write {path}: {error.strerror or error}; choose another --out"
         ) from error
@@ -87,7 +93,9 @@ def working(out: Path, key: str) -> Iterator[WorkFolder]:
                 raise
             shutil.rmtree(path, ignore_errors=True)
     except Timeout as error:
-        raise OutputError(f"another run is writing to {out}; wait for it or choose another --out") from error
+        raise OutputError(
+            f"another run is writing to {out}; wait for it or choose another --out"
+        ) from error
 
 
 def _keep_whole_files(path: Path) -> None:
@@ -107,7 +115,9 @@ def _remove_empty(folders: list[Path]) -> None:
             return
 
 
-def publish(work: WorkFolder, out: Path, names: list[str], facts: Mapping[str, Any]) -> dict[str, Any]:
+def publish(
+    work: WorkFolder, out: Path, names: list[str], facts: Mapping[str, Any]
+) -> dict[str, Any]:
     """Move `names` from the work folder into `out`, then write the manifest; returns it."""
     files = {
         name: {"bytes": (work.path / name).stat().st_size, "sha256": sha256(work.path / name)}

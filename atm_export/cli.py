@@ -65,21 +65,31 @@ def export_command(
         _option(HOW, "atm: thresholds decide; tome: fixed r; none: the unmerged model."),
     ] = "atm",
     preset: Annotated[
-        str | None, _option(HOW, "A named operating point of the model (see `atm-export list MODEL`).")
+        str | None,
+        _option(HOW, "A named operating point of the model (see `atm-export list MODEL`)."),
     ] = None,
     gflops: Annotated[
         float | None, _option(HOW, "Take the model's preset nearest to this, at or below.")
     ] = None,
     alpha: Annotated[float | None, _option(HOW, "Threshold of block 1, a cosine.")] = None,
-    beta: Annotated[float | None, _option(HOW, "How fast thresholds fall from block to block.")] = None,
+    beta: Annotated[
+        float | None, _option(HOW, "How fast thresholds fall from block to block.")
+    ] = None,
     theta_min: Annotated[float | None, _option(HOW, "Lowest threshold, a cosine.")] = None,
     split: Annotated[
         int | None,
-        _option(HOW, "Last block that groups tokens alternately; later ones by size (3/4 of depth)."),
+        _option(
+            HOW, "Last block that groups tokens alternately; later ones by size (3/4 of depth)."
+        ),
     ] = None,
     r: Annotated[
         str | None,
-        _option(HOW, "ToMe: tokens merged per block, one number or one a block (16,14,...).", "-r", "--r"),
+        _option(
+            HOW,
+            "ToMe: tokens merged per block, one number or one a block (16,14,...).",
+            "-r",
+            "--r",
+        ),
     ] = None,
     schedule: Annotated[
         Literal["constant", "decreasing", "increasing"],
@@ -206,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error)
     except KeyboardInterrupt:
         print(
-            "atm-export: interrupted; finished stages are kept, the same command goes on from there",
+            "atm-export: interrupted; finished stages are kept, the same command resumes there",
             file=sys.stderr,
         )
         return 130

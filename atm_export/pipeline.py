@@ -212,7 +212,12 @@ def _latency(
     how, backbone = model.preprocessing, model.backbone
     none = MergePlan((None,) * len(plan.blocks), proportional=False)
     traced = onnx_from_model(
-        backbone, none, mean=how.mean, std=how.std, uint8_input=config.uint8_input, opset=config.opset
+        backbone,
+        none,
+        mean=how.mean,
+        std=how.std,
+        uint8_input=config.uint8_input,
+        opset=config.opset,
     )
     baseline = with_outputs(optimize(traced), ["logits"])
     rows = []
@@ -301,5 +306,3 @@ def _reusable(config: RunConfig, out: Path, key: str) -> Outcome | None:
             "give --force to replace it, or another --out"
         )
     return None
-
-

@@ -1,4 +1,4 @@
-"""From what a user chose to one resolved RunConfig, with presets looked up and overrides applied."""
+"""From a user's choice to one resolved RunConfig: presets looked up, overrides applied."""
 
 from __future__ import annotations
 
@@ -117,7 +117,9 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ConfigError(f"-r {text}: give whole numbers, one or one a block (8 or 16,14,...)") from None
+        raise ConfigError(
+            f"-r {text}: give whole numbers, one or one a block (8 or 16,14,...)"
+        ) from None
 
 
 def _opset(opset: int) -> int:
@@ -139,7 +141,9 @@ def default_out(config: RunConfig) -> Path:
         point = method.preset
     else:
         assert method.point is not None
-        point = "-".join(f"{value:g}" for value in method.point.model_dump().values() if value is not None)
+        point = "-".join(
+            f"{value:g}" for value in method.point.model_dump().values() if value is not None
+        )
     parts = [config.model.name.replace(":", "_").replace("/", "_"), point]
     if method.merge.value != "adaptive":
         parts.append(method.merge.value)

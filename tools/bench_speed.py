@@ -31,6 +31,9 @@ by the eager reference; and realised, speed-up / FLOPs ratio: 1 where the whole 
 `--rounds` counts rounds at batches above 1; batch 1 gets four times as many, for one image takes
 little time and images differ in how much they merge. Rounds take the image batches in turn.
 
+CPU share: the CPU time that the measuring process got over what its threads could have had. Where
+it is far below 1 other programs had the cores, and figures deserve less trust.
+
 Prints a table, and as its last line one JSON object.
 """
 
@@ -43,10 +46,11 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +101,14 @@ class Subject:
     plans: dict[str, MergePlan]
     feeds: dict[int, Floats]
     source: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one process found: seconds by batch size, and its CPU share (0..1)."""
+
+    seconds: dict[int, Seconds]
+    cpu_share: float
 
 
 class Plain(nn.Module):
@@ -241,33 +253,35 @@ def gmacs_at(subject: Subject, name: str, batch: int, rounds: int) -> float:
     return float(np.mean([spent[i % len(spent)] for i in turns]))
 
 
-def measure(folder: Path, args: argparse.Namespace) -> dict[int, Seconds]:
-    """Seconds by batch size, candidate and round; the graphs and batches lie in `folder`."""
+def measure(folder: Path, args: argparse.Namespace) -> Measured:
+    """Run the graphs in `folder` in turn on the batches that lie there."""
     (threads,) = args.threads
     if share_threads(threads) != threads:
         raise AtmExportError(f"ONNX Runtime's thread pool was not set to {threads}")
-    found: dict[int, Seconds] = {}
+    seconds: dict[int, Seconds] = {}
     with ExitStack() as stack:
         runners = {
             name: stack.enter_context(OnnxRuntimeRunner(folder / f"{name}.onnx"))
             for name in args.candidates
         }
+        start, start_cpu = time.perf_counter(), time.process_time()
         for batch in args.batches:
             feeds = [dict.fromkeys(runners, feed) for feed in np.load(folder / f"{batch}.npy")]
-            found[batch] = latency.interleave(runners, feeds, rounds_at(batch, args.rounds))
-    return found
+            seconds[batch] = latency.interleave(runners, feeds, rounds_at(batch, args.rounds))
+        share = (time.process_time() - start_cpu) / (time.perf_counter() - start) / threads
+    return Measured(seconds, round(share, 2))
 
 
-def measure_in_process(folder: Path, threads: int) -> dict[int, Seconds]:
+def measure_in_process(folder: Path, threads: int) -> Measured:
     """`measure` in a fresh process, with as many threads."""
     command = [sys.executable, __file__, *sys.argv[1:]]
     command += ["--measure", str(folder), "--threads", str(threads)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise AtmExportError(f"measuring with {threads} threads failed, see above")
-    return {
-        int(batch): seconds for batch, seconds in json.loads(done.stdout.splitlines()[-1]).items()
-    }
+    found = json.loads(done.stdout.splitlines()[-1])
+    seconds = {int(batch): by_candidate for batch, by_candidate in found["seconds"].items()}
+    return Measured(seconds, found["cpu_share"])
 
 
 def compare(threads: int, batch: int, seconds: Seconds, gmacs: dict[str, float]) -> list[Row]:
@@ -352,29 +366,41 @@ def facts(subject: Subject) -> dict[str, Any]:
 
 def bench(args: argparse.Namespace, say: Console) -> None:
     """Export, measure, and print table and JSON line."""
-    about = {"machine": machine()}
+    about = {"machine": machine()}  # first: the load that others make, not ours
     subject = prepare(args)
     about = {**facts(subject), **about}
     if about["weights"].get("meaningless_accuracy") and "atm" in subject.plans:
         say.print("random weights: what the candidate atm merges means nothing; use frozen")
     rows: list[Row] = []
+    shares: dict[int, float] = {}
     with tempfile.TemporaryDirectory(prefix="bench_speed-") as name:
         folder = Path(name)
-        for candidate in subject.plans:
-            say.print(f"exporting {candidate}")
-            onnx.save(export_candidate(candidate, subject), folder / f"{candidate}.onnx")
-        gmacs: dict[int, dict[str, float]] = {}
-        for batch, feeds in subject.feeds.items():
-            say.print(f"counting FLOPs at batch {batch}")
-            np.save(folder / f"{batch}.npy", feeds)
-            gmacs[batch] = {c: gmacs_at(subject, c, batch, args.rounds) for c in subject.plans}
+        gmacs = write_files(folder, subject, args.rounds, say)
         for threads in args.threads:
             say.print(f"measuring with {threads} threads")
-            for batch, seconds in measure_in_process(folder, threads).items():
+            found = measure_in_process(folder, threads)
+            shares[threads] = found.cpu_share
+            for batch, seconds in found.seconds.items():
                 rows += compare(threads, batch, seconds, gmacs[batch])
-    title = f"{about['model']} {about['preset'] or ''} on {about['machine']['cpu']}"
+    title = f"{about['model']} {about['preset'] or ''} on {about['machine']['cpu']}, CPU share "
+    title += ", ".join(f"{share:.2f} with {threads} threads" for threads, share in shares.items())
     Console(width=max(100, Console().width)).print(draw(title, rows))
-    print(json.dumps({**about, "rows": rows}))
+    print(json.dumps({**about, "cpu_share": shares, "rows": rows}))
+
+
+def write_files(
+    folder: Path, subject: Subject, rounds: int, say: Console
+) -> dict[int, dict[str, float]]:
+    """Put graphs and batches into `folder`; returns GFLOPs an image by batch and candidate."""
+    for name in subject.plans:
+        say.print(f"exporting {name}")
+        onnx.save(export_candidate(name, subject), folder / f"{name}.onnx")
+    gmacs = {}
+    for batch, feeds in subject.feeds.items():
+        say.print(f"counting FLOPs at batch {batch}")
+        np.save(folder / f"{batch}.npy", feeds)
+        gmacs[batch] = {name: gmacs_at(subject, name, batch, rounds) for name in subject.plans}
+    return gmacs
 
 
 def main() -> int:
@@ -382,7 +408,7 @@ def main() -> int:
     args = parse_args()
     try:
         if args.measure:
-            print(json.dumps(measure(args.measure, args)))
+            print(json.dumps(asdict(measure(args.measure, args))))
         else:
             bench(args, Console(stderr=True, highlight=False))
     except AtmExportError as error:

@@ -25,7 +25,9 @@ from atm_export.preprocess import list_images, normalize, read_images
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--model", default="deit_t")
     parser.add_argument("--weights", default="pretrained")
     parser.add_argument("--images", type=Path, required=True)
@@ -46,7 +48,9 @@ def main() -> None:
     with torch.inference_mode():
         plain = torch.cat([backbone.plain(b).argmax(1) for b in batches])
     base = 100 * float((plain == labels).double().mean())
-    print(f"unmerged: {unmerged_gmacs(backbone):.4f} GFLOPs, top-1 {base:.2f} on {len(files)} images")
+    print(
+        f"unmerged: {unmerged_gmacs(backbone):.4f} GFLOPs, top-1 {base:.2f} on {len(files)} images"
+    )
     rows = []
     for name, preset in config.presets.items():
         if preset.fine_tuned:
@@ -70,7 +74,9 @@ def main() -> None:
             flush=True,
         )
         rows.append({"preset": name, "gflops": gmacs, "top1": top1, "agreement": agree})
-    print(json.dumps({"model": args.model, "images": len(files), "unmerged_top1": base, "rows": rows}))
+    print(
+        json.dumps({"model": args.model, "images": len(files), "unmerged_top1": base, "rows": rows})
+    )
 
 
 if __name__ == "__main__":

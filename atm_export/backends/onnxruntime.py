@@ -13,7 +13,6 @@ import onnx
 from atm_export.backends.runner import Array
 from atm_export.errors import AtmExportError
 
-
 _shared_threads = 0
 
 

@@ -1,4 +1,4 @@
-"""Latency of two exports as a ratio: interleaved in one process, medians, one shared thread pool."""
+"""Latency of exports as a ratio: interleaved in one process, medians, one thread pool."""
 
 from __future__ import annotations
 
@@ -45,4 +45,3 @@ def compare(seconds: Mapping[str, Sequence[float]], baseline: str, batch: int) -
             if name != baseline
         },
     }
-

@@ -50,6 +50,8 @@ class Entry(Piece):
     ) -> None:
         super().__init__()
         self.backbone, self.uint8, self.whole = backbone, uint8, whole
+        self.shift: Tensor
+        self.scale: Tensor
         self.register_buffer("shift", 255.0 * torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("scale", 255.0 * torch.tensor(std, dtype=torch.float32))
 
@@ -127,7 +129,9 @@ def onnx_from_model(
     where = _first_map(sheet, tokens)
     sheet.constant("tokens", np.array([tokens], dtype=np.int64))
     entry = Entry(backbone, mean, std, uint8_input, whole=not plan.merges)
-    (value,) = _place(sheet, "model" if entry.whole else "embed", entry, [sample], [(0,)], ["image"])
+    (value,) = _place(
+        sheet, "model" if entry.whole else "embed", entry, [sample], [(0,)], ["image"]
+    )
     counts, maps = ["tokens"] * len(plan.blocks), [where] * len(plan.blocks)
     if plan.merges:
         value, counts, maps = _place_blocks(sheet, Twin(backbone, plan), value, where)
@@ -139,8 +143,8 @@ def onnx_from_model(
     stacked = [sheet.node("Unsqueeze", [m, "axis_0"], f"map_{i}") for i, m in enumerate(maps)]
     sheet.node("Concat", stacked, TRACE_OUTPUTS[1], axis=0)
     ends = {"patch_start": backbone.prefix, "patch_end": tokens, "axis_1": 1}
-    for name, value in ends.items():
-        sheet.constant(name, np.array([value], dtype=np.int64))
+    for name, end in ends.items():
+        sheet.constant(name, np.array([end], dtype=np.int64))
     sheet.node("Slice", [maps[-1], *ends], TRACE_OUTPUTS[2])
     return _model(sheet, backbone, plan, uint8_input)
 
@@ -158,10 +162,15 @@ def _place_blocks(
     """Blocks and head; returns the names of logits, counts and maps."""
     sizes, count = "", "tokens"
     counts, maps = [], []
-    channels = twin.blocks[0].q.in_features
+    blocks = twin.twin_blocks
+    channels = blocks[0].q.in_features
     example: list[Tensor | None]
-    for i, block in enumerate(twin.blocks):
-        example = [torch.zeros(2, EXAMPLE_TOKENS, channels), None, torch.zeros(2, twin.tokens).long()]
+    for i, block in enumerate(blocks):
+        example = [
+            torch.zeros(2, EXAMPLE_TOKENS, channels),
+            None,
+            torch.zeros(2, twin.tokens).long(),
+        ]
         if sizes:
             example[1] = torch.ones(2, EXAMPLE_TOKENS, 1)
         out = _place(
@@ -177,7 +186,7 @@ def _place_blocks(
             sizes, where, count = out[1:]
         counts.append(count)
         maps.append(where)
-    reads = twin.blocks[-1].reads
+    reads = blocks[-1].reads
     example = [torch.zeros(2, reads or EXAMPLE_TOKENS, channels), None]
     if reads is None and sizes:
         example[1] = torch.ones(2, EXAMPLE_TOKENS, 1)
@@ -263,9 +272,7 @@ def _first_map(sheet: Sheet, tokens: int) -> str:
     return sheet.node("Expand", ["positions", "map_shape"], "map")
 
 
-def _model(
-    sheet: Sheet, backbone: Backbone, plan: MergePlan, uint8_input: bool
-) -> onnx.ModelProto:
+def _model(sheet: Sheet, backbone: Backbone, plan: MergePlan, uint8_input: bool) -> onnx.ModelProto:
     height, width = backbone.image_size
     tokens = backbone.grid[0] * backbone.grid[1] + backbone.prefix
     blocks = len(plan.blocks)

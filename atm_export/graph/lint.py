@@ -15,13 +15,15 @@ import onnx_ir as ir
 from atm_export.errors import GraphLintError
 
 ALLOWED = frozenset(
-    "Add And Cast CastLike Clip Concat Constant ConstantOfShape Conv CumSum Div Equal Erf Exp "
-    "Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm Greater GreaterOrEqual "
-    "GroupNormalization Identity InstanceNormalization LayerNormalization Less LessOrEqual Log "
-    "LpNormalization MatMul Max Min Mul Neg Not Or Pad Pow Range Reciprocal ReduceL2 ReduceMax "
-    "ReduceMean ReduceMin ReduceSum Relu Reshape Round Shape Sigmoid Size Slice Softmax Split "
-    "Sqrt Squeeze Sub Tanh Tile TopK Transpose Unsqueeze Where BatchNormalization AveragePool "
-    "MaxPool GlobalAveragePool HardSigmoid HardSwish Softplus RMSNormalization Swish".split()
+    """
+    Add And AveragePool BatchNormalization Cast CastLike Clip Concat Constant ConstantOfShape Conv
+    CumSum Div Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm
+    GlobalAveragePool Greater GreaterOrEqual GroupNormalization HardSigmoid HardSwish Identity
+    InstanceNormalization LayerNormalization Less LessOrEqual Log LpNormalization MatMul Max MaxPool
+    Min Mul Neg Not Or Pad Pow RMSNormalization Range Reciprocal ReduceL2 ReduceMax ReduceMean
+    ReduceMin ReduceSum Relu Reshape Round Shape Sigmoid Size Slice Softmax Softplus Split Sqrt
+    Squeeze Sub Swish Tanh Tile TopK Transpose Unsqueeze Where
+    """.split()  # noqa: SIM905  (a list that long reads as text)
 )
 SHAPE_TAKERS = ("Reshape", "Expand")
 
@@ -85,9 +87,13 @@ def unique_sort_keys(graph: ir.Graph) -> Iterator[Finding]:
     for node in graph:
         key = node.inputs[0] if node.inputs else None
         if node.op_type in ("ArgMax", "ArgMin"):
-            yield Finding("sort with ties", _name(node), f"{node.op_type} has no defined order of equals")
+            yield Finding(
+                "sort with ties", _name(node), f"{node.op_type} has no defined order of equals"
+            )
         if node.op_type == "TopK" and key is not None and not _is_int(key):
-            yield Finding("sort with ties", _name(node), "TopK of a float key; use value * N + position")
+            yield Finding(
+                "sort with ties", _name(node), "TopK of a float key; use value * N + position"
+            )
 
 
 def dynamic_batch(graph: ir.Graph) -> Iterator[Finding]:
@@ -101,7 +107,9 @@ def dynamic_batch(graph: ir.Graph) -> Iterator[Finding]:
     moving = _dependent(graph, set(graph.inputs))
     for node, target in _constant_shapes(graph):
         if node.inputs[0] in moving and target and target[0] > 0:
-            yield Finding("baked batch", _name(node), f"{node.op_type} to the constant shape {target}")
+            yield Finding(
+                "baked batch", _name(node), f"{node.op_type} to the constant shape {target}"
+            )
 
 
 def free_token_axis(graph: ir.Graph) -> Iterator[Finding]:
@@ -122,9 +130,10 @@ def positive_logs(graph: ir.Graph) -> Iterator[Finding]:
     """log(0) is -inf, and turns into NaN one step later."""
     signs = _signs(graph)
     for node in graph:
-        if node.op_type == "Log" and signs.get(node.inputs[0], 0) < POSITIVE:
+        given = node.inputs[0] if node.op_type == "Log" else None
+        if given is not None and signs.get(given, UNKNOWN) < POSITIVE:
             yield Finding(
-                "log of zero", _name(node), f"nothing keeps {node.inputs[0].name} above 0; add Max"
+                "log of zero", _name(node), f"nothing keeps {given.name} above 0; add Max"
             )
 
 
@@ -139,10 +148,11 @@ RULES: tuple[Rule, ...] = (
 
 UNKNOWN, NON_NEGATIVE, POSITIVE = 0, 1, 2
 _PASS = frozenset(
-    "Identity Reshape Transpose Slice Gather GatherND GatherElements Expand Squeeze Unsqueeze Cast "
-    "CastLike Concat Tile ReduceSum ReduceMean ReduceMax ReduceMin Split".split()
+    """
+    Cast CastLike Expand Gather GatherElements GatherND Identity ReduceMax ReduceMean ReduceMin
+    ReduceSum Reshape Slice Split Squeeze Tile Transpose Unsqueeze
+    """.split()  # noqa: SIM905
 )
-_DATA_INPUTS = {"Concat": None, "Where": slice(1, 3)}
 
 
 def _signs(graph: ir.Graph) -> dict[ir.Value, int]:
@@ -220,8 +230,8 @@ def _is_int(value: ir.Value) -> bool:
         return False
     if made.op_type == "Cast":
         return made.attributes["to"].as_int() in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
-    if made.op_type == "TopK":
-        return value is made.outputs[1] or _is_int(made.inputs[0])
+    if made.op_type == "TopK" and value is made.outputs[1]:
+        return True
     data = made.inputs[1:] if made.op_type == "Where" else made.inputs[:1]
     return all(v is not None and _is_int(v) for v in data)
 

@@ -90,7 +90,7 @@ def merge(
     prefix: int,
     by_size: bool,
 ) -> tuple[Value, Value, Value, Value]:
-    """See `rewrite.operators.merge`. Slot numbers and positions are [B, K, 1], as GatherND reads."""
+    """See `rewrite.operators.merge`. Slots and positions are [B, K, 1], as GatherND reads them."""
     at = (_by_size if by_size else _alternate)(tokens, sizes, metric, prefix)
     best, key, columns = _match(at, prefix)
     order = top(key, at.slots, largest=1)[1]

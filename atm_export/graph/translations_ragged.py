@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -229,9 +230,7 @@ def _moved_to(
     zero = op.Mul(op.Cast(sizes, to=INT64), scalar(0))
     here = op.Add(zero, op.Unsqueeze(ramp(length_of(sizes)), ints(0, 2)))
     blank = op.Slice(zero, ints(0), ints(1), ints(1))
-    old = _concat(
-        _ahead(here, lead), op.Add(at.source_at, blank), op.Add(at.target_at, blank)
-    )
+    old = _concat(_ahead(here, lead), op.Add(at.source_at, blank), op.Add(at.target_at, blank))
     real = op.Greater(_concat(_ahead(sizes, lead), at.own, at.mass), scalar(0.0))
     late = op.Add(old, op.Mul(op.Add(position, scalar(1)), scalar(STRIDE)))
     back = top(op.Where(real, old, late), length_of(old), largest=0)[1]
@@ -246,7 +245,7 @@ def _concat(ahead: list[Value], *rest: Value) -> Value:
     return op.Concat(*ahead, *rest, axis=1)
 
 
-TABLE = {
+TABLE: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.atm_export.ragged_layout.default: ragged_layout,
     torch.ops.atm_export.pack.default: pack,
     torch.ops.atm_export.unpack.default: unpack,

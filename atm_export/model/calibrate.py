@@ -22,7 +22,7 @@ def measured_r(backbone: Backbone, plan: MergePlan, batches: Sequence[Tensor]) -
             trace = run_reference(backbone, plan, image)
             total += (trace.tokens_in - trace.tokens_out)[:, 0]
             images += 1
-    return tuple(int(round(float(mean))) for mean in total / images)
+    return tuple(round(float(mean)) for mean in total / images)
 
 
 def paper_r(backbone: Backbone, plan: MergePlan, gflops: float) -> tuple[int, ...]:

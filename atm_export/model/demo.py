@@ -26,7 +26,9 @@ def build_demo(spec: ModelSpec) -> LoadedModel:
         load_strictly(model, read_checkpoint(path), path)
     if spec.image_size not in (None, size):
         if spec.image_size % card["architecture"]["patch_size"]:
-            raise ConfigError(f"--image-size {spec.image_size} is not a multiple of the patch size 4")
+            raise ConfigError(
+                f"--image-size {spec.image_size} is not a multiple of the patch size 4"
+            )
         model.set_input_size(img_size=(spec.image_size, spec.image_size))
     backbone = TimmBackbone(model, spec.name)
     return LoadedModel(

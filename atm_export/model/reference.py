@@ -1,4 +1,4 @@
-"""The eager reference: a backbone with merging, written for reading and never altered for export."""
+"""The eager reference: a backbone with merging, made to be read, never altered for export."""
 
 from __future__ import annotations
 

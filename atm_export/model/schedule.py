@@ -59,7 +59,9 @@ class MergePlan:
 
 def thresholds(alpha: float, beta: float, theta_min: float, depth: int) -> tuple[float, ...]:
     """theta_l = max(alpha - (exp(beta (l - 1)) - 1), theta_min) for l = 1..depth."""
-    return tuple(max(alpha - math.expm1(beta * (ell - 1)), theta_min) for ell in range(1, depth + 1))
+    return tuple(
+        max(alpha - math.expm1(beta * (ell - 1)), theta_min) for ell in range(1, depth + 1)
+    )
 
 
 def default_split(depth: int) -> int:

@@ -89,7 +89,6 @@ class TimmBackbone(Backbone):
         conv = next(m for m in self.model.patch_embed.modules() if isinstance(m, nn.Conv2d))
         return self.grid[0] * self.grid[1] * conv.weight.numel() / 1e9
 
-
     def head_macs(self, tokens: Tensor) -> Tensor:
         heads = [self.model.head] + ([self.model.head_dist] if self.distilled else [])
         total = torch.full_like(tokens, sum(linear_weights(head) for head in heads))
@@ -128,10 +127,14 @@ def refuse_unsupported(model: nn.Module, name: str) -> None:
 
     kind = type(model).__name__
     if not isinstance(model, VisionTransformer):
-        rope = any("Rope" in type(m).__name__ or "Rotary" in type(m).__name__ for m in model.modules())
+        rope = any(
+            "Rope" in type(m).__name__ or "Rotary" in type(m).__name__ for m in model.modules()
+        )
         if rope:
             refuse(f"{kind} uses rotary position embeddings, which merged tokens no longer have")
-        refuse(f"{kind} is not a plain VisionTransformer (windowed, hierarchical or of another kind)")
+        refuse(
+            f"{kind} is not a plain VisionTransformer (windowed, hierarchical or of another kind)"
+        )
     assert isinstance(model, VisionTransformer)
     if type(model) not in (VisionTransformer, VisionTransformerDistilled):
         refuse(f"{kind} changes the plain VisionTransformer's forward pass")
@@ -194,7 +197,9 @@ def _create(config: ModelConfig, options: dict[str, Any], *, pretrained: bool) -
             raise ConfigError(f"{config.architecture}: {str(error).splitlines()[0]}") from error
 
 
-def _load_weights(model: VisionTransformer, spec: ModelSpec, options: dict[str, Any]) -> dict[str, Any]:
+def _load_weights(
+    model: VisionTransformer, spec: ModelSpec, options: dict[str, Any]
+) -> dict[str, Any]:
     if spec.weights == "random":
         randomize(model)
         facts: dict[str, Any] = {"source": "random", "meaningless_accuracy": True}
@@ -225,7 +230,9 @@ def _fetch(spec: ModelSpec, options: dict[str, Any]) -> nn.Module:
 def _resize(model: VisionTransformer, size: int, name: str) -> None:
     patch = model.patch_embed.patch_size
     if size % patch[0] or size % patch[1]:
-        raise ConfigError(f"--image-size {size} is not a multiple of {name}'s patch size {patch[0]}")
+        raise ConfigError(
+            f"--image-size {size} is not a multiple of {name}'s patch size {patch[0]}"
+        )
     model.set_input_size(img_size=(size, size))
 
 

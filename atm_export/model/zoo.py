@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from atm_export.config import ModelSpec
 from atm_export.errors import UnsupportedModelError
 from atm_export.model import demo, vit  # noqa: F401  (each registers its family)
 from atm_export.model.backbone import LoadedModel, families
-from atm_export.config import ModelSpec
 
 
 def load_model(spec: ModelSpec) -> LoadedModel:

@@ -30,18 +30,23 @@ def print_report(console: Console, out: Path, report: Mapping[str, Any]) -> None
         f"{flops['images']} {report['images']['source']}{paper}",
         highlight=False,
     )
-    say(f"tokens    {' '.join(f'{n:.0f}' for n in report['tokens']['mean_after_block'])}", highlight=False)
+    say(
+        f"tokens    {' '.join(f'{n:.0f}' for n in report['tokens']['mean_after_block'])}",
+        highlight=False,
+    )
     accuracy = report.get("accuracy")
     if accuracy:
         say(
-            f"accuracy  {accuracy['top1']:.2f} % top-1, unmerged {accuracy['unmerged_top1']:.2f} %, "
+            f"accuracy  {accuracy['top1']:.2f} % top-1, unmerged "
+            f"{accuracy['unmerged_top1']:.2f} %, "
             f"agreement {accuracy['agreement']:.2f} % on {accuracy['images']} held-out images",
             highlight=False,
         )
     for row in report.get("latency", {}).get("rows", []):
         ms, speed = row["median_ms"], row["speedup"]["merged"]
         say(
-            f"latency   batch {row['batch']}: {ms['merged']:.1f} ms, unmerged {ms['unmerged']:.1f} ms, "
+            f"latency   batch {row['batch']}: {ms['merged']:.1f} ms, "
+            f"unmerged {ms['unmerged']:.1f} ms, "
             f"speed-up {speed:.2f} (FLOPs ratio {row['flops_ratio']:.2f}), "
             f"{report['latency']['threads']} threads, median of {row['rounds']}",
             highlight=False,

@@ -25,10 +25,12 @@ def print_models(console: Console) -> None:
                 gflops += f" -> {default.gflops:.2f}"
                 top1 += f" -> {default.top1:.2f}"
         family = config.family if config.family in BUILT else f"{config.family} (not yet)"
-        table.add_row(name, family, str(len(config.presets)), config.default_preset or "-", gflops, top1)
+        table.add_row(
+            name, family, str(len(config.presets)), config.default_preset or "-", gflops, top1
+        )
     console.print(table)
     console.print(
-        "timm:NAME takes any plain timm VisionTransformer. `atm-export list MODEL` shows its presets.",
+        "timm:NAME takes any plain timm VisionTransformer; `atm-export list MODEL` shows presets.",
         highlight=False,
     )
 
@@ -37,11 +39,27 @@ def print_presets(console: Console, model: str) -> None:
     """One row a preset."""
     config = load_model_config(model)
     table = Table(box=box.SIMPLE, title_justify="left", title=f"Presets of {model}")
-    for column in ("preset", "alpha", "beta", "theta_min", "split", "paper GFLOPs", "paper top-1 %", ""):
+    for column in (
+        "preset",
+        "alpha",
+        "beta",
+        "theta_min",
+        "split",
+        "paper GFLOPs",
+        "paper top-1 %",
+        "",
+    ):
         table.add_column(column, no_wrap=True)
     if config.paper is not None:
         table.add_row(
-            "(unmerged)", "", "", "", "", f"{config.paper.gflops:.2f}", f"{config.paper.top1:.2f}", ""
+            "(unmerged)",
+            "",
+            "",
+            "",
+            "",
+            f"{config.paper.gflops:.2f}",
+            f"{config.paper.top1:.2f}",
+            "",
         )
     for name, preset in config.presets.items():
         note = "default" if name == config.default_preset else ""

@@ -35,8 +35,8 @@ def ragged_layout(sizes: Tensor) -> tuple[Tensor, Tensor]:
 @ragged_layout.register_fake
 def _(sizes: Tensor) -> tuple[Tensor, Tensor]:
     rows = torch.library.get_ctx().new_dynamic_size(min=2)
-    kind = {"dtype": torch.int64}
-    return sizes.new_empty(rows, **kind), sizes.new_empty(sizes.shape[0], sizes.shape[1], **kind)
+    slots = sizes.new_empty(sizes.shape[0], sizes.shape[1], dtype=torch.int64)
+    return sizes.new_empty(rows, dtype=torch.int64), slots
 
 
 @torch.library.custom_op("atm_export::pack", mutates_args=())
@@ -102,7 +102,9 @@ def merge_each(
     back = torch.arange(source.shape[1])
     if prefix:
         back = torch.where(back == 0, GUARD, back)
-    key = torch.where(own[..., 0] > 0, top[..., 0].long() * STRIDE - back, -GUARD - torch.arange(len(back)))
+    key = torch.where(
+        own[..., 0] > 0, top[..., 0].long() * STRIDE - back, -GUARD - torch.arange(len(back))
+    )
     merged = key > limit
 
     order = torch.topk(key, key.shape[1], dim=1).indices[:, : max(int(merged.sum(1).max()), 1)]
@@ -115,9 +117,7 @@ def merge_each(
     lead = max(prefix - 1, 0)
     listed = torch.cat([tokens[:, :lead], take(tokens, source), x], dim=1)
     alive_source = (own[..., 0] > 0) & ~merged
-    listed_sizes = torch.cat(
-        [sizes[:, :lead], own * alive_source.unsqueeze(2), total], dim=1
-    )
+    listed_sizes = torch.cat([sizes[:, :lead], own * alive_source.unsqueeze(2), total], dim=1)
     alive = listed_sizes[..., 0] > 0
     count = alive.sum(dim=1)
     position = torch.arange(alive.shape[1])
@@ -157,7 +157,9 @@ def _sides(sizes: Tensor, prefix: int, by_size: bool) -> tuple[Tensor, Tensor, T
     n = sizes.shape[1]
     position = torch.arange(n)
     key = torch.where(sizes[..., 0] > 0, sizes[..., 0].long(), STRIDE) * STRIDE + position
-    order = torch.topk(torch.where(position < prefix, position, key), n, dim=1, largest=False).indices
+    order = torch.topk(
+        torch.where(position < prefix, position, key), n, dim=1, largest=False
+    ).indices
     lead, guards = max(prefix - 1, 0), int(prefix > 0)
     half = ((sizes[..., 0] > 0).sum(dim=1, keepdim=True) - prefix) // 2
     slot = torch.arange(guards + (n - prefix) // 2)

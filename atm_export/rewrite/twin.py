@@ -34,6 +34,11 @@ class TwinBlock(nn.Module):
     pool.
     """
 
+    tokens_in: Tensor
+    tokens_out: Tensor
+    tokens_read: Tensor
+    limit: Tensor
+
     def __init__(
         self,
         part: BlockParts,
@@ -185,6 +190,10 @@ class Twin(nn.Module):
             blocks.append(block)
         self.blocks = nn.ModuleList(blocks)
 
+    @property
+    def twin_blocks(self) -> list[TwinBlock]:
+        return [block for block in self.blocks if isinstance(block, TwinBlock)]
+
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         tokens = self.backbone.embed(image)
         sizes: Tensor | None = None
@@ -207,9 +216,8 @@ class Twin(nn.Module):
 
 def _thirds(qkv: nn.Linear, scale: float) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
     """q, k and v as layers of their own, the softmax scale folded into q."""
-    weights, biases = qkv.weight.chunk(3), (None,) * 3
-    if qkv.bias is not None:
-        biases = qkv.bias.chunk(3)
+    weights = qkv.weight.chunk(3)
+    biases = (None,) * 3 if qkv.bias is None else qkv.bias.chunk(3)
     layers = []
     for weight, bias, factor in zip(weights, biases, (scale, 1.0, 1.0), strict=True):
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)

@@ -28,11 +28,15 @@ def follow(backbone: Backbone, plan: MergePlan, image: Tensor, maps: Tensor) -> 
     """The reference's trace with the decisions in maps [blocks, B, N0], and by how much (cosine)
     the worst of them fell short of the reference's own choice."""
     if plan.per_image and image.shape[0] > 1:
-        parts = [follow(backbone, plan, image[i : i + 1], maps[:, i : i + 1]) for i in range(len(image))]
+        parts = [
+            follow(backbone, plan, image[i : i + 1], maps[:, i : i + 1]) for i in range(len(image))
+        ]
         return join_traces([trace for trace, _ in parts]), max(worst for _, worst in parts)
     worst = 0.0
 
-    def decider(block: int, keys: Tensor, sizes: Tensor, rule: BlockMerge, where: Tensor) -> Decision:
+    def decider(
+        block: int, keys: Tensor, sizes: Tensor, rule: BlockMerge, where: Tensor
+    ) -> Decision:
         nonlocal worst
         decision, short = _forced(keys, sizes, backbone.prefix, rule, where, maps[block])
         worst = max(worst, short)
@@ -60,7 +64,9 @@ def _forced(
     r = int(counts[0])
     short = [_partner_shortfall(metric, pairs, merged, best), _rank_shortfall(pairs, merged)]
     if rule.theta is not None and r != merging.count_above(pairs, rule.theta):
-        short.append(count_margin(pairs.similarity, merging.grid_threshold(rule.theta), len(counts)))
+        short.append(
+            count_margin(pairs.similarity, merging.grid_threshold(rule.theta), len(counts))
+        )
     first = torch.where(merged, 4.0 * GRID, -4.0 * GRID)
     return Decision(replace(pairs, best=best, similarity=first), r, rule.theta), max(short) / GRID
 

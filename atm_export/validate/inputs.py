@@ -46,7 +46,7 @@ def _windows(images: Pixels, batch: int) -> tuple[Pixels, ...]:
 
 def _flat(shape: tuple[int, ...], batch: int, first: int) -> Pixels:
     colours = [COLOURS[(first + i) % len(COLOURS)] for i in range(batch)]
-    return np.stack([np.broadcast_to(np.uint8(colour), shape) for colour in colours])
+    return np.stack([np.broadcast_to(np.array(colour, np.uint8), shape) for colour in colours])
 
 
 def _noise(shape: tuple[int, ...], batch: int, seed: int) -> Pixels:

@@ -239,8 +239,9 @@ def _compare_logits(ours: Tensor, theirs: Tensor) -> str | None:
     image = int(gap.argmax())
     if not bool(torch.isfinite(theirs).all()):
         return "logits are not finite"
-    if float(gap.max()) > FP32_LOGITS.logits:
-        return f"logits of image {image} differ by {float(gap.max()):.2e} (at most {FP32_LOGITS.logits:g})"
+    worst, limit = float(gap.max()), FP32_LOGITS.logits
+    if worst > limit:
+        return f"logits of image {image} differ by {worst:.2e} (at most {limit:g})"
     top = ours.topk(min(2, ours.shape[1]), dim=1).values
     clear = top[:, 0] - top[:, -1] > 2 * FP32_LOGITS.logits
     flipped = clear & (ours.argmax(dim=1) != theirs.argmax(dim=1))

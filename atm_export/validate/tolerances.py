@@ -22,7 +22,7 @@ FP32_LOGITS = Tolerance(
 MARGIN = 2e-6
 MARGIN_REASON = (
     "FP32 similarities of two correct backends differ by up to 1e-6, so inputs are chosen whose "
-    "cosines clear every threshold and rank by 2e-6; where none does (flat images, random weights), "
-    "a choice within 2e-6 of the best counts as the same, and logits are compared with the "
-    "reference following that choice"
+    "cosines clear every threshold and rank by 2e-6; where none does (flat images, random "
+    "weights), a choice within 2e-6 of the best counts as the same, and logits are compared with "
+    "the reference following that choice"
 )

@@ -26,13 +26,17 @@ class FoldTransposedWeights(ir.passes.InPlacePass):
             value = graph.initializers.get(name)
             if value is None:
                 tensor = ir.tensor(array, name=name)
-                value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
-                value.const_value = tensor
+                value = ir.Value(
+                    name=name,
+                    shape=ir.Shape(array.shape),
+                    type=ir.TensorType(tensor.dtype),
+                    const_value=tensor,
+                )
                 graph.register_initializer(value)
             node.outputs[0].replace_all_uses_with(value)
             graph.remove(node, safe=True)
             if not source.uses():
-                del graph.initializers[source.name]
+                del graph.initializers[str(source.name)]
             folded += 1
         if not folded:
             log.info("did not fire: no Transpose of an initializer")

@@ -1,0 +1,1 @@
+"""The test suite; helpers that several modules share lie beside the tests."""

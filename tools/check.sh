@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# The checks of this project, the same locally and in CI: format, lint, types, tests.
+# Usage: tools/check.sh [pytest arguments]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+ruff format --check .
+ruff check .
+mypy
+pytest "$@"
