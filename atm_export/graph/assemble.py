@@ -85,7 +85,7 @@ class Block(Piece):
 
     def forward(self, tokens: Tensor, sizes: Tensor | None, where: Tensor) -> tuple[Tensor, ...]:
         out = self.block(tokens, sizes, where)
-        return tuple(out) if isinstance(out, Merge) else (out,)
+        return tuple(t for t in out if t is not None) if isinstance(out, Merge) else (out,)
 
 
 @dataclass
@@ -182,8 +182,12 @@ def _place_blocks(
             [tokens, sizes, where],
         )
         tokens = out[0]
-        if len(out) > 1:
+        if len(out) == 4:
             sizes, where, count = out[1:]
+        elif len(out) == 3:
+            sizes, where = out[1:]
+        elif len(out) == 2:
+            where = out[1]
         counts.append(count)
         maps.append(where)
     reads = blocks[-1].reads

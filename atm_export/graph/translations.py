@@ -81,6 +81,23 @@ def _heads_first(x: Value) -> Value:
     return op.Transpose(x, perm=[0, 2, 1, 3])
 
 
+def reorder(x: Value, prefix: int) -> Value:
+    """Even positions, then odd ones, behind the prefix."""
+    first_source = prefix + prefix % 2
+    first_target = prefix + 1 - prefix % 2
+    ahead = [op.Slice(x, ints(0), ints(prefix), ints(1))] if prefix else []
+    if prefix % 2:
+        # The last prefix token stands just before the first source, one stride away.
+        ahead = [op.Slice(x, ints(0), ints(prefix - 1), ints(1))] if prefix > 1 else []
+        first_source = prefix - 1
+    return op.Concat(*ahead, every_other(x, first_source), every_other(x, first_target), axis=1)
+
+
+def look_up(table: Value, index: Value) -> Value:
+    """table at index."""
+    return op.Gather(table, index, axis=0)
+
+
 def merge(
     tokens: Value,
     sizes: Value,
@@ -297,5 +314,7 @@ TABLE: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.atm_export.split_heads.default: split_heads,
     torch.ops.atm_export.attend.default: attend,
     torch.ops.atm_export.key_metric.default: key_metric,
+    torch.ops.atm_export.reorder.default: reorder,
+    torch.ops.atm_export.look_up.default: look_up,
     torch.ops.atm_export.merge.default: merge,
 }

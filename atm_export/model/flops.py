@@ -18,6 +18,28 @@ def linear_weights(module: nn.Module) -> int:
     return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
 
 
+@torch.no_grad()
+def module_macs(module: nn.Module, sample: Tensor) -> int:
+    """Multiply-adds of the convolutions and linear layers that `sample` passes in `module`."""
+    total = 0
+
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        places = output.numel() // weight.shape[0]
+        total += places * weight.numel()
+
+    layers = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        module(sample)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total
+
+
 def count_gmacs(backbone: Backbone, tokens_in: Tensor, mlp_tokens: Tensor) -> Tensor:
     """GFLOPs [B] of each image; tokens_in and mlp_tokens [blocks, B]."""
     total = torch.full(tokens_in.shape[1:], backbone.stem_gmacs() * 1e9, dtype=torch.float64)

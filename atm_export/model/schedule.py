@@ -22,6 +22,13 @@ class BlockMerge:
     theta: float | None = None
     r: int | None = None
 
+    @property
+    def never(self) -> bool:
+        """No pair can merge here: no cosine exceeds 1. The tokens still change their order."""
+        return self.grouping == "alternate" and (
+            self.r == 0 or (self.theta is not None and self.theta >= 1)
+        )
+
 
 @dataclass(frozen=True)
 class MergePlan:
@@ -49,9 +56,12 @@ class MergePlan:
         return replace(self, blocks=blocks, per_image=False)
 
     def with_theta(self, theta: float) -> MergePlan:
-        """The same plan with one threshold everywhere (2: merge nothing; -2: merge all)."""
+        """The same plan with one threshold everywhere (2: merge nothing; -2: merge all), but in
+        blocks that never merge."""
         blocks = tuple(
-            block if block is None or block.theta is None else replace(block, theta=theta)
+            block
+            if block is None or block.theta is None or block.never
+            else replace(block, theta=theta)
             for block in self.blocks
         )
         return replace(self, blocks=blocks)

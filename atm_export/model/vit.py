@@ -22,7 +22,7 @@ from atm_export.errors import (
     unknown_name,
 )
 from atm_export.model.backbone import Backbone, BlockParts, LoadedModel, families
-from atm_export.model.flops import linear_weights
+from atm_export.model.flops import linear_weights, module_macs
 from atm_export.model.weights import (
     check_finite,
     load_strictly,
@@ -86,8 +86,7 @@ class TimmBackbone(Backbone):
         return self.model(image)
 
     def stem_gmacs(self) -> float:
-        conv = next(m for m in self.model.patch_embed.modules() if isinstance(m, nn.Conv2d))
-        return self.grid[0] * self.grid[1] * conv.weight.numel() / 1e9
+        return module_macs(self.model.patch_embed, torch.zeros(1, 3, *self.image_size)) / 1e9
 
     def head_macs(self, tokens: Tensor) -> Tensor:
         heads = [self.model.head] + ([self.model.head_dist] if self.distilled else [])

@@ -91,6 +91,35 @@ def _(k: Tensor) -> Tensor:
     return k.new_empty(k.shape[0], k.shape[1], k.shape[3])
 
 
+@torch.library.custom_op("atm_export::reorder", mutates_args=())
+def reorder(x: Tensor, prefix: int) -> Tensor:
+    """Tokens [B, n, D] as an alternate merge of no pair leaves them."""
+    return x[:, alternate_order(x.shape[1], prefix)]
+
+
+@reorder.register_fake
+def _(x: Tensor, prefix: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("atm_export::look_up", mutates_args=())
+def look_up(table: Tensor, index: Tensor) -> Tensor:
+    """table [n] at index [B, N0]."""
+    return table[index]
+
+
+@look_up.register_fake
+def _(table: Tensor, index: Tensor) -> Tensor:
+    return torch.empty_like(index)
+
+
+def alternate_order(n: int, prefix: int) -> Tensor:
+    """Old positions in new order: prefix, sources, destinations."""
+    position = torch.arange(n)
+    body = position[prefix:]
+    return torch.cat([position[:prefix], body[body % 2 == 0], body[body % 2 == 1]])
+
+
 @torch.library.custom_op("atm_export::merge", mutates_args=())
 def merge(
     tokens: Tensor,

@@ -17,13 +17,14 @@ from atm_export.rewrite import operators, ragged
 
 
 class Merge(NamedTuple):
-    """What a merging block hands on: tokens [B, n, D], merging sizes [B, n, 1], positions of the
-    embedded tokens [B, N0], and the number of tokens ([1], or [B] where images differ)."""
+    """What a merging block hands on: tokens [B, n, D], merging sizes [B, n, 1] (None: all 1),
+    positions of the embedded tokens [B, N0], and the number of tokens ([1], or [B] where images
+    differ; None: as before)."""
 
     tokens: Tensor
-    sizes: Tensor
+    sizes: Tensor | None
     where: Tensor
-    remaining: Tensor
+    remaining: Tensor | None
 
 
 class TwinBlock(nn.Module):
@@ -38,6 +39,7 @@ class TwinBlock(nn.Module):
     tokens_out: Tensor
     tokens_read: Tensor
     limit: Tensor
+    moved_to: Tensor
 
     def __init__(
         self,
@@ -64,6 +66,9 @@ class TwinBlock(nn.Module):
         self.register_buffer("tokens_in", torch.tensor([tokens]))
         self.register_buffer("tokens_out", torch.tensor([tokens if rule is None else out]))
         self.register_buffer("tokens_read", torch.tensor([reads or -1]))
+        if rule is not None and rule.never:
+            moved_to = operators.alternate_order(tokens, prefix).argsort()
+            self.register_buffer("moved_to", moved_to)
         if r is not None:
             self.register_buffer("limit", torch.tensor([r]))
         elif rule is not None and rule.theta is not None:
@@ -72,7 +77,7 @@ class TwinBlock(nn.Module):
     @property
     def kind(self) -> str:
         """Blocks of equal kind differ in their weights alone, and so share one translation."""
-        grouping = self.rule and self.rule.grouping
+        grouping = self.rule and (self.rule.grouping, self.rule.never)
         return (
             f"{grouping} fixed={self.fixed} prefix={self.prefix} reads={self.reads} "
             f"proportional={self.proportional} divisor={self.divisor} scale={self.scale} "
@@ -97,6 +102,9 @@ class TwinBlock(nn.Module):
         x = self._add(x, self.scale1(self.proj(attended)))
         if self.rule is None:
             return operators.unflatten_tokens(self._mlp(x), read, count_read)
+        if self.rule.never:
+            out = operators.unflatten_tokens(self._mlp(x), read, count_read)
+            return self._reorder(out, sizes, where)
         metric = operators.key_metric(k)
         if sizes is None:
             sizes = torch.ones_like(metric[..., :1])
@@ -113,6 +121,12 @@ class TwinBlock(nn.Module):
         out = operators.unflatten_tokens(self._mlp(x), read, count_read)
         return Merge(out, sizes, moved_to.gather(1, where), count)
 
+    def _reorder(self, out: Tensor, sizes: Tensor | None, where: Tensor) -> Merge:
+        if self.reads is None:
+            out = operators.reorder(out, self.prefix)
+        sizes = None if sizes is None else operators.reorder(sizes, self.prefix)
+        return Merge(out, sizes, operators.look_up(self.moved_to, where), None)
+
     def _mlp(self, x: Tensor) -> Tensor:
         return self._add(x, self.scale2(self.mlp(self.norm2(x))))
 
@@ -124,6 +138,8 @@ class RaggedTwinBlock(TwinBlock):
     """A block whose images keep different numbers of tokens; padding has size 0."""
 
     def forward(self, tokens: Tensor, sizes: Tensor | None, where: Tensor) -> Tensor | Merge:
+        if self.rule is not None and self.rule.never and sizes is None:
+            return super().forward(tokens, sizes, where)
         if sizes is None:
             sizes = torch.ones_like(tokens[..., :1])
         rows, slots = ragged.ragged_layout(sizes)
@@ -205,7 +221,8 @@ class Twin(nn.Module):
         for block in self.blocks:
             out = block(tokens, sizes, where)
             if isinstance(out, Merge):
-                tokens, sizes, where, count = out
+                tokens, sizes, where = out[:3]
+                count = count if out.remaining is None else out.remaining
             else:
                 tokens = out
             counts.append(count)
