@@ -32,7 +32,13 @@ Exit codes: 0 done, 2 settings, 3 weights, 4 model not supported, 5 parity faile
 7 output folder, 8 missing package, 9 images, 130 interrupted.
 """
 
-app = App(name="atm-export", help=HELP, help_format="plaintext", version_flags=["--version"])
+app = App(
+    name="atm-export",
+    help=HELP,
+    help_format="plaintext",
+    version_flags=["--version"],
+    suppress_keyboard_interrupt=False,
+)
 WHAT = Group("Model", sort_key=0)
 HOW = Group("Merging", sort_key=1)
 GRAPH = Group("Graph", sort_key=2)
@@ -174,7 +180,7 @@ def _run(config: Any, out: Path, force: bool, threads: int, benchmark: bool) -> 
         def progress(text: str) -> None:
             status.update(text)
             if not console.is_terminal and ":" not in text:
-                console.print(text, highlight=False)
+                print(text, flush=True)
 
         from atm_export.pipeline import export
 

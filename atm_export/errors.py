@@ -75,7 +75,9 @@ class DataError(AtmExportError):
 def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> ConfigError:
     """Build the error for an unknown `name`, offering the nearest of the `known` ones."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    begins = [known_name for known_name in names if known_name.startswith(name)][:3]
+    alike = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    near = list(dict.fromkeys([*begins, *alike]))[:3]
     offer = f"nearest: {', '.join(near)}" if near else f"known: {', '.join(names[:12])}"
     if not near and len(names) > 12:
         offer += f", ... ({len(names)} in all)"

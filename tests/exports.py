@@ -23,6 +23,7 @@ from tests.tiny import (
     class_token_vit,
     frozen_plan,
     no_merges,
+    threshold_plan,
     tiny_vit,
     tome_plan,
 )
@@ -65,41 +66,49 @@ def _per_image(backbone: TimmBackbone) -> MergePlan:
     return replace(adaptive_plan(backbone), per_image=True)
 
 
+def _merge_alike(backbone: TimmBackbone) -> MergePlan:
+    return threshold_plan(backbone, 0.99)
+
+
 def _not_proportional(backbone: TimmBackbone) -> MergePlan:
     return adaptive_plan(backbone, proportional=False)
 
 
 AVG = {"global_pool": "avg"}
 NO_PREFIX = {**AVG, "class_token": False}
+PLAIN_ATTENTION = {"scale_attn_norm": True, "qkv_bias": False, "img_size": (24, 40), "depth": 3}
+# Depth 4: alternate, alternate, size, and the last block. Depth 3: alternate, size, last. A model
+# that pools merges in the last block too, so that depth 2 has an alternate and a size block.
 ADAPTIVE = {
     "class token": Variant({}),
     "no prefix": Variant(NO_PREFIX),
-    "distilled": Variant({"distilled": True}),
-    "registers": Variant({"reg_tokens": 4}),
-    "qk norm, layer scale, avg pool": Variant({**AVG, "qk_norm": True, "init_values": 0.5}),
-    "registers, avg pool": Variant({**AVG, "reg_tokens": 4, "depth": 2}),
+    "distilled": Variant({"distilled": True, "depth": 3}),
+    "registers": Variant({"reg_tokens": 4, "depth": 3}),
+    "qk norm, layer scale, avg pool": Variant(
+        {**AVG, "qk_norm": True, "init_values": 0.5, "depth": 2}
+    ),
+    "registers, avgmax pool": Variant({"global_pool": "avgmax", "reg_tokens": 4, "depth": 2}),
     "map pool": Variant({**NO_PREFIX, "global_pool": "map", "depth": 2}),
-    "max pool": Variant({**NO_PREFIX, "global_pool": "avgmax", "depth": 2}),
-    "attention norm, no bias": Variant({"scale_attn_norm": True, "qkv_bias": False, "depth": 3}),
-    "even batch of patches": Variant({"img_size": (24, 40), "depth": 3}),
-    "not proportional": Variant({"depth": 3}, _not_proportional),
+    "attention norm, not proportional, not square": Variant(PLAIN_ATTENTION, _not_proportional),
+    "per image": Variant({"depth": 3}, _per_image),
+    "per image, no prefix": Variant({**NO_PREFIX, "depth": 2}, _per_image),
 }
 FIXED = {
-    "frozen": Variant({}, _frozen(7, 0, 3, 0)),
-    "frozen, r = 0": Variant({}, _frozen(0, 0, 0, 0)),
-    "frozen, r = max": Variant({}, _frozen(99, 99, 99, 0)),
-    "frozen, r = max, no prefix": Variant(NO_PREFIX, _frozen(99, 99, 0, 99)),
-    "frozen, r = max, distilled": Variant({"distilled": True}, _frozen(99, 3, 99, 0)),
-    "tome": Variant({}, _tome(5)),
-    "tome, r = max": Variant({}, _tome(99)),
-    "tome, r = max, registers": Variant({"reg_tokens": 4}, _tome(99)),
+    "frozen": Variant({"depth": 3}, _frozen(5, 99, 0)),
+    "frozen, r = 0": Variant({"depth": 3}, _frozen(0, 0, 0)),
+    "frozen, r = max, no prefix": Variant({**NO_PREFIX, "depth": 2}, _frozen(99, 99)),
+    "frozen, r = max, distilled": Variant({"distilled": True, "depth": 3}, _frozen(99, 3, 0)),
+    "tome, registers": Variant({"reg_tokens": 4, "depth": 3}, _tome(6)),
+    "tome, r = max": Variant({"depth": 3}, _tome(99)),
 }
-OTHERS = {
-    "uint8": Variant({}, uint8=True),
+VARIANTS = {
+    **ADAPTIVE,
+    **FIXED,
+    "alike": Variant({"positions": False}, _merge_alike),
+    "alike, no prefix": Variant({**NO_PREFIX, "positions": False, "depth": 2}, _merge_alike),
+    "uint8": Variant({"depth": 2}, uint8=True),
     "unmerged": Variant({}, no_merges),
-    "per image": Variant({}, _per_image),
 }
-VARIANTS = {**ADAPTIVE, **FIXED, **OTHERS}
 
 
 @cache
@@ -110,9 +119,13 @@ def exported(name: str) -> Exported:
     return export(backbone, variant.plan(backbone), uint8=variant.uint8)
 
 
-def export(backbone: TimmBackbone, plan: MergePlan, *, uint8: bool = False) -> Exported:
+def export(
+    backbone: TimmBackbone, plan: MergePlan, *, uint8: bool = False, opset: int = 20
+) -> Exported:
     """Assemble and optimise."""
-    assembled = onnx_from_model(backbone, plan, mean=MEAN, std=STD, uint8_input=uint8)
+    assembled = onnx_from_model(
+        backbone, plan, mean=MEAN, std=STD, uint8_input=uint8, opset=opset
+    )
     return Exported(backbone, plan, assembled, optimize(assembled))
 
 

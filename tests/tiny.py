@@ -20,12 +20,14 @@ from atm_export.model.weights import randomize
 from atm_export.validate.margins import trace_margin
 from atm_export.validate.tolerances import MARGIN
 
-MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE = 48  # 6 x 6 patches of 8 x 8
 
 
-def tiny_vit(*, distilled: bool = False, seed: int = 0, **options: Any) -> TimmBackbone:
-    """A ViT of 4 blocks on 36 patches, 7 classes."""
+def tiny_vit(
+    *, distilled: bool = False, positions: bool = True, seed: int = 0, **options: Any
+) -> TimmBackbone:
+    """A ViT of 4 blocks on 36 patches, 7 classes; without positions, equal patches stay equal."""
     values: dict[str, Any] = {
         "img_size": SIZE,
         "patch_size": 8,
@@ -37,6 +39,9 @@ def tiny_vit(*, distilled: bool = False, seed: int = 0, **options: Any) -> TimmB
     kind = VisionTransformerDistilled if distilled else VisionTransformer
     model = kind(**(values | options))
     randomize(model, seed)
+    if not positions:
+        with torch.no_grad():
+            model.pos_embed.zero_()
     return TimmBackbone(model, "tiny")
 
 
@@ -64,6 +69,12 @@ def groupings(backbone: TimmBackbone) -> list[Grouping | None]:
     return [*kinds, "size" if backbone.pooled else None]
 
 
+def threshold_plan(backbone: TimmBackbone, theta: float) -> MergePlan:
+    """ATM with one threshold everywhere; -2 merges all that can."""
+    rules = tuple(kind and BlockMerge(kind, theta=theta) for kind in groupings(backbone))
+    return MergePlan(rules, proportional=True)
+
+
 def adaptive_plan(
     backbone: TimmBackbone, share: float = 0.3, proportional: bool = True
 ) -> MergePlan:
@@ -72,7 +83,7 @@ def adaptive_plan(
     Fitted block after block, since each merge changes what the next block sees.
     """
     images = random_images(4, seed=100, size=backbone.image_size)
-    rules = [kind and BlockMerge(kind, theta=2.0) for kind in groupings(backbone)]
+    rules = list(threshold_plan(backbone, 2.0).blocks)
     for i, rule in enumerate(rules):
         if rule is None:
             continue
@@ -87,8 +98,7 @@ def adaptive_plan(
 
 def frozen_plan(backbone: TimmBackbone, r: Sequence[int], proportional: bool = True) -> MergePlan:
     """Fixed merges per block in ATM's groups."""
-    rules = tuple(kind and BlockMerge(kind, theta=0.0) for kind in groupings(backbone))
-    return MergePlan(rules, proportional).frozen(r)
+    return replace(threshold_plan(backbone, 0.0), proportional=proportional).frozen(r)
 
 
 def tome_plan(backbone: TimmBackbone, r: int, proportional: bool = True) -> MergePlan:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import socket
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import timm
 import torch
@@ -215,8 +221,10 @@ def _load_weights(
 
 def _fetch(spec: ModelSpec, options: dict[str, Any]) -> nn.Module:
     offer = "give --weights FILE (.safetensors or .pth) or --weights random"
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
-        return _create(spec.config, options, pretrained=True)
+        with _cache_only_without_network():
+            return _create(spec.config, options, pretrained=True)
     except AtmExportError:
         raise
     except Exception as error:  # any of a dozen network and hub errors, all with the same remedy
@@ -224,6 +232,24 @@ def _fetch(spec: ModelSpec, options: dict[str, Any]) -> nn.Module:
             f"pretrained weights of {spec.config.architecture} cannot be fetched "
             f"({type(error).__name__}); {offer}"
         ) from error
+
+
+@contextmanager
+def _cache_only_without_network() -> Iterator[None]:
+    """Where the hub's host does not resolve, look in the local cache alone: no minute of retries."""
+    from huggingface_hub import constants
+
+    host = urlsplit(constants.ENDPOINT).hostname
+    before = constants.HF_HUB_OFFLINE
+    if not getproxies():
+        try:
+            socket.getaddrinfo(host, 443)
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _resize(model: VisionTransformer, size: int, name: str) -> None:

@@ -1,0 +1,172 @@
+"""Model configs: every row of the paper is a preset, and bad settings name their field."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from atm_export.config import (
+    DEFAULT_POINT,
+    Method,
+    ModelConfig,
+    OperatingPoint,
+    RunConfig,
+    find_preset,
+    load_model_config,
+    model_names,
+    nearest_preset,
+    validated,
+)
+from atm_export.errors import ConfigError
+from atm_export.resolve import Choice, default_out, resolve
+from tests.shared_data import shared
+
+PAPER_MODELS = (
+    *("deit_t", "deit_s", "deit_b", "lvvit_t", "lvvit_s", "lvvit_m"),
+    *("t2t_vit_t_14", "t2t_vit_t_19", "mae_vit_b"),
+)
+
+
+def test_every_row_of_the_paper_is_a_preset() -> None:
+    with shared("paper", "atm_operating_points.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) > 150
+    for row in rows:
+        config = load_model_config(row["model"])
+        if not row["alpha"]:
+            assert config.paper is not None
+            assert config.paper.gflops == float(row["gflops"])
+            assert config.paper.top1 == float(row["top1_percent"])
+            continue
+        wanted = {
+            "alpha": float(row["alpha"]),
+            "beta": float(row["beta"]),
+            "theta_min": float(row["theta_min"]),
+            "split": None,
+            "table": row["table"],
+            "gflops": float(row["gflops"]),
+            "top1": float(row["top1_percent"]),
+            "fine_tuned": row["table"] == "A3",
+        }
+        name = f"{row['table'].lower()}-{float(row['gflops']):.2f}"
+        assert config.presets[name].model_dump() == wanted
+
+
+def test_all_models_of_the_paper_and_the_demo_are_configured() -> None:
+    assert set(model_names()) == {*PAPER_MODELS, "demo"}
+
+
+@pytest.mark.parametrize("name", [*PAPER_MODELS, "demo"])
+def test_defaults_are_lossless_rows_of_unchanged_weights(name: str) -> None:
+    config = load_model_config(name)
+    assert config.default_preset is not None
+    preset = config.presets[config.default_preset]
+    assert not preset.fine_tuned
+    if config.paper is not None:
+        assert preset.top1 is not None and preset.top1 >= config.paper.top1 - 0.11
+
+
+def test_nearest_preset_is_at_or_below_and_never_fine_tuned() -> None:
+    config = load_model_config("deit_s")
+    assert nearest_preset(3.2, "deit_s", config) == "a2-3.13"
+    assert nearest_preset(3.23, "deit_s", config) == "a2-3.23"
+    assert nearest_preset(99, "deit_s", config) == "a2-3.67"
+    with pytest.raises(ConfigError, match=r"lowest preset of deit_s needs 2\.56"):
+        nearest_preset(1, "deit_s", config)
+
+
+def test_unknown_names_offer_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"unknown model 'deit_xs'.*deit_s"):
+        load_model_config("deit_xs")
+    with pytest.raises(ConfigError, match=r"a2-0\.90"):
+        find_preset("a2-0.9", "deit_t", load_model_config("deit_t"))
+
+
+def test_any_timm_name_gets_the_default_point() -> None:
+    config = load_model_config("timm:vit_tiny_patch16_224")
+    assert config.presets == {"default": DEFAULT_POINT}
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"alpha": 1.01, "beta": 0, "theta_min": 0.8}, "alpha"),
+        ({"alpha": 1, "beta": -0.1, "theta_min": 0.8}, "beta"),
+        ({"alpha": 1, "beta": 0, "theta_min": float("nan")}, "theta_min"),
+        ({"alpha": 1, "beta": 0, "theta_min": 0.8, "split": -1}, "split"),
+        ({"alpha": 1, "beta": 0, "theta_min": 0.8, "gamma": 1}, "gamma"),
+        ({"alpha": 1, "beta": 0}, "theta_min"),
+    ],
+)
+def test_impossible_operating_points_name_the_field(values: dict[str, float], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        validated(OperatingPoint, values, "operating point")
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"name": "tome"}, "needs -r"),
+        ({"name": "tome", "r": (-1,)}, r"r\.0"),
+        ({"name": "atm", "r": (8,)}, "belongs to --method tome"),
+        ({"name": "tome", "r": (8,), "merge": "frozen"}, "belongs to --method atm"),
+        ({"name": "other"}, "name"),
+    ],
+)
+def test_impossible_methods_say_why(values: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        validated(Method, values, "method")
+
+
+def test_a_misspelt_key_in_a_config_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATM_EXPORT_CONFIGS", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("family: timm\narchitecture: a\nprests: {}\n")
+    with pytest.raises(ConfigError, match="prests"):
+        load_model_config("mine")
+    (tmp_path / "broken.yaml").write_text("family: [timm\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_model_config("broken")
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        DEFAULT_POINT.alpha = 0.5  # type: ignore[misc]
+    with pytest.raises(ValueError, match="default_preset"):
+        ModelConfig(family="timm", architecture="a", default_preset="none")
+
+
+def test_resolve_applies_presets_and_overrides() -> None:
+    config = resolve(Choice(model="deit_s"))
+    assert config.method.preset == "a2-3.23"
+    assert config.method.point == OperatingPoint(alpha=0.985, beta=0.045, theta_min=0.88)
+    changed = resolve(Choice(model="deit_s", preset="a2-3.13", theta_min=0.9, split=6))
+    assert changed.method.preset is None
+    assert changed.method.point == OperatingPoint(alpha=1, beta=0.03, theta_min=0.9, split=6)
+    assert default_out(config) == Path("build/deit_s-a2-3.23")
+    assert default_out(resolve(Choice(model="deit_s", method="tome", r="8"))).name == "deit_s-tome-r8"
+
+
+def test_a_config_survives_its_yaml() -> None:
+    import yaml
+
+    config = resolve(Choice(model="deit_t", method="tome", r="16,14,13,11,10,8,7,5,4,2,1,0"))
+    assert RunConfig.model_validate(yaml.safe_load(config.to_yaml())) == config
+
+
+@pytest.mark.parametrize(
+    ("choice", "says"),
+    [
+        (Choice(model="deit_s", preset="a2-3.23", gflops=3), "give one"),
+        (Choice(model="deit_s", method="tome", r="8", alpha=0.9), "--alpha belongs to"),
+        (Choice(model="deit_s", method="tome", r="8;9"), "whole numbers"),
+        (Choice(model="deit_s", opset=17), "20 to 23"),
+        (Choice(model="deit_s", image_size=-1), "image_size"),
+    ],
+)
+def test_contradictions_are_refused(choice: Choice, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        resolve(choice)

@@ -1,0 +1,85 @@
+"""Data flows one way, and so do imports; optional packages load late."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import atm_export
+
+PACKAGE = Path(atm_export.__file__).parent
+ORDER = (
+    ("errors", "registry", "artifacts", "preprocess", "demo"),
+    ("config",),
+    ("resolve",),
+    ("model",),
+    ("rewrite",),
+    ("graph",),
+    ("backends",),
+    ("validate",),
+    ("evaluate",),
+    ("report",),
+    ("pipeline",),
+    ("cli",),
+)
+LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Parts of atm_export that a module imports, late imports included."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "atm_export" and len(parts) > 1 and parts[1] in LEVEL:
+                found.add(parts[1])
+    return found
+
+
+def test_imports_point_one_way() -> None:
+    wrong = []
+    for path in PACKAGE.rglob("*.py"):
+        part = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if part == "__init__":
+            continue
+        assert part in LEVEL, f"{part} has no place in the order"
+        wrong += [
+            f"{path.relative_to(PACKAGE)} imports {other}"
+            for other in imports_of(path)
+            if other != part and LEVEL[other] > LEVEL[part]
+        ]
+    assert not wrong
+
+
+def test_every_module_imports_without_tensorrt() -> None:
+    names = [
+        ".".join(("atm_export", *path.relative_to(PACKAGE).with_suffix("").parts))
+        for path in sorted(PACKAGE.rglob("*.py"))
+    ]
+    code = (
+        "import sys\n"
+        "for name in ('tensorrt', 'tensorrt_rtx'): sys.modules[name] = None\n"
+        f"for name in {names!r}: __import__(name.removesuffix('.__init__'))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_the_package_itself_imports_neither_torch_nor_onnxruntime() -> None:
+    code = (
+        "import sys, atm_export, atm_export.cli\n"
+        "assert not {'torch', 'timm', 'onnxruntime'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_public_names_exist() -> None:
+    assert atm_export.__all__ == sorted(["Choice", "Outcome", "RunConfig", "export", "resolve"])
+    for name in atm_export.__all__:
+        assert getattr(atm_export, name) is not None

@@ -1,0 +1,293 @@
+"""The twin and its ONNX graph against the eager reference, on tiny models of every kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor
+
+from atm_export.model.merging import GRID, grid_threshold
+from atm_export.model.reference import Trace, run_reference
+from atm_export.preprocess import Preprocessing, normalize
+from atm_export.rewrite.operators import STRIDE, key_limit
+from atm_export.rewrite.twin import Twin
+from atm_export.validate.margins import trace_margin
+from atm_export.validate.tolerances import MARGIN
+from tests.exports import ADAPTIVE, FIXED, VARIANTS, export, exported, run_onnx
+from tests.tiny import (
+    MEAN,
+    STD,
+    adaptive_plan,
+    decided_images,
+    random_images,
+    threshold_plan,
+    tiny_vit,
+)
+
+ATOL = 1e-4  # one wrong merge changes logits by 1e-2 and more
+MERGING = [*ADAPTIVE, *FIXED]
+BATCHES = (1, 3, 8)
+
+
+def assert_same(trace: Trace, logits: Any, counts: Any, maps: Any) -> None:
+    """Decisions exactly, logits within ATOL; counts [blocks], or [batch, blocks] per image."""
+    counts = torch.as_tensor(np.asarray(counts))
+    given = counts.unsqueeze(1) if counts.ndim == 1 else counts.T
+    assert given.expand_as(trace.tokens_out).tolist() == trace.tokens_out.tolist()
+    assert torch.equal(torch.as_tensor(np.asarray(maps)), trace.maps)
+    logits = torch.as_tensor(np.asarray(logits))
+    assert bool(torch.isfinite(trace.logits).all())
+    torch.testing.assert_close(logits, trace.logits, atol=ATOL, rtol=0)
+
+
+def assert_onnx_same(trace: Trace, model: onnx.ModelProto, image: Tensor, prefix: int) -> None:
+    out = run_onnx(model, image.numpy())
+    assert_same(trace, out["logits"], out["tokens_per_block"], out["token_maps"])
+    assert np.array_equal(out["patch_to_token"], trace.maps[-1][:, prefix:].numpy())
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("name", MERGING)
+def test_twin_equals_the_reference(name: str, batch: int) -> None:
+    made = exported(name)
+    images = decided_images(made.backbone, made.plan, batch)
+    trace = run_reference(made.backbone, made.plan, images)
+    with torch.inference_mode():
+        logits, counts, maps = Twin(made.backbone, made.plan).eval()(images)
+    assert_same(trace, logits, counts, maps)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("name", MERGING)
+def test_onnx_equals_the_reference(name: str, batch: int) -> None:
+    made = exported(name)
+    images = decided_images(made.backbone, made.plan, batch)
+    trace = run_reference(made.backbone, made.plan, images)
+    assert_onnx_same(trace, made.traced, images, made.backbone.prefix)
+    logits = run_onnx(made.shipped, images.numpy())
+    torch.testing.assert_close(
+        torch.from_numpy(logits["logits"]), trace.logits, atol=ATOL, rtol=0
+    )
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_adaptive_plans_merge_in_every_block_that_may(name: str) -> None:
+    """So that the comparisons above compare something."""
+    made = exported(name)
+    trace = run_reference(made.backbone, made.plan, decided_images(made.backbone, made.plan, 8))
+    merged = (trace.tokens_in - trace.tokens_out).double().mean(dim=1)
+    for rule, mean in zip(made.plan.blocks, merged.tolist(), strict=True):
+        assert (mean >= 1) == (rule is not None)
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_adaptive_r_differs_between_batches(name: str) -> None:
+    made = exported(name)
+    counts = set()
+    for seed in range(12):
+        images = random_images(1, seed, made.backbone.image_size)
+        trace = run_reference(made.backbone, made.plan, images)
+        counts.add(tuple(trace.tokens_out[:, 0].tolist()))
+    assert len(counts) > 1
+
+
+@pytest.mark.parametrize("name", ["class token", "no prefix", "frozen", "tome, registers"])
+def test_the_assembled_graph_equals_the_reference_before_any_pass(name: str) -> None:
+    made = exported(name)
+    images = decided_images(made.backbone, made.plan, 3)
+    trace = run_reference(made.backbone, made.plan, images)
+    assert_onnx_same(trace, made.assembled, images, made.backbone.prefix)
+
+
+def test_frozen_maximum_merges_half_of_the_tokens_at_most() -> None:
+    for name, expected in {
+        "frozen, r = max, no prefix": [18, 9],
+        "frozen, r = 0": [37, 37, 37],
+        "frozen": [32, 17, 17],
+        "tome, r = max": [19, 10, 6],
+    }.items():
+        made = exported(name)
+        out = run_onnx(made.traced, random_images(1).numpy())
+        assert out["tokens_per_block"].tolist() == expected
+
+
+@pytest.mark.parametrize("name", ["frozen, r = 0", "unmerged"])
+def test_without_merges_the_logits_are_the_plain_models(name: str) -> None:
+    made = exported(name)
+    images = random_images(3)
+    out = run_onnx(made.traced, images.numpy())
+    with torch.inference_mode():
+        plain = made.backbone.plain(images)
+    torch.testing.assert_close(torch.from_numpy(out["logits"]), plain, atol=1e-5, rtol=0)
+    assert out["tokens_per_block"].tolist() == [37] * len(made.plan.blocks)
+    identity = np.broadcast_to(np.arange(37), out["token_maps"].shape)
+    assert np.array_equal(out["token_maps"], identity)
+
+
+@pytest.mark.parametrize("theta", [2.0, -2.0], ids=["r = 0", "r = max"])
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_twin_at_both_ends_of_the_threshold(name: str, theta: float) -> None:
+    made = exported(name)
+    plan = made.plan.with_theta(theta)
+    for batch in (1, 3):
+        images = decided_images(made.backbone, plan, batch)
+        trace = run_reference(made.backbone, plan, images)
+        with torch.inference_mode():
+            logits, counts, maps = Twin(made.backbone, plan).eval()(images)
+        assert_same(trace, logits, counts, maps)
+        merged = int((trace.tokens_in - trace.tokens_out).sum())
+        assert (merged == 0) == (theta == 2.0)
+
+
+@pytest.mark.parametrize("patches", [1, 2, 3])
+@pytest.mark.parametrize("name", ["class token", "no prefix", "distilled"])
+def test_models_of_very_few_tokens(name: str, patches: int) -> None:
+    """As little as one patch, with more blocks than there is anything to merge."""
+    options = {**VARIANTS[name].options, "img_size": (8, 8 * patches), "depth": 8}
+    backbone = tiny_vit(**options)
+    plan = threshold_plan(backbone, -2.0)
+    images = random_images(3, size=backbone.image_size)
+    trace = run_reference(backbone, plan, images)
+    assert bool(torch.isfinite(trace.logits).all())
+    assert int(trace.tokens_out.min()) >= backbone.prefix + 1
+    with torch.inference_mode():
+        logits, counts, maps = Twin(backbone, plan).eval()(images)
+    assert_same(trace, logits, counts, maps)
+
+
+def test_deep_models_merge_down_to_one_token() -> None:
+    """36 patches halve to one within 6 blocks; the rest of the blocks have nothing to merge."""
+    for name in ("class token", "no prefix", "distilled"):
+        backbone = tiny_vit(**{**VARIANTS[name].options, "depth": 8})
+        plan = threshold_plan(backbone, -2.0)
+        images = random_images(2)
+        trace = run_reference(backbone, plan, images)
+        assert bool(torch.isfinite(trace.logits).all())
+        assert int(trace.tokens_out.min()) == backbone.prefix + 1
+        assert [int(m.max()) for m in trace.maps[-1]] == [backbone.prefix] * 2
+        with torch.inference_mode():
+            _, counts, _ = Twin(backbone, plan).eval()(images)
+        assert counts.tolist() == trace.tokens_out[:, 0].tolist()
+
+
+def flat_images(kind: str, batch: int) -> Tensor:
+    """Images of one colour each, or of two halves of one colour each, [batch, 3, 48, 48]."""
+    colours = torch.randn(batch, 3, 2, generator=torch.Generator().manual_seed(batch))
+    images = colours[..., :1, None].expand(-1, -1, 48, 48).clone()
+    if kind == "halves":
+        images[..., 24:] = colours[..., 1:, None]
+    return images
+
+
+@pytest.mark.parametrize("kind", ["flat", "halves"])
+@pytest.mark.parametrize("name", ["alike", "alike, no prefix"])
+def test_ties_are_decided_alike(name: str, kind: str) -> None:
+    """Equal patches without positions: all similarities are 1, and the order alone decides."""
+    made = exported(name)
+    for batch in (1, 3):
+        images = flat_images(kind, batch)
+        trace = run_reference(made.backbone, made.plan, images)
+        merged = trace.tokens_in[0] - trace.tokens_out[0]
+        assert merged.tolist() == [18] * batch
+        first = trace.decisions[0][0]
+        assert first is not None
+        assert first.pairs.similarity.unique().tolist() == [GRID]
+        assert_onnx_same(trace, made.traced, images, made.backbone.prefix)
+        with torch.inference_mode():
+            logits, counts, maps = Twin(made.backbone, made.plan).eval()(images)
+        assert_same(trace, logits, counts, maps)
+
+
+def test_a_repeated_image_gives_equal_rows() -> None:
+    made = exported("class token")
+    images = random_images(1).expand(5, -1, -1, -1)
+    out = run_onnx(made.traced, images.numpy())
+    assert np.array_equal(out["token_maps"], np.repeat(out["token_maps"][:, :1], 5, axis=1))
+    assert np.abs(out["logits"] - out["logits"][:1]).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["per image", "per image, no prefix"])
+def test_per_image_answers_do_not_depend_on_the_neighbours(name: str) -> None:
+    made = exported(name)
+    images = decided_images(made.backbone, made.plan, 8)
+    together = run_onnx(made.traced, images.numpy())
+    alone = [run_onnx(made.traced, image.numpy()) for image in images.split(1)]
+    for i, out in enumerate(alone):
+        np.testing.assert_allclose(together["logits"][i], out["logits"][0], atol=1e-5)
+        assert np.array_equal(together["token_maps"][:, i], out["token_maps"][:, 0])
+        assert np.array_equal(together["tokens_per_block"][i], out["tokens_per_block"].flatten())
+    assert len({tuple(row) for row in together["tokens_per_block"].tolist()}) > 1
+
+
+def test_uint8_input_equals_normalised_floats() -> None:
+    made = exported("uint8")
+    how = Preprocessing(made.backbone.image_size, 1.0, "bicubic", MEAN, STD)
+    proven = 0
+    for seed in range(6):
+        shape = (3, *made.backbone.image_size, 3)
+        pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+        trace = run_reference(made.backbone, made.plan, torch.from_numpy(normalize(pixels, how)))
+        if trace_margin(trace) < MARGIN:
+            continue
+        out = run_onnx(made.traced, pixels)
+        assert_same(trace, out["logits"], out["tokens_per_block"], out["token_maps"])
+        proven += 1
+    assert proven >= 3
+
+
+@pytest.mark.parametrize("name", ["class token", "uint8", "unmerged", "no prefix"])
+def test_inputs_and_outputs(name: str) -> None:
+    made = exported(name)
+    pixels: list[Any] = ["batch", 48, 48, 3] if name == "uint8" else ["batch", 3, 48, 48]
+    blocks = len(made.plan.blocks)
+    tokens = 36 + made.backbone.prefix
+    expected = {
+        "image": pixels,
+        "logits": ["batch", 7],
+        "tokens_per_block": [blocks],
+        "token_maps": [blocks, "batch", tokens],
+        "patch_to_token": ["batch", 36],
+    }
+    for model in (made.assembled, made.traced):
+        onnx.checker.check_model(model, full_check=True)
+        values = [*model.graph.input, *model.graph.output]
+        shapes = {
+            v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
+            for v in values
+        }
+        assert shapes == expected
+    kind = made.traced.graph.input[0].type.tensor_type.elem_type
+    assert (kind == onnx.TensorProto.UINT8) == (name == "uint8")
+    assert [v.name for v in made.shipped.graph.output] == ["logits"]
+
+
+def test_the_same_model_gives_the_same_bytes() -> None:
+    made = exported("uint8")
+    again = export(made.backbone, made.plan, uint8=True)
+    for first, second in ((made.assembled, again.assembled), (made.traced, again.traced)):
+        assert first.SerializeToString(deterministic=True) == second.SerializeToString(
+            deterministic=True
+        )
+
+
+def test_the_highest_opset() -> None:
+    backbone = tiny_vit(depth=2)
+    plan = adaptive_plan(backbone)
+    made = export(backbone, plan, opset=23)
+    assert {o.domain: o.version for o in made.traced.opset_import} == {"": 23}
+    images = decided_images(backbone, plan, 3)
+    assert_onnx_same(run_reference(backbone, plan, images), made.traced, images, 1)
+
+
+@pytest.mark.parametrize("theta", [-1.0, -0.3, 0.0, 0.1, 0.5, 0.8765432, 0.98, 1.0])
+def test_key_limits_cut_where_the_reference_cuts(theta: float) -> None:
+    """A sort key lies above the limit exactly where its similarity lies above theta."""
+    nearest = round(theta * GRID)
+    for similarity in range(nearest - 3, nearest + 4):
+        for slot in (0, 1, 97, STRIDE - 1):
+            key = similarity * STRIDE - slot
+            assert (key > key_limit(theta)) == (similarity > grid_threshold(theta))
