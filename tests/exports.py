@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+from torch import Tensor
 
 from atm_export.backends.onnxruntime import OnnxRuntimeRunner
 from atm_export.backends.runner import Array
 from atm_export.graph.assemble import onnx_from_model
 from atm_export.graph.optimize import optimize, with_outputs
+from atm_export.model.reference import Trace, run_reference
 from atm_export.model.schedule import MergePlan
 from atm_export.model.vit import TimmBackbone
 from tests.tiny import (
@@ -21,6 +23,7 @@ from tests.tiny import (
     STD,
     adaptive_plan,
     class_token_vit,
+    decided_images,
     frozen_plan,
     no_merges,
     threshold_plan,
@@ -52,6 +55,7 @@ class Variant:
     options: Mapping[str, Any]
     plan: Planner = adaptive_plan
     uint8: bool = False
+    opset: int = 20
 
 
 def _frozen(*r: int) -> Planner:
@@ -66,6 +70,14 @@ def _per_image(backbone: TimmBackbone) -> MergePlan:
     return replace(adaptive_plan(backbone), per_image=True)
 
 
+def _first_reorders(backbone: TimmBackbone) -> MergePlan:
+    return adaptive_plan(backbone, first=1.0)
+
+
+def _first_reorders_per_image(backbone: TimmBackbone) -> MergePlan:
+    return replace(adaptive_plan(backbone, first=1.0), per_image=True)
+
+
 def _merge_alike(backbone: TimmBackbone) -> MergePlan:
     return threshold_plan(backbone, 0.99)
 
@@ -74,41 +86,62 @@ def _not_proportional(backbone: TimmBackbone) -> MergePlan:
     return adaptive_plan(backbone, proportional=False)
 
 
-AVG = {"global_pool": "avg"}
-NO_PREFIX = {**AVG, "class_token": False}
-PLAIN_ATTENTION = {"scale_attn_norm": True, "qkv_bias": False, "img_size": (24, 40), "depth": 3}
+NO_PREFIX = {"global_pool": "avg", "class_token": False}
 # Depth 4: alternate, alternate, size, and the last block. Depth 3: alternate, size, last. A model
 # that pools merges in the last block too, so that depth 2 has an alternate and a size block.
 ADAPTIVE = {
     "class token": Variant({}),
     "no prefix": Variant(NO_PREFIX),
     "distilled": Variant({"distilled": True, "depth": 3}),
-    "registers": Variant({"reg_tokens": 4, "depth": 3}),
+    "registers, first block reorders": Variant({"reg_tokens": 4}, _first_reorders),
     "qk norm, layer scale, avg pool": Variant(
-        {**AVG, "qk_norm": True, "init_values": 0.5, "depth": 2}
+        {"global_pool": "avg", "qk_norm": True, "init_values": 0.5, "depth": 2}, opset=23
     ),
-    "registers, avgmax pool": Variant({"global_pool": "avgmax", "reg_tokens": 4, "depth": 2}),
-    "map pool": Variant({**NO_PREFIX, "global_pool": "map", "depth": 2}),
-    "attention norm, not proportional, not square": Variant(PLAIN_ATTENTION, _not_proportional),
+    "map pool, other attention, not square": Variant(
+        {
+            **NO_PREFIX,
+            "global_pool": "map",
+            "scale_attn_norm": True,
+            "qkv_bias": False,
+            "img_size": (24, 40),
+            "depth": 2,
+        },
+        _not_proportional,
+    ),
     "per image": Variant({"depth": 3}, _per_image),
-    "per image, no prefix": Variant({**NO_PREFIX, "depth": 2}, _per_image),
+    "per image, registers, avgmax pool": Variant(
+        {"global_pool": "avgmax", "reg_tokens": 4, "depth": 3}, _first_reorders_per_image
+    ),
 }
 FIXED = {
     "frozen": Variant({"depth": 3}, _frozen(5, 99, 0)),
-    "frozen, r = 0": Variant({"depth": 3}, _frozen(0, 0, 0)),
+    "frozen, r = 0, distilled": Variant({"distilled": True, "depth": 3}, _frozen(0, 0, 0)),
     "frozen, r = max, no prefix": Variant({**NO_PREFIX, "depth": 2}, _frozen(99, 99)),
-    "frozen, r = max, distilled": Variant({"distilled": True, "depth": 3}, _frozen(99, 3, 0)),
     "tome, registers": Variant({"reg_tokens": 4, "depth": 3}, _tome(6)),
-    "tome, r = max": Variant({"depth": 3}, _tome(99)),
 }
 VARIANTS = {
     **ADAPTIVE,
     **FIXED,
-    "alike": Variant({"positions": False}, _merge_alike),
-    "alike, no prefix": Variant({**NO_PREFIX, "positions": False, "depth": 2}, _merge_alike),
+    "alike": Variant({"positions": False, "depth": 3}, _merge_alike),
     "uint8": Variant({"depth": 2}, uint8=True),
     "unmerged": Variant({}, no_merges),
 }
+
+
+@dataclass(frozen=True)
+class Decided:
+    """Images that the reference decides with a margin, and what it makes of them."""
+
+    images: Tensor
+    trace: Trace
+
+
+@cache
+def decided(name: str, batch: int) -> Decided:
+    """Such images for a variant."""
+    made = exported(name)
+    images = decided_images(made.backbone, made.plan, batch)
+    return Decided(images, run_reference(made.backbone, made.plan, images))
 
 
 @cache
@@ -116,16 +149,14 @@ def exported(name: str) -> Exported:
     """The export of a variant, made on first use."""
     variant = VARIANTS[name]
     backbone = tiny_vit(**variant.options) if variant.options else class_token_vit()
-    return export(backbone, variant.plan(backbone), uint8=variant.uint8)
+    return export(backbone, variant.plan(backbone), uint8=variant.uint8, opset=variant.opset)
 
 
 def export(
     backbone: TimmBackbone, plan: MergePlan, *, uint8: bool = False, opset: int = 20
 ) -> Exported:
     """Assemble and optimise."""
-    assembled = onnx_from_model(
-        backbone, plan, mean=MEAN, std=STD, uint8_input=uint8, opset=opset
-    )
+    assembled = onnx_from_model(backbone, plan, mean=MEAN, std=STD, uint8_input=uint8, opset=opset)
     return Exported(backbone, plan, assembled, optimize(assembled))
 
 

@@ -15,9 +15,7 @@ from torch import nn
 
 from atm_export.preprocess import list_images
 
-SHARED = Path(
-    os.environ.get("ATM_EXPORT_SHARED") or Path(__file__).resolve().parents[2] / "shared"
-)
+SHARED = Path(os.environ.get("ATM_EXPORT_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 
 
 def shared(*parts: str) -> Path:

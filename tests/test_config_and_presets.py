@@ -147,7 +147,9 @@ def test_resolve_applies_presets_and_overrides() -> None:
     assert changed.method.preset is None
     assert changed.method.point == OperatingPoint(alpha=1, beta=0.03, theta_min=0.9, split=6)
     assert default_out(config) == Path("build/deit_s-a2-3.23")
-    assert default_out(resolve(Choice(model="deit_s", method="tome", r="8"))).name == "deit_s-tome-r8"
+    assert (
+        default_out(resolve(Choice(model="deit_s", method="tome", r="8"))).name == "deit_s-tome-r8"
+    )
 
 
 def test_a_config_survives_its_yaml() -> None:

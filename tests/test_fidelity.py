@@ -44,9 +44,7 @@ def run(preset: str) -> Trace:
     """One batch of 100, as the paper evaluates."""
     backbone = deit_t().backbone
     point = load_model_config("deit_t").presets[preset].point
-    plan = plan_merges(
-        Method(point=point), len(backbone.parts()), pooled=False, proportional=True
-    )
+    plan = plan_merges(Method(point=point), len(backbone.parts()), pooled=False, proportional=True)
     return run_reference(backbone, plan, images()[0])
 
 

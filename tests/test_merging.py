@@ -59,8 +59,7 @@ def brute_pairs(example: Example, image: int, grouping: Grouping) -> BrutePairs:
 def examples() -> list[Example]:
     shapes = itertools.product(PREFIXES, (2, 3, 4, 7, 12, 13), (1, 3))
     return [
-        make_example(seed, prefix, free, batch)
-        for seed, (prefix, free, batch) in enumerate(shapes)
+        make_example(seed, prefix, free, batch) for seed, (prefix, free, batch) in enumerate(shapes)
     ]
 
 

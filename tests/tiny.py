@@ -76,16 +76,23 @@ def threshold_plan(backbone: TimmBackbone, theta: float) -> MergePlan:
 
 
 def adaptive_plan(
-    backbone: TimmBackbone, share: float = 0.3, proportional: bool = True
+    backbone: TimmBackbone,
+    share: float = 0.3,
+    proportional: bool = True,
+    first: float | None = None,
 ) -> MergePlan:
     """Thresholds that about `share` of the pairs of noise images pass, halfway between two of them.
 
-    Fitted block after block, since each merge changes what the next block sees.
+    Fitted block after block, since each merge changes what the next block sees. first: the
+    threshold of block 1, where it is given.
     """
     images = random_images(4, seed=100, size=backbone.image_size)
     rules = list(threshold_plan(backbone, 2.0).blocks)
     for i, rule in enumerate(rules):
         if rule is None:
+            continue
+        if i == 0 and first is not None:
+            rules[i] = replace(rule, theta=first)
             continue
         plan = MergePlan(tuple(rules), proportional)
         decision = run_reference(backbone, plan, images).decisions[i][0]

@@ -7,6 +7,8 @@ from atm_export.errors import UnsupportedModelError
 from atm_export.model import demo, vit  # noqa: F401  (each registers its family)
 from atm_export.model.backbone import LoadedModel, families
 
+LARGEST = 2**31 - 2**26  # protobuf's limit, less room for the graph itself
+
 
 def load_model(spec: ModelSpec) -> LoadedModel:
     """The model with its weights; errors name the file, key or setting at fault."""
@@ -15,4 +17,11 @@ def load_model(spec: ModelSpec) -> LoadedModel:
             f"{spec.name} needs the model family '{spec.config.family}', which this version does "
             f"not have yet; available: {', '.join(families)}"
         )
-    return families[spec.config.family](spec)
+    model = families[spec.config.family](spec)
+    size = sum(tensor.numel() * 4 for tensor in model.backbone.state_dict().values())
+    if size > LARGEST:
+        raise UnsupportedModelError(
+            f"{spec.name} has {size / 2**30:.1f} GiB of weights; ONNX files end at 2 GiB, and weights "
+            "beside the file are not written by this version"
+        )
+    return model

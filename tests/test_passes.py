@@ -1,0 +1,306 @@
+"""Each graph pass fires, keeps the numbers, and says when it has nothing to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from onnx import parser
+
+from atm_export.graph.optimize import FoldConstants, optimize, with_facts, with_outputs
+from atm_export.graph.passes.cancel_reshapes import CancelReshapes
+from atm_export.graph.passes.fold_weights import FoldTransposedWeights
+from atm_export.graph.passes.keep_outputs import KeepOutputs
+from atm_export.graph.passes.name_nodes import NameNodes
+from atm_export.graph.passes.one_batch import OneBatch
+from atm_export.graph.passes.stamp import Stamp
+from tests.exports import exported
+from tests.tiny import random_images
+
+Pass = Callable[[ir.Model], Any]
+
+
+def graph(text: str) -> onnx.ModelProto:
+    """A model from ONNX's own notation."""
+    return parser.parse_model(f'<ir_version: 10, opset_import: ["": 20]>\n{text}')
+
+
+def run(model: onnx.ModelProto, **feeds: np.ndarray) -> list[np.ndarray]:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return list(session.run(None, feeds))
+
+
+def apply(step: Pass, model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
+    """The model after the pass, and whether the pass says that it fired."""
+    result = step(ir.from_proto(model))
+    return ir.to_proto(result.model), bool(result.modified)
+
+
+def kinds(model: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in model.graph.node]
+
+
+TRANSPOSED = """g (float[N, 2] x) => (float[N, 3] y, float[N, 3] z)
+<float[3, 2] w = {1, 2, 3, 4, 5, 6}>
+{
+    t = Transpose <perm: ints = [1, 0]> (w)
+    y = MatMul (x, t)
+    u = Transpose (w)
+    z = MatMul (x, u)
+}"""
+TWICE = """g (float[N, 1] x) => (float[N, 3, 2] y, float[N, 1, 3] z)
+<float[1, 2, 3] w = {1, 2, 3, 4, 5, 6}, int64[1] axis = {2}>
+{
+    x3 = Unsqueeze (x, axis)
+    t = Transpose <perm: ints = [0, 2, 1]> (w)
+    y = Add (x3, t)
+    u = Transpose <perm: ints = [1, 0, 2]> (w)
+    s = ReduceSum <keepdims: int = 0> (u)
+    v = Transpose <perm: ints = [2, 0, 1]> (w)
+    r = ReduceSum (v, axis)
+    q = Squeeze (r)
+    p = Add (q, s)
+    z = Add (x3, p)
+}"""
+RESHAPES = """g (float[N, 6] x) => (float[N, 6] y)
+<int64[3] apart = {-1, 3, 2}, int64[2] back = {-1, 6}>
+{
+    a = Relu (x)
+    b = Reshape (a, apart)
+    c = Reshape (b, back)
+    y = Neg (c)
+}"""
+BATCHES = """g (float[N, 6] x) => (float[M, 3] y, int64[1] z)
+<int64[1] three = {3}, int64[1] zero = {0}>
+{
+    a = Relu (x)
+    n = Shape <start: int = 0, end: int = 1> (a)
+    m = Shape <start: int = 0, end: int = 1> (x)
+    s = Concat <axis: int = 0> (n, three)
+    b = ReduceMax <keepdims: int = 1> (a)
+    y = Expand (b, s)
+    z = Add (m, zero)
+}"""
+CONSTANTS = """g (float[N, 2] x) => (float[N, 2] y)
+<float[2] a = {1, 2}, float[2] b = {3, 5}>
+{
+    c = Mul (a, b)
+    y = Add (x, c)
+}"""
+OUTPUTS = """g (float[N, 2] x) => (float[N, 2] y, float[N, 2] z)
+{
+    a = Relu (x)
+    y = Neg (a)
+    b = Exp (x)
+    z = Neg (b)
+}"""
+
+FIRING: dict[str, tuple[Pass, str, list[str]]] = {
+    "fold weights": (FoldTransposedWeights(), TRANSPOSED, ["MatMul", "MatMul"]),
+    "cancel reshapes": (CancelReshapes(), RESHAPES, ["Relu", "Reshape", "Neg"]),
+    "fold constants": (FoldConstants(), CONSTANTS, ["Add"]),
+}
+IDLE: dict[str, tuple[Pass, str]] = {
+    "fold weights": (FoldTransposedWeights(), RESHAPES),
+    "cancel reshapes": (CancelReshapes(), BATCHES),
+    "one batch": (OneBatch(), RESHAPES),
+    "fold constants": (FoldConstants(), OUTPUTS),
+    "keep outputs": (KeepOutputs(["y", "z"]), OUTPUTS),
+}
+
+
+def feed_of(model: onnx.ModelProto) -> np.ndarray:
+    width = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+    return np.random.default_rng(0).standard_normal((5, width)).astype(np.float32)
+
+
+def assert_same_numbers(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
+    x = feed_of(before)
+    for first, second in zip(run(before, x=x), run(after, x=x), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("name", FIRING)
+def test_fires_keeps_the_numbers_and_then_rests(name: str) -> None:
+    step, text, left = FIRING[name]
+    before = graph(text)
+    after, modified = apply(step, before)
+    assert modified
+    assert kinds(after) == left
+    assert_same_numbers(before, after)
+    again, modified = apply(step, after)
+    assert not modified
+    assert kinds(again) == left
+
+
+@pytest.mark.parametrize("name", IDLE)
+def test_leaves_alone_what_is_not_its_business(name: str) -> None:
+    step, text = IDLE[name]
+    before = graph(text)
+    after, modified = apply(step, before)
+    assert not modified
+    assert kinds(after) == kinds(before)
+
+
+def test_one_weight_transposed_in_several_ways() -> None:
+    before = graph(TWICE)
+    after, modified = apply(FoldTransposedWeights(), before)
+    assert modified
+    assert "Transpose" not in kinds(after)
+    assert_same_numbers(before, after)
+
+
+@pytest.mark.parametrize(
+    ("step", "text"),
+    [
+        (
+            FoldTransposedWeights(),
+            "g (float[N, 2] x) => (float[2, 1] y, float[N, 2] z) <float[1, 2] w = {1, 2}>"
+            " { y = Transpose (w)\n z = Add (x, w) }",
+        ),
+        (
+            CancelReshapes(),
+            "g (float[N, 2] x) => (float[M, 2] y) <int64[3] a = {-1, 2, 1}, int64[2] b = {-1, 2}>"
+            " { r = Relu (x)\n s = Reshape (r, a)\n y = Reshape (s, b) }",
+        ),
+        (
+            OneBatch(),
+            "g (float[N, 2] x) => (int64[1] y)"
+            " { r = Relu (x)\n y = Shape <start: int = 0, end: int = 1> (r) }",
+        ),
+    ],
+    ids=["fold weights", "cancel reshapes", "one batch"],
+)
+def test_what_a_pass_would_remove_may_be_an_output(step: Pass, text: str) -> None:
+    before = graph(text)
+    after, _ = apply(step, before)
+    assert [v.name for v in after.graph.output] == [v.name for v in before.graph.output]
+    assert_same_numbers(before, after)
+
+
+def test_reshapes_to_another_shape_stay() -> None:
+    before = graph(RESHAPES.replace("{-1, 6}", "{-1, 2}").replace("[N, 6] y", "[M, 2] y"))
+    after, modified = apply(CancelReshapes(), before)
+    assert not modified
+    assert_same_numbers(before, after)
+
+
+def test_one_batch_reads_the_input_alone() -> None:
+    before = graph(BATCHES)
+    after, modified = apply(OneBatch(), before)
+    assert modified
+    shapes = [node for node in after.graph.node if node.op_type == "Shape"]
+    assert [list(node.input) for node in shapes] == [["x"]]
+    assert_same_numbers(before, after)
+
+
+def test_one_batch_says_that_it_fired_on_a_single_reader() -> None:
+    before = graph(
+        "g (float[N, 2] x) => (int64[1] y) <int64[1] zero = {0}>"
+        " { r = Relu (x)\n n = Shape <start: int = 0, end: int = 1> (r)\n y = Add (n, zero) }"
+    )
+    after, modified = apply(OneBatch(), before)
+    shape = next(node for node in after.graph.node if node.op_type == "Shape")
+    assert modified == (list(shape.input) != ["r"])
+    assert_same_numbers(before, after)
+    assert not apply(OneBatch(), after)[1]
+
+
+def test_keep_outputs_drops_what_only_the_others_need() -> None:
+    before = graph(OUTPUTS)
+    after, modified = apply(KeepOutputs(["z"]), before)
+    assert modified
+    assert [value.name for value in after.graph.output] == ["z"]
+    assert kinds(after) == ["Exp", "Neg"]
+    x = feed_of(before)
+    np.testing.assert_array_equal(run(after, x=x)[0], run(before, x=x)[1])
+
+
+def test_names_come_from_the_first_output() -> None:
+    before = graph(RESHAPES)
+    for node in before.graph.node:
+        node.doc_string = "a note"
+    after, modified = apply(NameNodes(), before)
+    assert modified
+    assert [node.name for node in after.graph.node] == ["a", "b", "c", "y"]
+    assert not any(node.doc_string for node in after.graph.node)
+    assert_same_numbers(before, after)
+    assert not apply(NameNodes(), after)[1]
+
+
+def test_stamp_writes_json_once() -> None:
+    facts = {"model": "tiny", "labels": ["a", "b"], "point": {"alpha": 1.0}, "none": None}
+    after, modified = apply(Stamp(facts), graph(RESHAPES))
+    assert modified
+    found = {p.key: p.value for p in after.metadata_props}
+    assert found.pop("atm_export.model") == "tiny"
+    assert {k.removeprefix("atm_export."): json.loads(v) for k, v in found.items()} == {
+        k: v for k, v in facts.items() if k != "model"
+    }
+    assert not apply(Stamp(facts), after)[1]
+    changed, modified = apply(Stamp({"model": "other"}), after)
+    assert modified
+    assert {p.key: p.value for p in changed.metadata_props}["atm_export.model"] == "other"
+
+
+@pytest.mark.parametrize(
+    ("name", "exact"), [("class token", True), ("per image", True), ("frozen", True)]
+)
+def test_optimising_an_export_keeps_its_outputs(name: str, exact: bool) -> None:
+    made = exported(name)
+    image = random_images(3).numpy()
+    before = dict(zip(output_names(made.assembled), run(made.assembled, image=image), strict=True))
+    after = dict(zip(output_names(made.traced), run(made.traced, image=image), strict=True))
+    assert before.keys() == after.keys()
+    for key, values in before.items():
+        if values.dtype == np.int64:
+            np.testing.assert_array_equal(after[key], values)
+        else:
+            np.testing.assert_allclose(after[key], values, atol=1e-5 if exact else 1e-4)
+    assert len(made.traced.graph.node) < len(made.assembled.graph.node)
+
+
+def output_names(model: onnx.ModelProto) -> list[str]:
+    return [value.name for value in model.graph.output]
+
+
+def test_optimising_twice_changes_nothing_more() -> None:
+    traced = exported("class token").traced
+    again = optimize(traced)
+    assert sorted(kinds(again)) == sorted(kinds(traced))
+
+
+def test_an_optimised_export_has_no_transposed_weights_and_reads_the_batch_once() -> None:
+    traced = exported("class token").traced
+    constants = {tensor.name for tensor in traced.graph.initializer}
+    for node in traced.graph.node:
+        assert not (node.op_type == "Transpose" and node.input[0] in constants), node.name
+        assert node.name == node.output[0]
+    readers = [n for n in traced.graph.node if n.op_type == "Shape" and attributes(n) == (0, 1)]
+    assert [list(node.input) for node in readers] == [["image"]]
+
+
+def attributes(node: onnx.NodeProto) -> tuple[int, int | None]:
+    """start and end of a Shape node."""
+    found = {a.name: a.i for a in node.attribute}
+    return found.get("start", 0), found.get("end")
+
+
+def test_with_outputs_and_with_facts_leave_the_given_model_alone() -> None:
+    traced = exported("frozen").traced
+    before = traced.SerializeToString(deterministic=True)
+    shipped = with_facts(with_outputs(traced, ["logits"]), {"model": "tiny"})
+    assert traced.SerializeToString(deterministic=True) == before
+    assert output_names(shipped) == ["logits"]
+    assert len(shipped.graph.node) < len(traced.graph.node)
