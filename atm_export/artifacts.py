@@ -79,23 +79,33 @@ def working(out: Path, key: str) -> Iterator[WorkFolder]:
         if out.exists() and not out.is_dir():
             raise OutputError(f"{out} is a file; choose another --out")
         path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / "lock")
+    lock = _only_writer(path, out)
     try:
-        with output_errors(path), lock.acquire(timeout=0):
-            try:
-                yield WorkFolder(path, key)
-            except KeyboardInterrupt:
-                _keep_whole_files(path)
-                raise
-            except BaseException:
-                shutil.rmtree(path, ignore_errors=True)
-                _remove_empty(made)
-                raise
-            shutil.rmtree(path, ignore_errors=True)
+        yield WorkFolder(path, key)
+    except KeyboardInterrupt:
+        _keep_whole_files(path)
+        raise
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        _remove_empty(made)
+        raise
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+    finally:
+        lock.release()
+
+
+def _only_writer(path: Path, out: Path) -> FileLock:
+    lock = FileLock(path / "lock")
+    try:
+        lock.acquire(timeout=0)
     except Timeout as error:
         raise OutputError(
             f"another run is writing to {out}; wait for it or choose another --out"
         ) from error
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error}; choose another --out") from error
+    return lock
 
 
 def _keep_whole_files(path: Path) -> None:

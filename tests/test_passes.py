@@ -59,22 +59,16 @@ TRANSPOSED = """g (float[N, 2] x) => (float[N, 3] y, float[N, 3] z)
     u = Transpose (w)
     z = MatMul (x, u)
 }"""
-TWICE = """g (float[N, 1] x) => (float[N, 3, 2] y, float[N, 1, 3] z)
-<float[1, 2, 3] w = {1, 2, 3, 4, 5, 6}, int64[1] axis = {2}>
+TWICE = """g (float[N, 1, 1, 1] x) => (float[N, 3, 2, 1] y, float[N, 1, 3, 2] z)
+<float[1, 2, 3] w = {1, 2, 3, 4, 5, 6}>
 {
-    x3 = Unsqueeze (x, axis)
-    t = Transpose <perm: ints = [0, 2, 1]> (w)
-    y = Add (x3, t)
-    u = Transpose <perm: ints = [1, 0, 2]> (w)
-    s = ReduceSum <keepdims: int = 0> (u)
-    v = Transpose <perm: ints = [2, 0, 1]> (w)
-    r = ReduceSum (v, axis)
-    q = Squeeze (r)
-    p = Add (q, s)
-    z = Add (x3, p)
+    t = Transpose <perm: ints = [2, 1, 0]> (w)
+    y = Add (x, t)
+    u = Transpose <perm: ints = [0, 2, 1]> (w)
+    z = Add (x, u)
 }"""
 RESHAPES = """g (float[N, 6] x) => (float[N, 6] y)
-<int64[3] apart = {-1, 3, 2}, int64[2] back = {-1, 6}>
+<float[N, 6] a, int64[3] apart = {-1, 3, 2}, int64[2] back = {-1, 6}>
 {
     a = Relu (x)
     b = Reshape (a, apart)
@@ -121,8 +115,9 @@ IDLE: dict[str, tuple[Pass, str]] = {
 
 
 def feed_of(model: onnx.ModelProto) -> np.ndarray:
-    width = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
-    return np.random.default_rng(0).standard_normal((5, width)).astype(np.float32)
+    _, *rest = model.graph.input[0].type.tensor_type.shape.dim
+    shape = (5, *(dim.dim_value for dim in rest))
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
 def assert_same_numbers(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
@@ -171,7 +166,8 @@ def test_one_weight_transposed_in_several_ways() -> None:
         ),
         (
             CancelReshapes(),
-            "g (float[N, 2] x) => (float[M, 2] y) <int64[3] a = {-1, 2, 1}, int64[2] b = {-1, 2}>"
+            "g (float[N, 2] x) => (float[N, 2] y)"
+            " <float[N, 2] r, int64[3] a = {-1, 2, 1}, int64[2] b = {-1, 2}>"
             " { r = Relu (x)\n s = Reshape (r, a)\n y = Reshape (s, b) }",
         ),
         (
@@ -254,10 +250,8 @@ def test_stamp_writes_json_once() -> None:
     assert {p.key: p.value for p in changed.metadata_props}["atm_export.model"] == "other"
 
 
-@pytest.mark.parametrize(
-    ("name", "exact"), [("class token", True), ("per image", True), ("frozen", True)]
-)
-def test_optimising_an_export_keeps_its_outputs(name: str, exact: bool) -> None:
+@pytest.mark.parametrize("name", ["class token", "per image", "frozen"])
+def test_optimising_an_export_keeps_its_outputs(name: str) -> None:
     made = exported(name)
     image = random_images(3).numpy()
     before = dict(zip(output_names(made.assembled), run(made.assembled, image=image), strict=True))
@@ -267,7 +261,7 @@ def test_optimising_an_export_keeps_its_outputs(name: str, exact: bool) -> None:
         if values.dtype == np.int64:
             np.testing.assert_array_equal(after[key], values)
         else:
-            np.testing.assert_allclose(after[key], values, atol=1e-5 if exact else 1e-4)
+            np.testing.assert_allclose(after[key], values, atol=1e-5)
     assert len(made.traced.graph.node) < len(made.assembled.graph.node)
 
 

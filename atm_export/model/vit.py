@@ -236,7 +236,7 @@ def _fetch(spec: ModelSpec, options: dict[str, Any]) -> nn.Module:
 
 @contextmanager
 def _cache_only_without_network() -> Iterator[None]:
-    """Where the hub's host does not resolve, look in the local cache alone: no minute of retries."""
+    """Where the hub's host does not resolve, look in the local cache alone, without retries."""
     from huggingface_hub import constants
 
     host = urlsplit(constants.ENDPOINT).hostname

@@ -21,7 +21,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     size = sum(tensor.numel() * 4 for tensor in model.backbone.state_dict().values())
     if size > LARGEST:
         raise UnsupportedModelError(
-            f"{spec.name} has {size / 2**30:.1f} GiB of weights; ONNX files end at 2 GiB, and weights "
-            "beside the file are not written by this version"
+            f"{spec.name} has {size / 2**30:.1f} GiB of weights; an ONNX file ends at 2 GiB, and "
+            "weights beside the file are not written by this version"
         )
     return model
