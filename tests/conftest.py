@@ -1,8 +1,22 @@
-"""Set before anything is imported: no network, quiet progress bars."""
+"""Set before anything is imported: no network. Tiny models run fastest on one thread."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def all_cores() -> Iterator[None]:
+    """All cores for the models of real size."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(1)

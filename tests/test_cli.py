@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from atm_export import demo
+from atm_export import demo, pipeline
 from atm_export.artifacts import broken_files, read_manifest, sha256
 from atm_export.backends.onnxruntime import OnnxRuntimeRunner
 from atm_export.cli import main
@@ -23,6 +23,7 @@ from atm_export.model.schedule import plan_merges
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import crop, normalize
 from atm_export.resolve import Choice, resolve
+from atm_export.validate.ladder import Difference, LadderResult
 
 DEMO_WEIGHTS = demo.FOLDER / "weights.safetensors"
 
@@ -119,6 +120,24 @@ def test_another_run_is_not_overwritten(demo_run: Path, capsys: pytest.CaptureFi
     assert "differs in: method" in error and "--force" in error
     manifest = read_manifest(demo_run)
     assert manifest is not None and not broken_files(demo_run, manifest)
+
+
+def test_a_failed_proof_is_written_as_unproven_and_exits_with_5(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = LadderResult((), (Difference("onnx", "noise, batch 3", "block 4 merges other"),))
+    monkeypatch.setattr(pipeline, "climb", lambda *_: broken)
+    out = tmp_path / "run"
+    arguments = ["demo", "--method", "none", "--no-benchmark", "--out", str(out)]
+    assert main(arguments) == 5
+    assert "not proven: onnx differs on noise, batch 3: block 4" in capsys.readouterr().err
+    manifest = read_manifest(out)
+    assert manifest is not None and manifest["status"] == "unproven"
+    facts = {p.key: p.value for p in onnx.load(out / "model.onnx").metadata_props}
+    assert facts["atm_export.status"] == "unproven"
+    monkeypatch.undo()
+    assert main(arguments) == 0  # an unproven run is not reused
+    assert "reused" not in capsys.readouterr().out
 
 
 BAD = [

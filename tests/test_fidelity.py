@@ -18,7 +18,7 @@ from atm_export.model.zoo import load_model
 from atm_export.preprocess import normalize, read_images
 from tests.shared_data import sample_images, shared
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("all_cores")]
 EVERY = 5  # of the sorted sample images: 100 of 500
 
 

@@ -48,12 +48,12 @@ def test_the_margin_of_a_ranking_is_its_gap_at_r() -> None:
     far = [[999] * 4]
     assert decision_margin(decision([[100, 40, 90, 10]], far, 2)) == 50 / GRID
     assert decision_margin(decision([[100, 40, 90, 10]], far, 1)) == 10 / GRID
-    assert decision_margin(decision([[100, 90, 90, 10]], far, 2)) == 999 / GRID  # a tie: by order
+    assert decision_margin(decision([[100, 90, 90, 10]], far, 2)) == 0  # a tie
     assert decision_margin(decision([[100, 40, 90, 10]], far, 4)) == 999 / GRID
 
 
 def test_the_margin_of_a_partner_counts_where_it_merges() -> None:
-    lead = [[5, 1, 0, 7]]
+    lead = [[5, 1, 6, 7]]
     assert decision_margin(decision([[100, 40, 90, 10]], lead, 2)) == 5 / GRID
     assert decision_margin(decision([[100, 40, 90, 10]], lead, 3)) == 1 / GRID
     assert decision_margin(decision([[100, 40, 90, 10]], lead, 0)) == float("inf")

@@ -112,6 +112,9 @@ def merge(
     best, key, columns = _match(at, prefix)
     order = top(key, at.slots, largest=1)[1]
     count = limit if fixed else _count(key, limit, tokens)
+    if prefix % 2 == 0 and not fixed:
+        # See `most_merges`: two patch tokens stay, so that there is always a destination.
+        count = op.Min(count, op.Sub(length_of(sizes), ints(prefix + 2)))
     # These bounds let a builder prove that no length is negative and no tensor empty.
     merges, some = op.Max(count, ints(0)), op.Max(count, ints(1))
     free = op.Sub(at.slots, merges)

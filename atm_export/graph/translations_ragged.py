@@ -91,9 +91,16 @@ def merge_each(
     slots, targets = length_of(at.own), length_of(at.mass)
     best, key, columns = _match(at, metric, slots, targets, prefix)
     merged = op.Greater(key, limit)
+    order = top(key, slots, largest=1)[1]
+    if prefix % 2 == 0:
+        # See `most_merges`: two patch tokens stay in each image.
+        rank = top(order, slots, largest=0)[1]
+        present = op.Cast(op.Greater(sizes, scalar(0.0)), to=FLOAT)
+        count = op.Cast(op.ReduceSum(present, ints(1), keepdims=1), to=INT64)
+        merged = op.And(merged, op.Less(rank, op.Sub(count, scalar(prefix + 2))))
 
     source_tokens = at.sources(tokens)
-    x, total = _absorb(at, source_tokens, at.targets(tokens), best, key, merged, columns)
+    x, total = _absorb(at, source_tokens, at.targets(tokens), best, order, merged, columns)
     lead = max(prefix - 1, 0)
     staying = op.Where(merged, scalar(0.0), at.own)
     listed = _concat(_ahead(tokens, lead), source_tokens, x)
@@ -137,12 +144,11 @@ def _match(
 
 
 def _absorb(
-    at: Sides, sources: Value, x: Value, best: Value, key: Value, merged: Value, columns: Value
+    at: Sides, sources: Value, x: Value, best: Value, order: Value, merged: Value, columns: Value
 ) -> tuple[Value, Value]:
     """Size-weighted means at the destinations, [B, T, D], and their sizes [B, T, 1]."""
     counts = op.ReduceSum(op.Cast(merged, to=FLOAT), ints(1, 2), keepdims=0)
     most = op.Cast(op.ReduceMax(counts, ints(0), keepdims=1), to=INT64)
-    order = top(key, length_of(key), largest=1)[1]
     order = op.Slice(order, ints(0), op.Max(most, ints(1)), ints(1))
     into = op.Where(merged, best, scalar(-1.0))
     joins = op.Equal(op.GatherElements(into, order, axis=1), columns)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from atm_export.model.backbone import Backbone
 from atm_export.model.flops import count_gmacs
+from atm_export.model.merging import most_merges
 from atm_export.model.reference import run_reference
 from atm_export.model.schedule import MergePlan
 
@@ -48,7 +49,8 @@ def frozen_gmacs(backbone: Backbone, plan: MergePlan, r: Sequence[int]) -> float
     tokens_in, tokens_out = [], []
     for count in r:
         tokens_in.append(n)
-        n -= min(count, (n - backbone.prefix) // 2)
+        half = (n - backbone.prefix) // 2
+        n -= min(count, half, most_merges(n, backbone.prefix))
         tokens_out.append(n)
     mlp = list(tokens_out)
     if backbone.head_rows is not None and plan.merges:

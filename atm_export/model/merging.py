@@ -78,13 +78,24 @@ def match(metric: Tensor, sizes: Tensor, prefix: int, grouping: Grouping) -> Pai
     """Pair every source with its most similar destination; metric [B, N, d], normalised."""
     src, dst = split_groups(sizes, prefix, grouping)
     if src.shape[1] == 0 or dst.shape[1] == 0:
-        nothing = src[:, :0]
-        return Pairs(nothing, dst, nothing, nothing.float(), nothing.float())
+        never = torch.full(src.shape, -4.0 * GRID)
+        return Pairs(src, dst, torch.zeros_like(src), never, torch.zeros_like(never))
     a, b = _rows(metric, src), _rows(metric, dst)
     similarity = torch.round((a * GRID) @ b.transpose(1, 2))
     best = similarity.argmax(dim=2)  # the first of equal maxima
-    two = similarity.topk(min(2, similarity.shape[2]), dim=2).values
-    return Pairs(src, dst, best, two[..., 0], two[..., 0] - two[..., -1])
+    top = similarity.amax(dim=2)
+    others = similarity.scatter(2, best.unsqueeze(2), -torch.inf).amax(dim=2)
+    return Pairs(src, dst, best, top, top - others)
+
+
+def most_merges(n: int, prefix: int) -> int:
+    """Merges that n tokens allow: every source may go (ToMe: at most half of the tokens).
+
+    With an even number of prefix tokens (none, or class and distillation) the last two patch
+    tokens stay, so that there is always a source and a destination.
+    """
+    body = n - prefix
+    return body // 2 if prefix % 2 else min((body + 1) // 2, max(body - 2, 0))
 
 
 def count_above(pairs: Pairs, theta: float) -> int:

@@ -113,10 +113,10 @@ def attention(part: BlockParts, x: Tensor, sizes: Tensor | None) -> tuple[Tensor
 def decide(keys: Tensor, sizes: Tensor, prefix: int, rule: BlockMerge) -> Decision:
     """Match tokens by key similarity and decide how many pairs merge."""
     pairs = merging.match(merging.key_metric(keys), sizes, prefix, rule.grouping)
+    most = merging.most_merges(sizes.shape[1], prefix)
     if rule.theta is not None:
-        return Decision(pairs, merging.count_above(pairs, rule.theta), rule.theta)
-    limit = min(pairs.src.shape[1], (sizes.shape[1] - prefix) // 2)
-    return Decision(pairs, min(rule.r or 0, limit), None)
+        return Decision(pairs, min(merging.count_above(pairs, rule.theta), most), rule.theta)
+    return Decision(pairs, min(rule.r or 0, most, (sizes.shape[1] - prefix) // 2), None)
 
 
 def join_traces(traces: list[Trace]) -> Trace:

@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from atm_export.model.merging import GRID
+from atm_export.model.merging import GRID, most_merges
 
 STRIDE = 8192  # more than any token count: a sort key is value * STRIDE + position
 GUARD = 2**60  # keeps a prefix token's key below every pair's
@@ -140,7 +140,7 @@ def merge(
     source, target = _slots(sizes, prefix, by_size)
     best, key = _match(rows(metric, source), rows(metric, target), prefix)
     above = (key > limit).float().sum() * ((1 + 1e-6) / tokens.shape[0])
-    r = int(limit) if fixed else int(above)
+    r = int(limit) if fixed else min(int(above), most_merges(n, prefix))
     order = torch.topk(key, source.shape[1], dim=1).indices
     kept, merged = order[:, r:].sort(dim=1).values, order[:, :r]
     mass, x = rows(sizes, target), rows(tokens, target)

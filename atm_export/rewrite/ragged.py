@@ -106,8 +106,13 @@ def merge_each(
         own[..., 0] > 0, top[..., 0].long() * STRIDE - back, -GUARD - torch.arange(len(back))
     )
     merged = key > limit
+    order = torch.topk(key, key.shape[1], dim=1).indices
+    if prefix % 2 == 0:
+        rank = torch.topk(order, key.shape[1], dim=1, largest=False).indices
+        present = (sizes[..., 0] > 0).sum(dim=1, keepdim=True)
+        merged = merged & (rank < present - prefix - 2)
 
-    order = torch.topk(key, key.shape[1], dim=1).indices[:, : max(int(merged.sum(1).max()), 1)]
+    order = order[:, : max(int(merged.sum(1).max()), 1)]
     joins = torch.where(merged.gather(1, order), best.gather(1, order), -1)
     weight = torch.where(joins.unsqueeze(2) == columns, take(own, order), 0.0).transpose(1, 2)
     total = mass + weight.sum(dim=2, keepdim=True)

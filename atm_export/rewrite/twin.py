@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from atm_export.model.backbone import Backbone, BlockParts
+from atm_export.model.merging import most_merges
 from atm_export.model.schedule import BlockMerge, MergePlan
 from atm_export.rewrite import operators, ragged
 
@@ -192,7 +193,8 @@ class Twin(nn.Module):
         for part, rule in zip(parts, plan.blocks, strict=True):
             r = None
             if rule is not None and rule.r is not None:
-                r = min(rule.r, (n - backbone.prefix) // 2)
+                half = (n - backbone.prefix) // 2
+                r = min(rule.r, half, most_merges(n, backbone.prefix))
             block = (RaggedTwinBlock if plan.per_image else TwinBlock)(
                 part,
                 rule,

@@ -53,8 +53,9 @@ def _forced(
 ) -> tuple[Decision, float]:
     metric = merging.key_metric(keys)
     pairs = merging.match(metric, sizes, prefix, rule.grouping)
-    if not pairs.src.shape[1]:
+    if not pairs.src.shape[1] or not pairs.dst.shape[1]:
         return Decision(pairs, 0, rule.theta), 0.0
+    most = merging.most_merges(sizes.shape[1], prefix)
     moved = torch.zeros(sizes.shape[:2], dtype=torch.int64).scatter(1, where, after)
     joins = moved.gather(1, pairs.src).unsqueeze(2) == moved.gather(1, pairs.dst).unsqueeze(1)
     merged, best = joins.any(dim=2), joins.int().argmax(dim=2)
@@ -63,7 +64,7 @@ def _forced(
         raise NotAMerge("images of one batch merge different numbers of tokens")
     r = int(counts[0])
     short = [_partner_shortfall(metric, pairs, merged, best), _rank_shortfall(pairs, merged)]
-    if rule.theta is not None and r != merging.count_above(pairs, rule.theta):
+    if rule.theta is not None and r != min(merging.count_above(pairs, rule.theta), most):
         short.append(
             count_margin(pairs.similarity, merging.grid_threshold(rule.theta), len(counts))
         )

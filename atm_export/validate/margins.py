@@ -14,8 +14,7 @@ from atm_export.model.reference import Decision, Trace
 
 
 def trace_margin(trace: Trace) -> float:
-    """The smallest margin of all blocks and images, as a cosine; 0-gaps (exact ties) do not count,
-    since equal similarities have a defined order."""
+    """The smallest margin of all blocks and images, as a cosine; 0 where similarities tie."""
     decisions = [d for block in trace.decisions for d in block if d is not None]
     return min((decision_margin(d) for d in decisions), default=float("inf"))
 
@@ -47,8 +46,7 @@ def count_margin(similarity: Tensor, theta: float, batch: int) -> float:
 
 
 def _smallest(gaps: Tensor) -> float:
-    positive = gaps[gaps > 0]
-    return float(positive.min()) if positive.numel() else float("inf")
+    return float(gaps.min()) if gaps.numel() else float("inf")
 
 
 def first_difference(ours: Tensor, theirs: Tensor) -> tuple[int, int] | None:

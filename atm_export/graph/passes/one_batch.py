@@ -1,4 +1,4 @@
-"""Read the batch size once, off the input: axis 0 is the batch in every tensor of these graphs."""
+"""Read the batch size once, off the input: axis 0 is the batch of all that the image becomes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ log = logging.getLogger(__name__)
 
 
 class OneBatch(ir.passes.InPlacePass):
-    """Fires on every Shape(x, start=0, end=1) but the input's own."""
+    """Fires on every Shape(x, start=0, end=1) of an x that is computed from the image."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
         image = graph.inputs[0]
         batch: ir.Value | None = None
+        computed = {image}
         replaced = 0
         for node in list(graph):
-            if not _reads_batch(node):
+            if node.op_type != "Shape" and any(value in computed for value in node.inputs):
+                computed.update(node.outputs)
+            if not _reads_batch(node) or node.inputs[0] not in computed:
                 continue
             if batch is None:
                 batch = ir.Value(name="batch_size")
