@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -167,24 +168,27 @@ def test_models_of_very_few_tokens(name: str, patches: int) -> None:
     trace = run_reference(backbone, plan, images)
     assert bool(torch.isfinite(trace.logits).all())
     assert int(trace.tokens_out.min()) >= backbone.prefix + 1
+    assert int(trace.tokens_out[-1, 0]) <= backbone.prefix + 2
     with torch.inference_mode():
         logits, counts, maps = Twin(backbone, plan).eval()(images)
     assert_same(trace, logits, counts, maps)
 
 
-def test_deep_models_merge_down_to_one_token() -> None:
-    """36 patches halve to one within 6 blocks; the rest of the blocks have nothing to merge."""
-    for name in ("class token", "no prefix", "distilled"):
+def test_deep_models_merge_until_there_is_nothing_left_to_pair() -> None:
+    """36 patches halve within 6 blocks to one, or to two where the prefix is even."""
+    for name, left in (("class token", 1), ("no prefix", 2), ("distilled", 2)):
         backbone = tiny_vit(**{**VARIANTS[name].options, "depth": 8})
         plan = threshold_plan(backbone, -2.0)
-        images = random_images(2)
-        trace = run_reference(backbone, plan, images)
-        assert bool(torch.isfinite(trace.logits).all())
-        assert int(trace.tokens_out.min()) == backbone.prefix + 1
-        assert [int(m.max()) for m in trace.maps[-1]] == [backbone.prefix] * 2
-        with torch.inference_mode():
-            _, counts, _ = Twin(backbone, plan).eval()(images)
-        assert counts.tolist() == trace.tokens_out[:, 0].tolist()
+        for per_image in (False, True):
+            plan = replace(plan, per_image=per_image)
+            images = random_images(2)
+            trace = run_reference(backbone, plan, images)
+            assert bool(torch.isfinite(trace.logits).all())
+            assert int(trace.tokens_out.min()) == backbone.prefix + left
+            assert [int(m.max()) for m in trace.maps[-1]] == [backbone.prefix + left - 1] * 2
+            with torch.inference_mode():
+                logits, counts, maps = Twin(backbone, plan).eval()(images)
+            assert_same(trace, logits, counts, maps)
 
 
 def flat_images(kind: str, batch: int) -> Tensor:

@@ -14,7 +14,7 @@ from urllib.request import getproxies
 
 import timm
 import torch
-from timm.layers import Attention
+from timm.layers import Attention, Format
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -165,10 +165,13 @@ def build_timm(spec: ModelSpec) -> LoadedModel:
     model = _create(config, options, pretrained=False)
     refuse_unsupported(model, spec.name)
     facts = _load_weights(model, spec, options)
+    if model.dynamic_img_size:
+        # The size is fixed at export: patches are flattened where they are embedded.
+        model.dynamic_img_size = False
+        model.patch_embed.flatten, model.patch_embed.output_fmt = True, Format.NCHW
     size = spec.image_size or native
     if size != model.patch_embed.img_size[0] or size != model.patch_embed.img_size[1]:
         _resize(model, size, spec.name)
-    model.dynamic_img_size = False
     backbone = TimmBackbone(model, spec.name, config.proportional)
     return LoadedModel(
         name=spec.name,

@@ -6,22 +6,29 @@ import logging
 
 import onnx_ir as ir
 
+RANK_CHANGES = ("Reshape", "Gather", "Shape", "Unsqueeze")
+
 log = logging.getLogger(__name__)
 
 
 class OneBatch(ir.passes.InPlacePass):
-    """Fires on every Shape(x, start=0, end=1) of an x that is computed from the image."""
+    """Fires on Shape(x, start=0, end=1) of an x computed from the image, but for rows of linear
+    layers, which are [B * n, D]; weights have no batch at all."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
         image = graph.inputs[0]
         batch: ir.Value | None = None
-        computed = {image}
+        computed, rows = {image}, set[ir.Value]()
         replaced = 0
         for node in list(graph):
-            if node.op_type != "Shape" and any(value in computed for value in node.inputs):
+            given = {value for value in node.inputs if value is not None}
+            if node.op_type != "Shape" and given & computed:
                 computed.update(node.outputs)
-            if not _reads_batch(node) or node.inputs[0] not in computed:
+            if _makes_rows(node) or (node.op_type not in RANK_CHANGES and given & rows):
+                rows.update(node.outputs)
+            source = node.inputs[0] if _reads_batch(node) else None
+            if source not in computed or source in rows:
                 continue
             if batch is None:
                 batch = ir.Value(name="batch_size")
@@ -33,6 +40,11 @@ class OneBatch(ir.passes.InPlacePass):
         if not replaced:
             log.info("did not fire: nothing reads the batch size")
         return ir.passes.PassResult(model, modified=replaced > 1)
+
+
+def _makes_rows(node: ir.Node) -> bool:
+    target = node.inputs[1] if node.op_type == "Reshape" else None
+    return target is not None and target.const_value is not None and target.const_value.size == 2
 
 
 def _reads_batch(node: ir.Node) -> bool:

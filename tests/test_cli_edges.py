@@ -1,0 +1,201 @@
+"""Folders that cannot be used, runs that are cut short, and every command that the texts show."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from signal import SIGTERM, getsignal, signal
+from typing import Any
+
+import pytest
+
+from atm_export import cli, pipeline
+from atm_export.artifacts import broken_files, read_manifest
+from atm_export.cli import HELP, main
+from atm_export.config import ModelSpec, RunConfig, load_model_config
+from atm_export.errors import AtmExportError
+from atm_export.model.zoo import load_model
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ["demo", "--image-size", "8", "--method", "none", "--no-benchmark"]
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """`main` takes SIGTERM over; give it back."""
+    before = getsignal(SIGTERM)
+    yield
+    signal(SIGTERM, before)
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of the error; nothing but progress stands before it."""
+    lines = capsys.readouterr().err.splitlines()
+    errors = [line for line in lines if line.startswith("atm-export: ")]
+    assert errors == lines[-1:]
+    assert not [line for line in lines if "Traceback" in line or "Warning" in line]
+    return errors[0]
+
+
+def shown_commands() -> list[str]:
+    """Every line `atm-export ...` of the help and the README."""
+    lines = re.findall(r"^ *atm-export (\S.*)$", HELP, re.M)
+    lines = [re.split(r"  +", line)[0] for line in lines]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines += [line.split("#")[0] for line in re.findall(r"^atm-export (.*)$", text, re.M)]
+    return sorted({line.strip() for line in lines})
+
+
+def test_the_texts_show_commands() -> None:
+    assert len(shown_commands()) >= 6
+
+
+@pytest.mark.parametrize("line", shown_commands())
+def test_a_shown_command_resolves(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parsed, looked up and validated; only the run itself is left out."""
+    monkeypatch.chdir(tmp_path)
+    ran: list[RunConfig] = []
+
+    def run(config: RunConfig, *rest: Any) -> int:
+        ran.append(config)
+        return 0
+
+    monkeypatch.setattr(cli, "_run", run)
+    arguments = shlex.split(line)
+    for option, value in pairwise(arguments):
+        if option in ("--images", "--calibrate"):
+            Path(value).mkdir(parents=True, exist_ok=True)
+    assert main(arguments) == 0
+    runs = not {"list", "--help", "--version"} & set(arguments)
+    assert len(ran) == runs
+
+
+@pytest.mark.parametrize("parts", [("x" * 300,), ("new", "x" * 300), ("x" * 300, "run")])
+def test_a_name_too_long_is_one_line_and_leaves_nothing(
+    parts: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*SMALL, "--out", str(tmp_path.joinpath(*parts))]) == 7
+    assert "choose another --out" in last_line(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write all")
+@pytest.mark.parametrize("mode", [0o500, 0o000])
+def test_a_folder_that_may_not_be_written(
+    mode: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    closed.chmod(mode)
+    try:
+        for out in (closed / "run", closed / "new" / "run"):
+            assert main([*SMALL, "--out", str(out)]) == 7
+            assert "choose another --out" in last_line(capsys)
+    finally:
+        closed.chmod(0o700)
+    assert not list(closed.iterdir())
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert main([*SMALL, "--out", str(tmp_path / "new" / "run")]) == 7
+    assert "disk full" in last_line(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_run_goes_on_from_its_finished_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "climb", interrupt)
+    assert main([*SMALL, "--out", str(out)]) == 130
+    assert "interrupted" in last_line(capsys)
+    assert not out.exists()
+    monkeypatch.undo()
+    translated: list[int] = []
+    monkeypatch.setattr(pipeline, "onnx_from_model", lambda *_, **__: translated.append(1))
+    assert main([*SMALL, "--out", str(out)]) == 0
+    assert not translated
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    manifest = read_manifest(out)
+    assert manifest is not None
+    assert manifest["status"] == "proven" and not broken_files(out, manifest)
+
+
+def test_what_lies_in_the_folder_stays(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    assert main([*SMALL, "--out", str(out)]) == 0
+    assert (out / "notes.txt").read_text() == "mine"
+    assert main([*SMALL, "--uint8-input", "--force", "--out", str(out)]) == 0
+    assert (out / "notes.txt").read_text() == "mine"
+    manifest = read_manifest(out)
+    assert manifest is not None and manifest["config"]["uint8_input"] is True
+
+
+def test_running_out_of_memory_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def exhausted(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(pipeline, "climb", exhausted)
+    assert main([*SMALL, "--out", str(tmp_path / "run")]) == 1
+    assert "out of memory" in last_line(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["timm:"], "timm model"),
+        (["../deit_t"], "unknown model"),
+        (["demo", "--alpha", "inf"], "alpha"),
+        (["demo", "--theta-min", "-1"], "theta_min"),
+        (["demo", "--beta", "-0.1"], "beta"),
+        (["demo", "--image-size", "0"], "image_size"),
+        (["demo", "--image-size", "5000"], "image_size"),
+        (["demo", "--opset", "19"], "opset"),
+        (["demo", "--method", "tome", "-r", "8", "--merge", "frozen"], "--method atm"),
+        (["demo", "--method", "tome", "-r", "1.5"], "whole numbers"),
+        (["demo", "--method", "none", "--preset", "lossless"], "--preset belongs to"),
+        (["demo", "extra"], "extra"),
+        (["demo", "--split", "-1"], "split"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_meant(
+    arguments: list[str],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert says in last_line(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_tokens_than_a_sort_key_holds_are_refused() -> None:
+    """Sort keys are value * 8192 + position: beyond that, positions would run into values."""
+    spec = ModelSpec(name="demo", config=load_model_config("demo"), image_size=368)
+    with pytest.raises(AtmExportError, match="tokens"):
+        load_model(spec)

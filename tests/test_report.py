@@ -1,0 +1,161 @@
+"""The manifest's facts and the printed report say what was run, in the run's own numbers."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from atm_export.config import MethodName, ModelSpec, load_model_config
+from atm_export.model.schedule import MergePlan, plan_merges, thresholds
+from atm_export.model.zoo import load_model
+from atm_export.report.console import print_report
+from atm_export.report.facts import manifest_facts, summarize_method
+from atm_export.resolve import Choice, resolve
+
+REPORT: dict[str, Any] = {
+    "model": "demo",
+    "method": {"summary": "ATM lossless: alpha 1, beta 0.035, theta_min 0.88, adaptive"},
+    "weights": {"source": "atm-export demo", "meaningless_accuracy": False},
+    "images": {"source": "held-out digits", "count": 360},
+    "parity": {
+        "proven": True,
+        "comparisons": 57,
+        "inputs": 23,
+        "logits_max_abs": 2.1e-06,
+        "decisions_that_differ": 0,
+    },
+    "gflops": {"mean": 0.0502, "unmerged": 0.1571, "paper": 1.25, "images": 360},
+    "tokens": {"mean_after_block": [197.0, 141.4, 20.0]},
+    "accuracy": {"images": 360, "top1": 98.611, "unmerged_top1": 98.889, "agreement": 99.722},
+    "latency": {
+        "threads": 2,
+        "rows": [
+            {
+                "batch": 8,
+                "rounds": 4,
+                "median_ms": {"unmerged": 63.8, "merged": 28.7},
+                "speedup": {"merged": 2.3},
+                "flops_ratio": 3.04,
+            }
+        ],
+    },
+}
+
+
+def printed(report: dict[str, Any]) -> str:
+    text = io.StringIO()
+    print_report(Console(file=text, width=200), Path("build/demo"), report)
+    return text.getvalue()
+
+
+def test_the_printed_report_has_the_numbers() -> None:
+    text = printed(REPORT)
+    for words in (
+        "ATM lossless: alpha 1, beta 0.035, theta_min 0.88",
+        "proven: 57 comparisons on 23 inputs",
+        "2.1e-06",
+        "0.050 of 0.157 an image (-68 %) on 360 held-out digits; paper 1.25",
+        "197 141 20",
+        "98.61 % top-1, unmerged 98.89 %",
+        "batch 8: 28.7 ms, unmerged 63.8 ms, speed-up 2.30 (FLOPs ratio 3.04)",
+        "build/demo",
+    ):
+        assert words in text
+    assert "random weights" not in text and "UNPROVEN" not in text
+
+
+def test_what_must_not_be_overlooked_is_said() -> None:
+    parity = {**REPORT["parity"], "proven": False, "decisions_that_differ": 3}
+    text = printed({**REPORT, "parity": parity, "weights": {"meaningless_accuracy": True}})
+    assert "UNPROVEN" in text and "decisions that differ: 3" in text
+    assert "random weights: accuracy means nothing" in text
+
+
+def test_a_report_without_labels_and_latency() -> None:
+    text = printed({k: v for k, v in REPORT.items() if k not in ("accuracy", "latency")})
+    assert "top-1" not in text and "speed-up" not in text
+
+
+def planned(choice: Choice) -> tuple[Any, MergePlan]:
+    config = resolve(choice)
+    return config, plan_merges(config.method, 12, pooled=False, proportional=True)
+
+
+def test_the_method_is_told_block_by_block() -> None:
+    facts = summarize_method(*planned(Choice(model="demo")))
+    assert facts["name"] == "atm" and facts["merge"] == "adaptive" and facts["preset"] == "lossless"
+    assert facts["theta_per_block"] == [*thresholds(1.0, 0.035, 0.88, 12)[:11], None]
+    assert facts["groups_per_block"] == ["alternate"] * 9 + ["size"] * 2 + [None]
+    assert facts["summary"] == "ATM lossless: alpha 1, beta 0.035, theta_min 0.88, adaptive"
+
+
+@pytest.mark.parametrize(
+    ("choice", "summary"),
+    [
+        (Choice(model="demo", method="none"), "unmerged"),
+        (Choice(model="demo", method="tome", r="8"), "ToMe, r = " + " ".join(["8"] * 12)),
+        (
+            Choice(model="demo", theta_min=0.9),
+            "ATM alpha 1, beta 0.035, theta_min 0.9, adaptive",
+        ),
+        (
+            Choice(model="demo", merge="per-image"),
+            "ATM lossless: alpha 1, beta 0.035, theta_min 0.88, per-image",
+        ),
+    ],
+)
+def test_the_method_in_one_line(choice: Choice, summary: str) -> None:
+    assert summarize_method(*planned(choice))["summary"] == summary
+
+
+def test_a_frozen_schedule_states_its_r() -> None:
+    config, plan = planned(Choice(model="demo", merge="frozen"))
+    facts = summarize_method(config, plan.frozen(range(12)))
+    assert facts["r_per_block"] == [*range(11), None]
+    assert facts["theta_per_block"] == [None] * 12
+    assert "frozen, r = 0 1 2 3 4 5 6 7 8 9 10 0" in facts["summary"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "image", "outputs"),
+    [
+        (Choice(model="demo"), ["batch", 3, 56, 56], {"logits": ["batch", 10]}),
+        (
+            Choice(model="demo", uint8_input=True, trace=True),
+            ["batch", 56, 56, 3],
+            {
+                "logits": ["batch", 10],
+                "tokens_per_block": [12],
+                "patch_to_token": ["batch", 196],
+            },
+        ),
+        (
+            Choice(model="demo", trace=True, merge="per-image"),
+            ["batch", 3, 56, 56],
+            {
+                "logits": ["batch", 10],
+                "tokens_per_block": ["batch", 12],
+                "patch_to_token": ["batch", 196],
+            },
+        ),
+    ],
+)
+def test_the_manifest_describes_the_interface(
+    choice: Choice, image: list[Any], outputs: dict[str, list[Any]]
+) -> None:
+    model = load_model(ModelSpec(name="demo", config=load_model_config("demo")))
+    config, plan = planned(choice)
+    facts = manifest_facts(config, model, plan)
+    interface = facts["interface"]
+    assert interface["input"]["name"] == "image" and interface["input"]["shape"] == image
+    assert interface["input"]["normalised"] is not choice.uint8_input
+    assert interface["input"]["dtype"] == ("uint8" if choice.uint8_input else "float32")
+    assert {name: out["shape"] for name, out in interface["outputs"].items()} == outputs
+    assert facts["labels"] == [str(digit) for digit in range(10)]
+    assert facts["preprocessing"]["resize"] == [56, 56]
+    assert facts["config"]["method"]["name"] == MethodName.ATM.value
+    assert len(facts["weights"]["sha256"]) == 64
