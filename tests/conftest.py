@@ -20,3 +20,12 @@ def all_cores() -> Iterator[None]:
     torch.set_num_threads(os.cpu_count() or 1)
     yield
     torch.set_num_threads(1)
+
+
+def _no_shared_pool(*_: int) -> None:
+    raise RuntimeError("sessions of the tests have thread pools of their own")
+
+
+import onnxruntime  # noqa: E402
+
+onnxruntime.set_global_thread_pool_sizes = _no_shared_pool

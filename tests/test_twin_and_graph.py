@@ -157,10 +157,10 @@ def test_thresholds_of_one_in_several_blocks(name: str, blocks: int) -> None:
     assert_same(trace, logits, counts, maps)
 
 
-@pytest.mark.parametrize("patches", [1, 2, 3])
+@pytest.mark.parametrize("patches", [2, 3])
 @pytest.mark.parametrize("name", ["class token", "no prefix", "distilled"])
 def test_models_of_very_few_tokens(name: str, patches: int) -> None:
-    """As little as one patch, with more blocks than there is anything to merge."""
+    """As little as two patches, with more blocks than there is anything to merge."""
     options = {**VARIANTS[name].options, "img_size": (8, 8 * patches), "depth": 8}
     backbone = tiny_vit(**options)
     plan = threshold_plan(backbone, -2.0)

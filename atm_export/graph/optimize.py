@@ -33,6 +33,19 @@ class FoldConstants(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=len(model.graph) != before)
 
 
+class Deduplicate(ir.passes.InPlacePass):
+    """One initializer for equal small constants, but thresholds stay apart under their names."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        before, count = list(graph.inputs), len(graph.initializers)
+        limits = [v for name, v in graph.initializers.items() if name.endswith(".limit")]
+        graph.inputs.extend(limits)  # what is an input is left alone
+        common.DeduplicateInitializersPass(size_limit=LARGE)(model)
+        graph.inputs[:] = before
+        return ir.passes.PassResult(model, modified=len(graph.initializers) != count)
+
+
 # Lengths become known one after the other: a shape gives a length, which gives the next shape.
 STATIC_SHAPES = (common.ShapeInferencePass(data_prop=True), FoldConstants())
 
@@ -47,7 +60,7 @@ def optimize(model: onnx.ModelProto) -> onnx.ModelProto:
             OneBatch(),
             *STATIC_SHAPES * 3,
             common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-            common.DeduplicateInitializersPass(size_limit=LARGE),
+            Deduplicate(),
             common.CommonSubexpressionEliminationPass(),
             CancelReshapes(),
             common.IdentityEliminationPass(),
@@ -71,6 +84,9 @@ def _run(model: onnx.ModelProto, passes: Sequence[Callable[..., Any]]) -> onnx.M
     for library in ("onnxscript", "onnx_ir"):
         logging.getLogger(library).setLevel(logging.ERROR)
     graph = ir.from_proto(model)
+    shapes = {value.name: value.shape for value in graph.graph.outputs}
     for step in passes:
         step(graph)
+    for value in graph.graph.outputs:
+        value.shape = shapes[value.name]  # inference forgets the names of free axes
     return ir.to_proto(graph)

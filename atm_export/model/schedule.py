@@ -57,10 +57,10 @@ class MergePlan:
 
     def with_theta(self, theta: float) -> MergePlan:
         """The same plan with one threshold everywhere (2: merge nothing; -2: merge all), but in
-        blocks that never merge."""
+        blocks whose threshold no cosine exceeds."""
         blocks = tuple(
             block
-            if block is None or block.theta is None or block.never
+            if block is None or block.theta is None or block.theta >= 1
             else replace(block, theta=theta)
             for block in self.blocks
         )

@@ -154,6 +154,8 @@ def refuse_unsupported(model: nn.Module, name: str) -> None:
         refuse(f"its pooling is '{model.global_pool}', not one of {', '.join(POOLS)}")
     if model.patch_embed.grid_size is None:
         refuse("its patch grid is not fixed")
+    if model.patch_embed.num_patches < 2:
+        refuse("it has a single patch, which nothing can merge with")
 
 
 def build_timm(spec: ModelSpec) -> LoadedModel:

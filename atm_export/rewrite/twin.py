@@ -67,7 +67,9 @@ class TwinBlock(nn.Module):
         self.register_buffer("tokens_in", torch.tensor([tokens]))
         self.register_buffer("tokens_out", torch.tensor([tokens if rule is None else out]))
         self.register_buffer("tokens_read", torch.tensor([reads or -1]))
-        if rule is not None and rule.never:
+        # Only where the number of tokens is known is the new order a constant.
+        self.never = rule is not None and rule.never and tokens >= 0
+        if self.never:
             moved_to = operators.alternate_order(tokens, prefix).argsort()
             self.register_buffer("moved_to", moved_to)
         if r is not None:
@@ -78,7 +80,7 @@ class TwinBlock(nn.Module):
     @property
     def kind(self) -> str:
         """Blocks of equal kind differ in their weights alone, and so share one translation."""
-        grouping = self.rule and (self.rule.grouping, self.rule.never)
+        grouping = self.rule and (self.rule.grouping, self.never)
         return (
             f"{grouping} fixed={self.fixed} prefix={self.prefix} reads={self.reads} "
             f"proportional={self.proportional} divisor={self.divisor} scale={self.scale} "
@@ -103,7 +105,7 @@ class TwinBlock(nn.Module):
         x = self._add(x, self.scale1(self.proj(attended)))
         if self.rule is None:
             return operators.unflatten_tokens(self._mlp(x), read, count_read)
-        if self.rule.never:
+        if self.never:
             out = operators.unflatten_tokens(self._mlp(x), read, count_read)
             return self._reorder(out, sizes, where)
         metric = operators.key_metric(k)
@@ -139,7 +141,7 @@ class RaggedTwinBlock(TwinBlock):
     """A block whose images keep different numbers of tokens; padding has size 0."""
 
     def forward(self, tokens: Tensor, sizes: Tensor | None, where: Tensor) -> Tensor | Merge:
-        if self.rule is not None and self.rule.never and sizes is None:
+        if self.never and sizes is None:
             return super().forward(tokens, sizes, where)
         if sizes is None:
             sizes = torch.ones_like(tokens[..., :1])

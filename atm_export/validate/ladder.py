@@ -156,7 +156,9 @@ def _with_limit(model: onnx.ModelProto, limit: int) -> onnx.ModelProto:
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     for tensor in changed.graph.initializer:
-        if tensor.name.endswith(".limit"):
+        if not tensor.name.endswith(".limit"):
+            continue
+        if int(numpy_helper.to_array(tensor)[0]) < key_limit(1.0):  # as `MergePlan.with_theta`
             tensor.CopyFrom(numpy_helper.from_array(np.array([limit]), tensor.name))
     return changed
 

@@ -18,7 +18,7 @@ class CancelReshapes(ir.passes.InPlacePass):
         for node in list(graph):
             x = _source(node)
             if x is not None:
-                node.outputs[0].replace_all_uses_with(x)
+                node.outputs[0].replace_all_uses_with(x, replace_graph_outputs=True)
                 graph.remove(node, safe=True)
                 cancelled += 1
         if not cancelled:

@@ -33,7 +33,7 @@ class FoldTransposedWeights(ir.passes.InPlacePass):
                     const_value=tensor,
                 )
                 graph.register_initializer(value)
-            node.outputs[0].replace_all_uses_with(value)
+            node.outputs[0].replace_all_uses_with(value, replace_graph_outputs=True)
             graph.remove(node, safe=True)
             if not source.uses():
                 del graph.initializers[str(source.name)]

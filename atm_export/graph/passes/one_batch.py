@@ -30,16 +30,19 @@ class OneBatch(ir.passes.InPlacePass):
             source = node.inputs[0] if _reads_batch(node) else None
             if source not in computed or source in rows:
                 continue
+            if batch is None and source is image:
+                batch = node.outputs[0]
+                continue
             if batch is None:
                 batch = ir.Value(name="batch_size")
                 made = ir.node("Shape", [image], attributes={"start": 0, "end": 1}, outputs=[batch])
                 graph.insert_before(graph[0], made)
-            node.outputs[0].replace_all_uses_with(batch)
+            node.outputs[0].replace_all_uses_with(batch, replace_graph_outputs=True)
             graph.remove(node, safe=True)
             replaced += 1
         if not replaced:
             log.info("did not fire: nothing reads the batch size")
-        return ir.passes.PassResult(model, modified=replaced > 1)
+        return ir.passes.PassResult(model, modified=bool(replaced))
 
 
 def _makes_rows(node: ir.Node) -> bool:
