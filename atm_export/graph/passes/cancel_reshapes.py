@@ -17,8 +17,8 @@ class CancelReshapes(ir.passes.InPlacePass):
         cancelled = 0
         for node in list(graph):
             x = _source(node)
-            if x is not None:
-                node.outputs[0].replace_all_uses_with(x, replace_graph_outputs=True)
+            if x is not None and not node.outputs[0].is_graph_output():
+                node.outputs[0].replace_all_uses_with(x)
                 graph.remove(node, safe=True)
                 cancelled += 1
         if not cancelled:

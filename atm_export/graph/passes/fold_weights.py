@@ -20,9 +20,11 @@ class FoldTransposedWeights(ir.passes.InPlacePass):
             source = node.inputs[0] if node.op_type == "Transpose" else None
             if source is None or not source.is_initializer() or source.const_value is None:
                 continue
+            if node.outputs[0].is_graph_output():
+                continue
             perm = node.attributes["perm"].as_ints() if "perm" in node.attributes else None
             array = np.ascontiguousarray(source.const_value.numpy().transpose(perm))
-            name = f"{source.name}.T"
+            name = f"{source.name}.T" + ("" if array.ndim == 2 else "".join(map(str, perm or ())))
             value = graph.initializers.get(name)
             if value is None:
                 tensor = ir.tensor(array, name=name)
@@ -33,7 +35,7 @@ class FoldTransposedWeights(ir.passes.InPlacePass):
                     const_value=tensor,
                 )
                 graph.register_initializer(value)
-            node.outputs[0].replace_all_uses_with(value, replace_graph_outputs=True)
+            node.outputs[0].replace_all_uses_with(value)
             graph.remove(node, safe=True)
             if not source.uses():
                 del graph.initializers[str(source.name)]

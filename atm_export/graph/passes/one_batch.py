@@ -28,7 +28,7 @@ class OneBatch(ir.passes.InPlacePass):
             if _makes_rows(node) or (node.op_type not in RANK_CHANGES and given & rows):
                 rows.update(node.outputs)
             source = node.inputs[0] if _reads_batch(node) else None
-            if source not in computed or source in rows:
+            if source not in computed or source in rows or node.outputs[0].is_graph_output():
                 continue
             if batch is None and source is image:
                 batch = node.outputs[0]
@@ -37,7 +37,7 @@ class OneBatch(ir.passes.InPlacePass):
                 batch = ir.Value(name="batch_size")
                 made = ir.node("Shape", [image], attributes={"start": 0, "end": 1}, outputs=[batch])
                 graph.insert_before(graph[0], made)
-            node.outputs[0].replace_all_uses_with(batch, replace_graph_outputs=True)
+            node.outputs[0].replace_all_uses_with(batch)
             graph.remove(node, safe=True)
             replaced += 1
         if not replaced:
