@@ -74,11 +74,16 @@ def output_errors(path: Path) -> Iterator[None]:
 def working(out: Path, key: str) -> Iterator[WorkFolder]:
     """The locked work folder of `out`; removed unless the run is interrupted."""
     path = out.parent / f".{out.name}.work"
-    made = [p for p in (out.parent, *out.parent.parents) if not p.exists()]
+    made: list[Path] = []
     with output_errors(out):
         if out.exists() and not out.is_dir():
             raise OutputError(f"{out} is a file; choose another --out")
-        path.mkdir(parents=True, exist_ok=True)
+        made = [p for p in (out.parent, *out.parent.parents) if not p.exists()]
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            _remove_empty(made)
+            raise
     lock = _only_writer(path, out)
     try:
         yield WorkFolder(path, key)

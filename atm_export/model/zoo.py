@@ -9,6 +9,8 @@ from atm_export.model.backbone import LoadedModel, families
 
 LARGEST = 2**31 - 2**26  # protobuf's limit, less room for the graph itself
 
+MOST_TOKENS = 4096
+
 
 def load_model(spec: ModelSpec) -> LoadedModel:
     """The model with its weights; errors name the file, key or setting at fault."""
@@ -23,5 +25,11 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         raise UnsupportedModelError(
             f"{spec.name} has {size / 2**30:.1f} GiB of weights; an ONNX file ends at 2 GiB, and "
             "weights beside the file are not written by this version"
+        )
+    tokens = model.backbone.grid[0] * model.backbone.grid[1] + model.backbone.prefix
+    if tokens > MOST_TOKENS:
+        raise UnsupportedModelError(
+            f"{spec.name} has {tokens} tokens, and sort keys hold {MOST_TOKENS}; "
+            "give a smaller --image-size"
         )
     return model
