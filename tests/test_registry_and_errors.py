@@ -45,7 +45,7 @@ def test_the_help_lists_every_code() -> None:
 def test_an_unknown_name_offers_the_nearest_or_all() -> None:
     error = unknown_name("fruit", "aple", ["apple", "pear", "plum"])
     assert isinstance(error, ConfigError)
-    assert str(error) == "unknown fruit 'aple'; nearest: apple"
+    assert str(error) == "unknown fruit 'aple'; nearest: apple, plum, pear"
     assert str(unknown_name("fruit", "xyz", ["b", "a"], "or none")) == (
         "unknown fruit 'xyz'; known: a, b; or none"
     )
