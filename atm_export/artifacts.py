@@ -20,10 +20,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from atm_export.errors import OutputError
+from atm_export.errors import OutputError, RunFolderError
+from atm_export.runfolder import FORMAT, MANIFEST, load_manifest, sealed, sha256
 
-MANIFEST = "manifest.json"
-FORMAT = 1
 PACKAGES = ("atm-export", "torch", "timm", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
 
 
@@ -140,9 +139,8 @@ def publish(
     }
     manifest = {"format": FORMAT, "run_key": work.key, **facts, "files": files}
     with output_errors(out):
-        text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False)
         part = work.path / f"{MANIFEST}.part"
-        part.write_text(text + "\n", encoding="utf-8")
+        part.write_bytes(sealed(manifest))
         out.mkdir(parents=True, exist_ok=True)
         stale = set(_listed(out)) - set(names)
         (out / MANIFEST).unlink(missing_ok=True)
@@ -154,13 +152,37 @@ def publish(
     return manifest
 
 
+def extend(
+    work: WorkFolder, out: Path, names: list[str], facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Add finished stage files `names` and `facts` to a finished run; returns the new manifest.
+
+    The old manifest stays in force until the new one replaces it.
+    """
+    manifest = load_manifest(out)
+    manifest.pop("seal", None)
+    manifest["files"] = dict(manifest["files"])
+    with output_errors(out):
+        for name in names:
+            file = work.path / name
+            entry = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+            file.replace(out / name)
+            manifest["files"][name] = entry
+        manifest |= facts
+        part = work.path / f"{MANIFEST}.part"
+        part.write_bytes(sealed(manifest))
+        part.replace(out / MANIFEST)
+    return manifest
+
+
 def read_manifest(out: Path) -> dict[str, Any] | None:
-    """The manifest of a finished run, or None."""
+    """The manifest of a finished run, without its seal, or None."""
     try:
-        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        manifest = load_manifest(out)
+    except RunFolderError:
         return None
-    return manifest if isinstance(manifest, dict) else None
+    manifest.pop("seal")
+    return manifest
 
 
 def broken_files(out: Path, manifest: Mapping[str, Any]) -> list[str]:
@@ -176,12 +198,6 @@ def broken_files(out: Path, manifest: Mapping[str, Any]) -> list[str]:
 def _listed(out: Path) -> list[str]:
     manifest = read_manifest(out) or {}
     return [name for name in manifest.get("files", {}) if Path(name).name == name]
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def versions() -> dict[str, str]:

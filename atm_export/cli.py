@@ -29,7 +29,7 @@ numbers as PyTorch, and reports what was saved.
     atm-export list                          models, presets and the paper's figures
 
 Exit codes: 0 done, 2 settings, 3 weights, 4 model not supported, 5 parity failed, 6 graph lint,
-7 output folder, 8 missing package, 9 images, 130 interrupted.
+7 output folder, 8 missing package, 9 images, 10 run folder not to be trusted, 130 interrupted.
 """
 
 app = App(

@@ -8,7 +8,15 @@ AtmExportError                1   anything else that has one clear line
 ├── GraphLintError            6   a known trap in the ONNX graph
 ├── OutputError               7   the output folder cannot be written, is full, or is in use
 ├── MissingDependencyError    8   an optional package is not installed
-└── DataError                 9   images or labels that cannot be read
+├── DataError                 9   images or labels that cannot be read
+└── RunFolderError           10   a run folder that cannot be trusted
+    ├── NotARunError              no manifest there
+    ├── ManifestError             the manifest is damaged or was changed
+    ├── RunFormatError            written by another format version
+    ├── MissingFileError          a file of the manifest is missing
+    ├── ChangedFileError          a file's bytes are not those of the export
+    ├── UnprovenError             parity with PyTorch was not proven
+    └── EngineMismatchError       an engine for another TensorRT, GPU or flavor
 Ctrl-C                      130
 """
 
@@ -70,6 +78,40 @@ class DataError(AtmExportError):
     """Images or labels that cannot be read."""
 
     exit_code = 9
+
+
+class RunFolderError(AtmExportError):
+    """A run folder that cannot be trusted."""
+
+    exit_code = 10
+
+
+class NotARunError(RunFolderError):
+    """There is no manifest in the folder."""
+
+
+class ManifestError(RunFolderError):
+    """The manifest is damaged, or was changed after the export."""
+
+
+class RunFormatError(RunFolderError):
+    """The folder was written in another format version."""
+
+
+class MissingFileError(RunFolderError):
+    """A file that the manifest lists is missing."""
+
+
+class ChangedFileError(RunFolderError):
+    """A file's bytes are not those of the export."""
+
+
+class UnprovenError(RunFolderError):
+    """The run's parity with PyTorch was not proven."""
+
+
+class EngineMismatchError(RunFolderError):
+    """An engine was built for another TensorRT version, flavor or GPU."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> ConfigError:

@@ -11,7 +11,7 @@ import atm_export
 
 PACKAGE = Path(atm_export.__file__).parent
 ORDER = (
-    ("errors", "registry", "artifacts", "preprocess", "demo"),
+    ("errors", "registry", "runfolder", "artifacts", "preprocess", "demo"),
     ("config",),
     ("resolve",),
     ("model",),
@@ -22,6 +22,7 @@ ORDER = (
     ("evaluate",),
     ("report",),
     ("pipeline",),
+    ("commands",),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from atm_export import errors
-from atm_export.errors import AtmExportError, ConfigError, unknown_name
+from atm_export.errors import AtmExportError, ConfigError, RunFolderError, unknown_name
 from atm_export.registry import Registry
 
 CODES = {
@@ -21,12 +21,15 @@ CODES = {
     "OutputError": 7,
     "MissingDependencyError": 8,
     "DataError": 9,
+    "RunFolderError": 10,
 }
 
 
 def test_exit_codes_are_what_they_always_were() -> None:
     kinds = {name: kind for name, kind in vars(errors).items() if inspect.isclass(kind)}
     found = {name: k.exit_code for name, k in kinds.items() if issubclass(k, AtmExportError)}
+    refined = [n for n, k in kinds.items() if RunFolderError in getattr(k, "__bases__", ())]
+    assert len(refined) == 7 and {found.pop(name) for name in refined} == {10}
     assert found == CODES
 
 
@@ -39,7 +42,7 @@ def test_the_help_lists_every_code() -> None:
     from atm_export.cli import HELP
 
     listed = {int(code) for code in re.findall(r"(?<![\w.])(\d+) [a-z]", HELP.split("codes:")[1])}
-    assert listed == {0, *range(2, 10), 130}
+    assert listed == {0, *range(2, 11), 130}
 
 
 def test_an_unknown_name_offers_the_nearest_or_all() -> None:
