@@ -25,11 +25,13 @@ numbers as PyTorch, and reports what was saved.
     atm-export deit_t --weights FILE         your checkpoint (.safetensors, .pth)
     atm-export timm:vit_tiny_patch16_224     any plain timm VisionTransformer
     atm-export deit_s --gflops 3.2           the paper's nearest point at or below 3.2 GFLOPs
+    atm-export deit_s --trt                  TensorRT engines too (see Engines below)
     atm-export deit_s --method tome -r 8     ToMe, the static peer
     atm-export list                          models, presets and the paper's figures
 
 Exit codes: 0 done, 2 settings, 3 weights, 4 model not supported, 5 parity failed, 6 graph lint,
-7 output folder, 8 missing package, 9 images, 10 run folder not to be trusted, 130 interrupted.
+7 output folder, 8 missing package, 9 images, 10 run folder not to be trusted, 11 engine build,
+130 interrupted.
 """
 
 app = App(
@@ -43,6 +45,7 @@ WHAT = Group("Model", sort_key=0)
 HOW = Group("Merging", sort_key=1)
 GRAPH = Group("Graph", sort_key=2)
 RUN = Group("Run", sort_key=3)
+ENGINES = Group("Engines", sort_key=4)
 
 
 def _option(group: Group, text: str, *names: str) -> Any:
@@ -140,6 +143,56 @@ def export_command(
         bool,
         Parameter(group=RUN, help="Measure latency.", negative="--no-benchmark"),
     ] = True,
+    trt: Annotated[
+        bool,
+        _option(ENGINES, "Build TensorRT engines of the proven graph."),
+    ] = False,
+    trt_flavor: Annotated[
+        Literal["tensorrt", "rtx"] | None,
+        _option(
+            ENGINES,
+            "tensorrt: enterprise TensorRT 10 or 11, builds on the GPU that will run the engine. "
+            "rtx: TensorRT-RTX, builds ahead of time without a GPU. Default: what is installed, "
+            "enterprise first.",
+        ),
+    ] = None,
+    sm: Annotated[
+        str | None,
+        _option(
+            ENGINES,
+            "Targets of RTX engines as compute capabilities (default: the GPU that is there, or "
+            "86,89,120).",
+        ),
+    ] = None,
+    precision: Annotated[
+        str,
+        _option(
+            ENGINES,
+            "fp32, fp16, bf16, fp8, int8; several by commas. Matching, LayerNorm and softmax stay "
+            "in FP32; fp8 and int8 are calibrated on --images.",
+        ),
+    ] = "fp16",
+    batch: Annotated[
+        str,
+        _option(ENGINES, "Optimization profiles min:opt:max; several by commas."),
+    ] = "1:8:64",
+    timing_cache: Annotated[
+        str | None,
+        _option(ENGINES, "File of kernel timings (default: one in the user's cache folder)."),
+    ] = None,
+    workspace: Annotated[
+        int | None, _option(ENGINES, "Scratch memory at most, in MiB (default: the builder's).")
+    ] = None,
+    refit: Annotated[bool, _option(ENGINES, "Let weights be replaced later.")] = False,
+    version_compatible: Annotated[
+        bool, _option(ENGINES, "Load in later minor versions too, at a cost in speed.")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, _option(ENGINES, "Load on Ampere and later, at a cost in speed.")
+    ] = False,
+    opt_level: Annotated[
+        int | None, _option(ENGINES, "How long the builder searches, 0 to 5 (default: 3).")
+    ] = None,
 ) -> int:
     """Export one model."""
     from atm_export.resolve import Choice, default_out, resolve
@@ -166,10 +219,44 @@ def export_command(
         images=images,
     )
     config = resolve(choice)
-    return _run(config, out or default_out(config), force, threads, benchmark)
+    engines = None
+    if trt:
+        engines = _engine_settings(
+            {
+                "flavor": trt_flavor,
+                "workspace": workspace,
+                "refit": refit,
+                "version_compatible": version_compatible,
+                "hardware_compatible": hardware_compatible,
+                "opt_level": opt_level,
+                "timing_cache": timing_cache,
+            },
+            precision,
+            batch,
+            sm,
+        )
+    elif trt_flavor or sm or refit or workspace or opt_level is not None or timing_cache:
+        raise ConfigError("settings of engines need --trt")
+    return _run(config, out or default_out(config), force, threads, benchmark, engines)
 
 
-def _run(config: Any, out: Path, force: bool, threads: int, benchmark: bool) -> int:
+def _engine_settings(values: dict[str, Any], precision: str, batch: str, sm: str | None) -> Any:
+    from atm_export.backends.tensorrt import settings
+    from atm_export.config import validated
+
+    return validated(
+        settings.EngineSettings,
+        {
+            **values,
+            "precisions": settings.parse_precisions(precision),
+            "profiles": settings.parse_profiles(batch),
+            "sms": settings.parse_sms(sm) if sm else (),
+        },
+        "engine",
+    )
+
+
+def _run(config: Any, out: Path, force: bool, threads: int, benchmark: bool, engines: Any) -> int:
     from rich.console import Console
 
     from atm_export.report.console import print_report
@@ -185,7 +272,13 @@ def _run(config: Any, out: Path, force: bool, threads: int, benchmark: bool) -> 
         from atm_export.pipeline import export
 
         outcome = export(
-            config, out, force=force, threads=threads, benchmark=benchmark, progress=progress
+            config,
+            out,
+            force=force,
+            threads=threads,
+            benchmark=benchmark,
+            engines=engines,
+            progress=progress,
         )
     if outcome.reused:
         print(f"reused {out}/: same settings, weights, images and versions (--force redoes it)")

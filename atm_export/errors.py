@@ -9,14 +9,15 @@ AtmExportError                1   anything else that has one clear line
 ├── OutputError               7   the output folder cannot be written, is full, or is in use
 ├── MissingDependencyError    8   an optional package is not installed
 ├── DataError                 9   images or labels that cannot be read
-└── RunFolderError           10   a run folder that cannot be trusted
-    ├── NotARunError              no manifest there
-    ├── ManifestError             the manifest is damaged or was changed
-    ├── RunFormatError            written by another format version
-    ├── MissingFileError          a file of the manifest is missing
-    ├── ChangedFileError          a file's bytes are not those of the export
-    ├── UnprovenError             parity with PyTorch was not proven
-    └── EngineMismatchError       an engine for another TensorRT, GPU or flavor
+├── RunFolderError           10   a run folder that cannot be trusted
+│   ├── NotARunError              no manifest there
+│   ├── ManifestError             the manifest is damaged or was changed
+│   ├── RunFormatError            written by another format version
+│   ├── MissingFileError          a file of the manifest is missing
+│   ├── ChangedFileError          a file's bytes are not those of the export
+│   ├── UnprovenError             parity with PyTorch was not proven
+│   └── EngineMismatchError       an engine for another TensorRT, GPU or flavor
+└── EngineBuildError         11   a parser or builder that does not take the graph
 Ctrl-C                      130
 """
 
@@ -112,6 +113,12 @@ class UnprovenError(RunFolderError):
 
 class EngineMismatchError(RunFolderError):
     """An engine was built for another TensorRT version, flavor or GPU."""
+
+
+class EngineBuildError(AtmExportError):
+    """TensorRT's parser or builder does not make an engine of the graph."""
+
+    exit_code = 11
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> ConfigError:

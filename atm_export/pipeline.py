@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from atm_export import artifacts
 from atm_export.artifacts import WorkFolder
 from atm_export.backends.onnxruntime import OnnxRuntimeRunner, share_threads
+from atm_export.backends.tensorrt.settings import EngineSettings
 from atm_export.config import MergePolicy, RunConfig
 from atm_export.errors import ConfigError
 from atm_export.evaluate import latency
@@ -34,6 +36,7 @@ from atm_export.report.facts import manifest_facts, summarize_method
 from atm_export.validate.ladder import LadderResult, Subject, climb
 
 Progress = Callable[[str], None]
+ENGINE_IMAGES = 32  # that lower precisions are calibrated on and compared with FP32
 STAGES = ("load", "translate", "prove", "measure", "write")
 
 
@@ -54,21 +57,39 @@ def export(
     force: bool = False,
     threads: int = 0,
     benchmark: bool = True,
+    engines: EngineSettings | None = None,
     progress: Progress = lambda text: None,
 ) -> Outcome:
-    """Export, prove and measure one model; returns what is in `out`.
+    """Export, prove and measure one model, and build its engines if asked for; returns what is in
+    `out`.
 
     Raises ParityError after writing the artifacts marked "unproven".
     """
+    if engines is not None:
+        _check_engines(engines)
     progress("loading the model")
     threads = share_threads(threads)
     model = load_model(config.model)
     images = load_images(config.images or config.calibrate, config.model.name, model.preprocessing)
     key = _run_key(config, model, images)
-    if not force:
-        found = _reusable(config, out, key)
-        if found is not None:
-            return found
+    outcome = None if force else _reusable(config, out, key)
+    if outcome is None:
+        outcome = _export(config, out, key, model, images, threads, benchmark, progress)
+    if engines is not None:
+        outcome = _with_engines(outcome, config, model, images, engines, progress)
+    return outcome
+
+
+def _export(
+    config: RunConfig,
+    out: Path,
+    key: str,
+    model: LoadedModel,
+    images: ImageSet,
+    threads: int,
+    benchmark: bool,
+    progress: Progress,
+) -> Outcome:
     with artifacts.working(out, key) as work:
         plan = _plan(config, model, images, progress)
         traced, shipped = _translate(config, model, plan, work, progress)
@@ -84,6 +105,44 @@ def export(
         manifest = _write(config, model, plan, shipped, report, work, out)
     proof.require()
     return Outcome(out, report, manifest, reused=False)
+
+
+def _check_engines(settings: EngineSettings) -> None:
+    """Fail before the long export, not after it."""
+    from atm_export.backends.tensorrt.api import gpu_sm, load_api
+
+    api, gpu = load_api(settings.flavor), gpu_sm()
+    for precision in settings.precisions:
+        api.targets(settings, precision, gpu)
+
+
+def _with_engines(
+    outcome: Outcome,
+    config: RunConfig,
+    model: LoadedModel,
+    images: ImageSet,
+    settings: EngineSettings,
+    progress: Progress,
+) -> Outcome:
+    """The finished run with its engines beside it."""
+    from atm_export.engines import EngineSource, add_engines
+
+    plan = _plan(config, model, images, progress)
+
+    @cache
+    def traced() -> onnx.ModelProto:
+        progress("translating to ONNX for the engines")
+        return _traced(config, model, plan)
+
+    pixels = images.pixels[:ENGINE_IMAGES]
+    feeds = [
+        batch if config.uint8_input else normalize(batch, model.preprocessing)
+        for batch in (pixels[i : i + 8] for i in range(0, len(pixels), 8))
+    ]
+    source = EngineSource(traced, _outputs(config), manifest_facts(config, model, plan), feeds)
+    entries = add_engines(outcome.out, source, settings, progress)
+    manifest = artifacts.read_manifest(outcome.out) or outcome.manifest
+    return replace(outcome, report={**outcome.report, "engines": entries}, manifest=manifest)
 
 
 def _plan(config: RunConfig, model: LoadedModel, images: ImageSet, progress: Progress) -> MergePlan:
@@ -119,26 +178,33 @@ def _translate(
         traced = onnx.load(done)
     else:
         progress("translating to ONNX")
-        how = model.preprocessing
-        traced = optimize(
-            onnx_from_model(
-                model.backbone,
-                plan,
-                mean=how.mean,
-                std=how.std,
-                uint8_input=config.uint8_input,
-                opset=config.opset,
-            )
-        )
+        traced = _traced(config, model, plan)
         work.write("traced.onnx", serialized(traced))
-    outputs = ["logits"]
-    if config.trace:
-        outputs += ["tokens_per_block", "patch_to_token"]
-    shipped = with_facts(with_outputs(traced, outputs), manifest_facts(config, model, plan))
+    facts = manifest_facts(config, model, plan)
+    shipped = with_facts(with_outputs(traced, _outputs(config)), facts)
     for graph in (traced, shipped):
         lint.check(graph)
     onnx.checker.check_model(shipped)
     return traced, shipped
+
+
+def _traced(config: RunConfig, model: LoadedModel, plan: MergePlan) -> onnx.ModelProto:
+    """The FP32 graph with its trace outputs."""
+    how = model.preprocessing
+    return optimize(
+        onnx_from_model(
+            model.backbone,
+            plan,
+            mean=how.mean,
+            std=how.std,
+            uint8_input=config.uint8_input,
+            opset=config.opset,
+        )
+    )
+
+
+def _outputs(config: RunConfig) -> list[str]:
+    return ["logits", *(["tokens_per_block", "patch_to_token"] if config.trace else [])]
 
 
 def serialized(model: onnx.ModelProto) -> bytes:
@@ -211,15 +277,7 @@ def _latency(
     progress("measuring latency: exporting the unmerged model")
     how, backbone = model.preprocessing, model.backbone
     none = MergePlan((None,) * len(plan.blocks), proportional=False)
-    traced = onnx_from_model(
-        backbone,
-        none,
-        mean=how.mean,
-        std=how.std,
-        uint8_input=config.uint8_input,
-        opset=config.opset,
-    )
-    baseline = with_outputs(optimize(traced), ["logits"])
+    baseline = with_outputs(_traced(config, model, none), ["logits"])
     rows = []
     with (
         OnnxRuntimeRunner(baseline) as unmerged,

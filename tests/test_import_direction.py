@@ -21,6 +21,7 @@ ORDER = (
     ("validate",),
     ("evaluate",),
     ("report",),
+    ("engines",),
     ("pipeline",),
     ("commands",),
     ("cli",),

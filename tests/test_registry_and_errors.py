@@ -22,6 +22,7 @@ CODES = {
     "MissingDependencyError": 8,
     "DataError": 9,
     "RunFolderError": 10,
+    "EngineBuildError": 11,
 }
 
 
@@ -42,7 +43,7 @@ def test_the_help_lists_every_code() -> None:
     from atm_export.cli import HELP
 
     listed = {int(code) for code in re.findall(r"(?<![\w.])(\d+) [a-z]", HELP.split("codes:")[1])}
-    assert listed == {0, *range(2, 11), 130}
+    assert listed == {0, *range(2, 12), 130}
 
 
 def test_an_unknown_name_offers_the_nearest_or_all() -> None:

@@ -39,7 +39,8 @@ class OnnxRuntimeRunner:
     """Runs an ONNX model on the CPU (or other providers, in order of preference).
 
     threads: intra-op threads, 0 for ONNX Runtime's own choice; after `share_threads` every session
-    uses the one pool of the process instead.
+    uses the one pool of the process instead. exact: run the graph node by node, with no fusion that
+    would drop a rounding.
     """
 
     def __init__(
@@ -48,8 +49,10 @@ class OnnxRuntimeRunner:
         *,
         threads: int = 0,
         providers: Sequence[str] = ("CPUExecutionProvider",),
+        exact: bool = False,
     ) -> None:
         self.model = model
+        self.exact = exact
         self.threads = threads
         self.providers = tuple(providers)
         self.session: Any = None
@@ -60,6 +63,8 @@ class OnnxRuntimeRunner:
         ort.set_default_logger_severity(4)
         options = ort.SessionOptions()
         options.log_severity_level = 4
+        if self.exact:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if _shared_threads:
             options.use_per_session_threads = False
         else:

@@ -17,12 +17,12 @@ from atm_export.errors import GraphLintError
 ALLOWED = frozenset(
     """
     Add And AveragePool BatchNormalization Cast CastLike Clip Concat Constant ConstantOfShape Conv
-    CumSum Div Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm
-    GlobalAveragePool Greater GreaterOrEqual GroupNormalization HardSigmoid HardSwish Identity
-    InstanceNormalization LayerNormalization Less LessOrEqual Log LpNormalization MatMul Max MaxPool
-    Min Mul Neg Not Or Pad Pow RMSNormalization Range Reciprocal ReduceL2 ReduceMax ReduceMean
-    ReduceMin ReduceSum Relu Reshape Round Shape Sigmoid Size Slice Softmax Softplus Split Sqrt
-    Squeeze Sub Swish Tanh Tile TopK Transpose Unsqueeze Where
+    CumSum DequantizeLinear Div Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND
+    Gelu Gemm GlobalAveragePool Greater GreaterOrEqual GroupNormalization HardSigmoid HardSwish
+    Identity InstanceNormalization LayerNormalization Less LessOrEqual Log LpNormalization MatMul
+    Max MaxPool Min Mul Neg Not Or Pad Pow QuantizeLinear RMSNormalization Range Reciprocal ReduceL2
+    ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Round Shape Sigmoid Size Slice Softmax
+    Softplus Split Sqrt Squeeze Sub Swish Tanh Tile TopK Transpose Unsqueeze Where
     """.split()  # noqa: SIM905  (a list that long reads as text)
 )
 SHAPE_TAKERS = ("Reshape", "Expand")
@@ -48,7 +48,11 @@ def lint(model: onnx.ModelProto) -> list[Finding]:
 
 def check(model: onnx.ModelProto) -> None:
     """GraphLintError for the first trap."""
-    findings = lint(model)
+    report(lint(model))
+
+
+def report(findings: list[Finding]) -> None:
+    """GraphLintError for the first of `findings`, if any."""
     if findings:
         first, more = findings[0], len(findings) - 1
         raise GraphLintError(
@@ -61,11 +65,11 @@ def standard_operators(graph: ir.Graph) -> Iterator[Finding]:
     """Operators of ONNX itself, and of those the ones that parsers are known to take."""
     for node in graph:
         if node.domain not in ("", "ai.onnx"):
-            yield Finding("custom operator", _name(node), f"{node.domain}::{node.op_type}")
+            yield Finding("custom operator", name_of(node), f"{node.domain}::{node.op_type}")
         elif node.op_type.startswith("Scatter"):
             continue
         elif node.op_type not in ALLOWED:
-            yield Finding("operator outside the allow-list", _name(node), node.op_type)
+            yield Finding("operator outside the allow-list", name_of(node), node.op_type)
 
 
 def no_scatter(graph: ir.Graph) -> Iterator[Finding]:
@@ -76,7 +80,7 @@ def no_scatter(graph: ir.Graph) -> Iterator[Finding]:
             reduction = how.as_string() if how is not None else "none"
             yield Finding(
                 "scatter",
-                _name(node),
+                name_of(node),
                 f"{node.op_type} with reduction '{reduction}' keeps one of several values where a "
                 "reduction is meant, or is not supported; use a one-hot matrix product",
             )
@@ -88,11 +92,11 @@ def unique_sort_keys(graph: ir.Graph) -> Iterator[Finding]:
         key = node.inputs[0] if node.inputs else None
         if node.op_type in ("ArgMax", "ArgMin"):
             yield Finding(
-                "sort with ties", _name(node), f"{node.op_type} has no defined order of equals"
+                "sort with ties", name_of(node), f"{node.op_type} has no defined order of equals"
             )
         if node.op_type == "TopK" and key is not None and not _is_int(key):
             yield Finding(
-                "sort with ties", _name(node), "TopK of a float key; use value * N + position"
+                "sort with ties", name_of(node), "TopK of a float key; use value * N + position"
             )
 
 
@@ -108,7 +112,7 @@ def dynamic_batch(graph: ir.Graph) -> Iterator[Finding]:
     for node, target in _constant_shapes(graph):
         if node.inputs[0] in moving and target and target[0] > 0:
             yield Finding(
-                "baked batch", _name(node), f"{node.op_type} to the constant shape {target}"
+                "baked batch", name_of(node), f"{node.op_type} to the constant shape {target}"
             )
 
 
@@ -117,13 +121,13 @@ def free_token_axis(graph: ir.Graph) -> Iterator[Finding]:
     starts = {
         out
         for node in graph
-        if node.op_type == "TopK" and _constant(node.inputs[1]) is None
+        if node.op_type == "TopK" and constant(node.inputs[1]) is None
         for out in node.outputs
     }
     sized = _dependent(graph, starts)
     for node, target in _constant_shapes(graph):
         if node.inputs[0] in sized and len(target) > 2 and target[1] > 1:
-            yield Finding("pinned token axis", _name(node), f"{node.op_type} to {target}")
+            yield Finding("pinned token axis", name_of(node), f"{node.op_type} to {target}")
 
 
 def positive_logs(graph: ir.Graph) -> Iterator[Finding]:
@@ -133,7 +137,7 @@ def positive_logs(graph: ir.Graph) -> Iterator[Finding]:
         given = node.inputs[0] if node.op_type == "Log" else None
         if given is not None and signs.get(given, UNKNOWN) < POSITIVE:
             yield Finding(
-                "log of zero", _name(node), f"nothing keeps {given.name} above 0; add Max"
+                "log of zero", name_of(node), f"nothing keeps {given.name} above 0; add Max"
             )
 
 
@@ -159,12 +163,12 @@ def _signs(graph: ir.Graph) -> dict[ir.Value, int]:
     """What is known of the sign of every value."""
     signs: dict[ir.Value, int] = {}
     for value in graph.initializers.values():
-        signs[value] = _sign_of(_constant(value))
+        signs[value] = _sign_of(constant(value))
     for node in graph:
         given = [signs.get(v, UNKNOWN) for v in node.inputs if v is not None]
         sign = UNKNOWN
         if node.op_type == "Constant":
-            sign = _sign_of(_constant(node.outputs[0]))
+            sign = _sign_of(constant(node.outputs[0]))
         elif node.op_type == "Exp":
             sign = POSITIVE
         elif node.op_type in ("Softmax", "Sigmoid", "Relu", "Shape"):
@@ -206,12 +210,13 @@ def _dependent(graph: ir.Graph, starts: set[ir.Value]) -> set[ir.Value]:
 def _constant_shapes(graph: ir.Graph) -> Iterator[tuple[ir.Node, list[int]]]:
     for node in graph:
         if node.op_type in SHAPE_TAKERS:
-            target = _constant(node.inputs[1])
+            target = constant(node.inputs[1])
             if target is not None:
                 yield node, [int(dim) for dim in target]
 
 
-def _constant(value: ir.Value | None) -> np.ndarray | None:
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """The array of a constant or initializer, else None."""
     if value is None:
         return None
     if value.const_value is not None:
@@ -236,5 +241,6 @@ def _is_int(value: ir.Value) -> bool:
     return all(v is not None and _is_int(v) for v in data)
 
 
-def _name(node: ir.Node) -> str:
+def name_of(node: ir.Node) -> str:
+    """How messages call a node."""
     return str(node.name or node.outputs[0].name)

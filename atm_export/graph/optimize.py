@@ -12,10 +12,13 @@ import onnx_ir.passes.common as common
 from onnxscript import optimizer
 
 from atm_export.graph.passes.cancel_reshapes import CancelReshapes
+from atm_export.graph.passes.emulate import EmulateLow
 from atm_export.graph.passes.fold_weights import FoldTransposedWeights
 from atm_export.graph.passes.keep_outputs import KeepOutputs
 from atm_export.graph.passes.name_nodes import NameNodes
 from atm_export.graph.passes.one_batch import OneBatch
+from atm_export.graph.passes.quantize import LIMITS, Quantize
+from atm_export.graph.passes.set_precision import SetPrecision
 from atm_export.graph.passes.stamp import Stamp
 
 SMALL = 1024  # elements; folding larger constants would swell the file
@@ -90,3 +93,37 @@ def _run(model: onnx.ModelProto, passes: Sequence[Callable[..., Any]]) -> onnx.M
     for value in graph.graph.outputs:
         value.shape = shapes[value.name]  # inference forgets the names of free axes
     return ir.to_proto(graph)
+
+
+LOW = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+
+
+def with_precision(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+    """The same graph with `fp16` or `bf16` written into it; see `SetPrecision`."""
+    passes = [
+        common.ShapeInferencePass(),
+        SetPrecision(LOW[precision]),
+        common.RemoveUnusedNodesPass(),
+    ]
+    return _run(model, passes)
+
+
+def emulated(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+    """A typed graph rewritten to round in FP32; see `EmulateLow`."""
+    return _run(model, [EmulateLow(LOW[precision])])
+
+
+EIGHT_BITS = {"int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN}
+
+
+def quantized(
+    model: onnx.ModelProto, ranges: Mapping[str, tuple[float, float]], precision: str
+) -> onnx.ModelProto:
+    """Linear layers in `int8` or `fp8`; ranges: (percentile, largest) input by weight name."""
+    kind = EIGHT_BITS[precision]
+    # Floating-point steps grow with the value, so fp8 has no need to clip.
+    chosen = {
+        name: clipped if precision == "int8" else most for name, (clipped, most) in ranges.items()
+    }
+    scales = {name: max(value, 1e-6) / LIMITS[kind] for name, value in chosen.items()}
+    return _run(model, [Quantize(scales, kind), common.RemoveUnusedNodesPass()])

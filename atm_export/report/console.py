@@ -51,4 +51,13 @@ def print_report(console: Console, out: Path, report: Mapping[str, Any]) -> None
             f"{report['latency']['threads']} threads, median of {row['rounds']}",
             highlight=False,
         )
+    for name, engine in report.get("engines", {}).items():
+        checked = engine["validation"]
+        say(
+            f"engine    {name}: {engine['bytes'] / 1e6:.1f} MB, batch "
+            f"{', '.join(engine['profiles'])}; {engine['run']['status']}; against FP32: logits "
+            f"cosine {checked['min_cosine_logits']:.5f}, top-1 {checked['top1_agreement']:.1%}, "
+            f"tokens differing {checked['token_share_differing']:.2%}",
+            highlight=False,
+        )
     say(f"written   {out}/", highlight=False, soft_wrap=True)

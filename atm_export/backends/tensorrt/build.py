@@ -1,0 +1,141 @@
+"""ONNX to engine: one strongly typed network, the asked-for profiles, one serialized plan."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from filelock import FileLock
+
+from atm_export.backends.tensorrt.api import Api, gpu_sm, load_api
+from atm_export.backends.tensorrt.explain import explain_builder, explain_parser
+from atm_export.backends.tensorrt.settings import EngineSettings
+from atm_export.errors import EngineBuildError
+from atm_export.graph.lint_tensorrt import check_for_tensorrt
+
+DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
+MEMORY = {
+    "activation_bytes": r"Total Activation Memory: (\d+) bytes",
+    "weights_bytes": r"Total Weights Memory: (\d+) bytes",
+    "scratch_bytes": r"Max Scratch Memory: (\d+) bytes",
+}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A serialized engine, and the facts that a loader checks before it trusts it."""
+
+    plan: bytes
+    facts: dict[str, Any]
+
+
+class BuildFailedError(EngineBuildError):
+    """Carries the whole log, to be saved where the user finds it."""
+
+    def __init__(self, message: str, log: list[tuple[str, str]]) -> None:
+        super().__init__(message)
+        self.log = log
+
+
+def engine_from_onnx(
+    model: onnx.ModelProto | Path,
+    settings: EngineSettings | None = None,
+    *,
+    api: Api | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Engine:
+    """Build one engine from a typed ONNX graph whose input `image` has a free batch axis.
+
+    The graph says its own precision; of `settings.precisions` only the first is looked at, to
+    choose targets that have it.
+
+    Raises GraphLintError before the build for graphs that TensorRT is known to refuse,
+    BuildFailedError (with the log) where parser or builder stop, MissingDependencyError.
+    """
+    settings = settings or EngineSettings()
+    api = api or load_api(settings.flavor)
+    sms = api.targets(settings, settings.precisions[0], gpu_sm())
+    proto = onnx.load(model) if isinstance(model, Path) else model
+    check_for_tensorrt(proto)
+    log: list[tuple[str, str]] = []
+    trt = api.module
+    logger = api.logger(lambda severity, text: log.append((severity, text)))
+    builder = trt.Builder(logger)
+    network = api.network(builder)
+    parser = trt.OnnxParser(network, logger)
+    progress("parsing the graph")
+    if not parser.parse(proto.SerializeToString()):
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        raise BuildFailedError(explain_parser(errors), log)
+    config = builder.create_builder_config()
+    api.configure(config, settings, sms)
+    _add_profiles(builder, config, network.get_input(0), settings)
+    progress("building")
+    plan = _build(builder, network, config, settings, log)
+    return Engine(plan, _facts(api, settings, sms, network, log))
+
+
+def _add_profiles(builder: Any, config: Any, image: Any, settings: EngineSettings) -> None:
+    rest = tuple(int(length) for length in tuple(image.shape)[1:])
+    for asked in settings.profiles:
+        profile = builder.create_optimization_profile()
+        profile.set_shape(image.name, (asked.min, *rest), (asked.opt, *rest), (asked.max, *rest))
+        config.add_optimization_profile(profile)
+
+
+def _build(
+    builder: Any, network: Any, config: Any, settings: EngineSettings, log: list[tuple[str, str]]
+) -> bytes:
+    """The plan; timings of earlier builds are read from and added to the timing cache."""
+    cache_file = Path(settings.timing_cache) if settings.timing_cache else None
+    cache: Any = None
+    if cache_file is not None:
+        cache_file.parent.mkdir(parents=True, exist_ok=True)
+        known = cache_file.read_bytes() if cache_file.is_file() else b""
+        cache = config.create_timing_cache(known)
+        config.set_timing_cache(cache, False)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise BuildFailedError(explain_builder(log), log)
+    if cache_file is not None:
+        with FileLock(f"{cache_file}.lock"):
+            if cache_file.is_file():
+                cache.combine(config.create_timing_cache(cache_file.read_bytes()), True)
+            part = cache_file.with_name(f"{cache_file.name}.part")
+            part.write_bytes(bytes(memoryview(cache.serialize())))
+            part.replace(cache_file)
+    return bytes(memoryview(plan))
+
+
+def _facts(
+    api: Api, settings: EngineSettings, sms: tuple[int, ...], network: Any, log: list[Any]
+) -> dict[str, Any]:
+    text = "\n".join(message for _, message in log)
+    memory = {name: re.findall(pattern, text) for name, pattern in MEMORY.items()}
+    tensors = [network.get_input(i) for i in range(network.num_inputs)]
+    tensors += [network.get_output(i) for i in range(network.num_outputs)]
+    return {
+        "flavor": api.flavor.value,
+        "tensorrt": api.version,
+        "cuda": api.cuda,
+        "sms": list(sms),
+        "profiles": [str(profile) for profile in settings.profiles],
+        "tensors": {
+            tensor.name: {
+                "mode": "input" if i < network.num_inputs else "output",
+                "dtype": DTYPES.get(tensor.dtype.name, tensor.dtype.name.lower()),
+                "shape": [int(length) for length in tuple(tensor.shape)],
+            }
+            for i, tensor in enumerate(tensors)
+        },
+        "settings": settings.model_dump(mode="json", exclude={"timing_cache", "precisions"}),
+        "build": {
+            **{name: int(found[-1]) if found else None for name, found in memory.items()},
+            "layers": int(network.num_layers),
+            "warnings": len({text for severity, text in log if severity == "WARNING"}),
+        },
+    }

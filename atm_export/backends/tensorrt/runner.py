@@ -1,0 +1,215 @@
+"""TensorRT engines as a Runner: nothing touches the GPU before entry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from atm_export.backends.runner import Array
+from atm_export.backends.tensorrt.api import Api, gpu_sm, load_api
+from atm_export.backends.tensorrt.settings import Flavor
+from atm_export.errors import AtmExportError, EngineMismatchError
+from atm_export.runfolder import load_manifest
+
+
+def check_engine(facts: Mapping[str, Any], api: Api, sm: int | None) -> None:
+    """EngineMismatchError unless this TensorRT on this GPU can load the engine of `facts`.
+
+    facts: the engine's manifest entry. Called before anything is deserialised.
+    """
+    found: list[str] = []
+    if facts["flavor"] != api.flavor.value:
+        found.append(f"built by {facts['flavor']}, loaded by {api.flavor.value}")
+    compatible = facts["settings"]["version_compatible"]
+    built, here = facts["tensorrt"].split("."), api.version.split(".")
+    parts = 1 if compatible else 3
+    if built[:parts] != here[:parts]:
+        found.append(f"built by TensorRT {facts['tensorrt']}, loaded by {api.version}")
+    if sm is None:
+        found.append("no GPU is here")
+    elif facts["settings"]["hardware_compatible"]:
+        if sm < 80:
+            found.append(f"built for SM80 and later, this GPU is SM{sm}")
+    elif sm not in facts["sms"]:
+        targets = ", ".join(f"SM{target}" for target in facts["sms"])
+        found.append(f"built for {targets}, this GPU is SM{sm}")
+    if found:
+        raise EngineMismatchError(f"the engine does not fit: {'; '.join(found)}; build it here")
+
+
+@dataclass
+class _Loaded:
+    """What lives on the GPU between entry and exit."""
+
+    engine: Any
+    context: Any
+    stream: Any
+    inputs: dict[str, Any]
+    graphs: dict[int, Any]
+
+
+class TensorRTRunner:
+    """Runs a plan of a run folder (or any plan, with `facts`) on the first GPU.
+
+    Output sizes that depend on data are allocated by an output allocator; host buffers are pinned;
+    everything runs on one stream. static=True replays a CUDA graph per batch size, for engines
+    whose token axis is fixed. A runner serves one thread.
+    """
+
+    def __init__(
+        self, plan: Path | str, facts: Mapping[str, Any] | None = None, *, static: bool = False
+    ) -> None:
+        self.plan, self.static = Path(plan), static
+        self.facts = facts if facts is not None else _entry(self.plan)
+        self.loaded: _Loaded | None = None
+
+    def __enter__(self) -> Self:
+        import torch
+
+        api = load_api(Flavor(self.facts["flavor"]))
+        check_engine(self.facts, api, gpu_sm())
+        trt = api.module
+        self.logger = api.logger(lambda severity, text: None)
+        runtime = trt.Runtime(self.logger)
+        engine = runtime.deserialize_cuda_engine(self.plan.read_bytes())
+        if engine is None:
+            raise AtmExportError(f"{self.plan}: TensorRT does not deserialise this engine")
+        context = engine.create_execution_context()
+        if context is None:
+            raise AtmExportError(f"{self.plan}: no GPU memory for an execution context")
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        is_input = {n: engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT for n in names}
+        self.outputs = {n: _Output(trt) for n in names if not is_input[n]}
+        self.types = {n: _torch_type(engine.get_tensor_dtype(n).name) for n in names}
+        for name, output in self.outputs.items():
+            context.set_output_allocator(name, output.allocator)
+        self.loaded = _Loaded(engine, context, torch.cuda.Stream(), {}, {})
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.loaded = None
+        self.outputs = {}
+
+    def run(self, image: Array) -> Mapping[str, Array]:
+        """Outputs by name for one batch that fits a profile."""
+        import torch
+
+        assert self.loaded is not None, "enter the runner first"
+        loaded, context = self.loaded, self.loaded.context
+        pinned = torch.from_numpy(np.ascontiguousarray(image)).pin_memory()
+        with torch.cuda.stream(loaded.stream):
+            device = loaded.inputs.get("image")
+            if device is None or device.shape != pinned.shape:
+                device = torch.empty_like(pinned, device="cuda")
+                loaded.inputs["image"] = device
+                self._choose_profile(len(image))
+                if not context.set_input_shape("image", tuple(pinned.shape)):
+                    raise AtmExportError(
+                        f"batch {len(image)} of shape {tuple(pinned.shape)} fits no profile of "
+                        f"the engine ({', '.join(self.facts['profiles'])})"
+                    )
+                context.set_tensor_address("image", device.data_ptr())
+            device.copy_(pinned, non_blocking=True)
+            self._execute(len(image))
+            host = {name: self._fetch(name) for name in self.outputs}
+        loaded.stream.synchronize()
+        return {name: tensor.numpy() for name, tensor in host.items()}
+
+    def _choose_profile(self, batch: int) -> None:
+        assert self.loaded is not None
+        for i, text in enumerate(self.facts["profiles"]):
+            low, _, high = (int(number) for number in text.split(":"))
+            if low <= batch <= high:
+                if self.loaded.context.active_optimization_profile != i:
+                    stream = self.loaded.stream.cuda_stream
+                    self.loaded.context.set_optimization_profile_async(i, stream)
+                return
+
+    def _execute(self, batch: int) -> None:
+        import torch
+
+        assert self.loaded is not None
+        loaded, context = self.loaded, self.loaded.context
+        stream = loaded.stream
+        captured = loaded.graphs.get(batch)
+        if captured is not None:
+            captured.replay()
+            return
+        if not context.execute_async_v3(stream.cuda_stream):
+            raise AtmExportError(f"{self.plan}: the engine failed to run batch {batch}")
+        if self.static:
+            # One run has settled every allocation; addresses now stay what they are.
+            stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream):
+                context.execute_async_v3(stream.cuda_stream)
+            loaded.graphs = {batch: graph}
+
+    def _fetch(self, name: str) -> Any:
+        import torch
+
+        output, kind = self.outputs[name], self.types[name]
+        count = int(np.prod(output.shape))
+        view = output.memory[: count * kind.itemsize].view(kind).reshape(output.shape)
+        host = torch.empty(output.shape, dtype=kind, pin_memory=True)
+        return host.copy_(view, non_blocking=True)
+
+
+class _Output:
+    """Grows one output's memory to what TensorRT asks for, and notes the shape it was given."""
+
+    def __init__(self, trt: Any) -> None:
+        outer = self
+        self.memory: Any = None
+        self.shape: tuple[int, ...] = ()
+
+        class Allocator(trt.IOutputAllocator):  # type: ignore[misc, name-defined]
+            def __init__(self) -> None:
+                trt.IOutputAllocator.__init__(self)
+
+            def reallocate_output(self, name: str, memory: int, size: int, alignment: int) -> int:
+                return outer.grow(size)
+
+            def reallocate_output_async(
+                self, name: str, memory: int, size: int, alignment: int, stream: int
+            ) -> int:
+                return outer.grow(size)
+
+            def notify_shape(self, name: str, shape: Any) -> None:
+                outer.shape = tuple(int(length) for length in shape)
+
+        self.allocator = Allocator()
+
+    def grow(self, size: int) -> int:
+        import torch
+
+        if self.memory is None or self.memory.numel() < size:
+            self.memory = torch.empty(max(size, 1), dtype=torch.uint8, device="cuda")
+        return int(self.memory.data_ptr())
+
+
+def _entry(plan: Path) -> Mapping[str, Any]:
+    """The manifest entry of a plan in its run folder."""
+    manifest = load_manifest(plan.parent)
+    if plan.name not in manifest.get("engines", {}):
+        raise EngineMismatchError(f"{plan} is no engine of its run folder; build it with --trt")
+    entry: Mapping[str, Any] = manifest["engines"][plan.name]
+    return entry
+
+
+def _torch_type(name: str) -> Any:
+    """The torch type of a TensorRT type."""
+    import torch
+
+    names = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
+    return getattr(torch, names.get(name, name.lower()))

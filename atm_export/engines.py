@@ -1,0 +1,171 @@
+"""Engines for a finished run: typed graph -> proof -> lint -> build -> run folder, one precision
+after the other. Each engine is added to the run when it is whole, so an interrupted build resumes
+at the next one, and a second identical run reuses what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from atm_export import artifacts
+from atm_export.artifacts import WorkFolder
+from atm_export.backends.runner import Array
+from atm_export.backends.tensorrt.api import Api, gpu_sm, load_api
+from atm_export.backends.tensorrt.build import BuildFailedError, engine_from_onnx
+from atm_export.backends.tensorrt.by_hand import command_lines
+from atm_export.backends.tensorrt.cache import timing_cache_file
+from atm_export.backends.tensorrt.settings import EngineSettings, Precision
+from atm_export.errors import EngineBuildError
+from atm_export.graph import lint
+from atm_export.graph.optimize import emulated, quantized, with_facts, with_outputs, with_precision
+from atm_export.runfolder import load_manifest, sha256
+from atm_export.validate.calibration import linear_inputs, ranges
+from atm_export.validate.precision import PrecisionProof, compare_precision
+
+Progress = Callable[[str], None]
+NOT_RUN = "built ahead of time; not run: no GPU"
+
+
+@dataclass(frozen=True)
+class EngineSource:
+    """What engines are made of. traced: the run's FP32 graph with trace outputs, made when asked
+    for. outputs: what ships. feeds: graph inputs of real images, in batches."""
+
+    traced: Callable[[], onnx.ModelProto]
+    outputs: Sequence[str]
+    facts: Mapping[str, Any]
+    feeds: Sequence[Array]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One engine to build."""
+
+    precision: Precision
+    name: str
+    settings: EngineSettings
+    api: Api
+    sms: Sequence[int]
+
+
+def add_engines(
+    out: Path, source: EngineSource, settings: EngineSettings, progress: Progress
+) -> dict[str, Any]:
+    """Build the engines that `out` does not hold yet; returns their manifest entries.
+
+    Raises MissingDependencyError, ConfigError, ParityError, GraphLintError, EngineBuildError.
+    """
+    api = load_api(settings.flavor)
+    sms = {p: api.targets(settings, p, gpu_sm()) for p in settings.precisions}
+    manifest = load_manifest(out)
+    wanted = {p: _engine_name(p, api, sms[p]) for p in settings.precisions}
+    keys = {p: _key(p, manifest, api, settings, sms[p]) for p in settings.precisions}
+    entries = dict(manifest.get("engines", {}))
+    missing = [p for p in settings.precisions if not _there(out, entries.get(wanted[p]), keys[p])]
+    if missing:
+        with artifacts.working(out, str(manifest["run_key"])) as work:
+            for precision in missing:
+                name = wanted[precision]
+                job = Job(precision, name, settings, api, sms[precision])
+                entry = _add_one(work, out, source, job, progress)
+                entries[name] = {"key": keys[precision], **entry}
+                files = [name, *([] if precision is Precision.FP32 else [_graph_name(precision)])]
+                artifacts.extend(work, out, files, {"engines": entries})
+    return {name: entries[name] for name in wanted.values()}
+
+
+def _add_one(
+    work: WorkFolder, out: Path, source: EngineSource, job: Job, progress: Progress
+) -> dict[str, Any]:
+    """Write the typed graph and the plan into the work folder; returns the manifest entry."""
+    precision, name, api, settings = job.precision, job.name, job.api, job.settings
+    progress(f"writing {precision.value} into the graph")
+    reference = source.traced()
+    traced, proof = _typed(reference, source.feeds, precision, progress)
+    proof.require()
+    facts = {**source.facts, "precision": precision.value}
+    shipped = with_facts(with_outputs(traced, source.outputs), facts)
+    lint.check(shipped)
+    graph = _graph_name(precision)
+    data = bytes(shipped.SerializeToString(deterministic=True))
+    work.write(graph, data)
+    progress(f"building {name}")
+    cache = settings.timing_cache or str(timing_cache_file(api, job.sms))
+    try:
+        engine = engine_from_onnx(
+            shipped,
+            settings.model_copy(update={"timing_cache": cache, "precisions": (precision,)}),
+            api=api,
+        )
+    except BuildFailedError as error:
+        log = out / f"{name}.log"
+        log.write_text("\n".join(f"{kind}: {text}" for kind, text in error.log), encoding="utf-8")
+        raise EngineBuildError(f"{name}: {error}; the whole log is in {log}") from error
+    plan = work.write(name, engine.plan)
+    image = engine.facts["tensors"]["image"]["shape"][1:]
+    return {
+        "precision": precision.value,
+        **engine.facts,
+        "bytes": len(engine.plan),
+        "sha256": sha256(plan),
+        "source": {"file": graph, "sha256": sha256(work.path / graph)},
+        "validation": proof.facts(),
+        "run": {"status": NOT_RUN},
+        "by_hand": command_lines(api.flavor, graph, name, image, settings.profiles),
+    }
+
+
+def _typed(
+    reference: onnx.ModelProto, feeds: Sequence[Array], precision: Precision, progress: Progress
+) -> tuple[onnx.ModelProto, PrecisionProof]:
+    """The traced graph in `precision`, and how it compares with the FP32 one."""
+    name = precision.value
+    if precision is Precision.FP32:
+        return reference, compare_precision(reference, reference, feeds, name)
+    if precision in (Precision.INT8, Precision.FP8):
+        progress(f"calibrating {name}")
+        scales = ranges(reference, linear_inputs(reference), feeds)
+        typed = quantized(with_precision(reference, "fp16"), scales, name)
+        low = "fp16"
+    else:
+        typed, low = with_precision(reference, name), name
+    progress(f"comparing {name} with FP32")
+    return typed, compare_precision(reference, emulated(typed, low), feeds, name)
+
+
+def _graph_name(precision: Precision) -> str:
+    return "model.onnx" if precision is Precision.FP32 else f"model.{precision.value}.onnx"
+
+
+def _engine_name(precision: Precision, api: Api, sms: Sequence[int]) -> str:
+    targets = "-".join(f"sm{sm}" for sm in sms)
+    return f"model.{precision.value}.{api.flavor.value}.{targets}.plan"
+
+
+def _key(
+    precision: Precision,
+    manifest: Mapping[str, Any],
+    api: Api,
+    settings: EngineSettings,
+    sms: Sequence[int],
+) -> str:
+    return artifacts.run_key(
+        {
+            "run": manifest["run_key"],
+            "precision": precision.value,
+            "settings": settings.digest(),
+            "tensorrt": api.version,
+            "flavor": api.flavor.value,
+            "sms": list(sms),
+        }
+    )
+
+
+def _there(out: Path, entry: Mapping[str, Any] | None, key: str) -> bool:
+    """Whether the engine of `entry` is this one and whole (the run's files were checked before)."""
+    return entry is not None and entry.get("key") == key

@@ -1,0 +1,49 @@
+"""Ranges of the linear layers' inputs, measured over images by running the FP32 graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from atm_export.backends.onnxruntime import OnnxRuntimeRunner
+from atm_export.backends.runner import Array
+
+# Keys decide which tokens merge, and the head is small: both keep their precision.
+KEPT = (".k.weight", "head.")
+CLIPPED = 99.99  # percentile; what lies above is clipped, which costs less than a coarser grid
+
+
+def linear_inputs(model: onnx.ModelProto) -> Mapping[str, str]:
+    """Name of the linear layer (its Gemm's weight) to the value that it reads."""
+    found = {}
+    for node in model.graph.node:
+        if node.op_type != "Gemm" or not node.input[1].startswith("blocks."):
+            continue
+        if not any(part in node.input[1] for part in KEPT):
+            found[node.input[1]] = node.input[0]
+    return found
+
+
+def ranges(
+    model: onnx.ModelProto, linear: Mapping[str, str], feeds: Sequence[Array]
+) -> dict[str, tuple[float, float]]:
+    """(percentile, largest) absolute value of each linear layer's input, over all batches."""
+    values = sorted(set(linear.values()))
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    del probe.graph.output[:]
+    for value in values:
+        probe.graph.output.append(
+            onnx.helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, None)
+        )
+    high = dict.fromkeys(values, 0.0)
+    most = dict.fromkeys(values, 0.0)
+    with OnnxRuntimeRunner(probe) as runner:
+        for feed in feeds:
+            for name, array in runner.run(feed).items():
+                size = np.abs(array)
+                high[name] = max(high[name], float(np.percentile(size, CLIPPED)))
+                most[name] = max(most[name], float(size.max()))
+    return {layer: (high[value], most[value]) for layer, value in linear.items()}

@@ -1,0 +1,152 @@
+"""Is a typed graph still the model? Compared with the FP32 graph before any engine is built.
+
+Lower precision moves keys, so that pairs close to a threshold may merge or not; what counts is that
+few do, and that the answers stay. The typed graph is emulated (see `EmulateLow`): each value is
+rounded where an engine would round it, and sums run in FP32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from atm_export.backends.onnxruntime import OnnxRuntimeRunner
+from atm_export.backends.runner import Array
+from atm_export.errors import ParityError
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PrecisionTolerance:
+    """cosine: least cosine of an image's logits. top1: least share of equal top-1 classes, among
+    images whose FP32 lead exceeds the largest logits difference allowed to an honest rounding
+    (`lead` times the logits' spread). tokens: largest share of token counts that differ."""
+
+    cosine: float
+    top1: float
+    tokens: float
+    lead: float
+    reason: str
+
+
+TOLERANCES: Mapping[str, PrecisionTolerance] = {
+    "fp32": PrecisionTolerance(0.999999, 1.0, 0.0, 0.0, "the same graph"),
+    "fp16": PrecisionTolerance(
+        0.995, 0.98, 0.03, 0.02, "11 bits: logits move by about 1 % of their spread"
+    ),
+    "bf16": PrecisionTolerance(
+        0.97, 0.95, 0.08, 0.1, "8 bits: eight times fp16's rounding, kept off the matching"
+    ),
+    "fp8": PrecisionTolerance(0.93, 0.9, 0.12, 0.2, "4 bits in the linear layers, scaled"),
+    "int8": PrecisionTolerance(0.93, 0.9, 0.12, 0.2, "256 levels in the linear layers, calibrated"),
+}
+
+
+@dataclass(frozen=True)
+class PrecisionProof:
+    """What lower precision changes, over `images` images in batches of `batch`."""
+
+    precision: str
+    images: int
+    batch: int
+    max_abs: float
+    cosine: float
+    top1: float
+    counted: int
+    tokens: float
+    counts_that_differ: int
+    within: bool
+    failed: str
+
+    def facts(self) -> dict[str, Any]:
+        """For manifest and report."""
+        tolerance = TOLERANCES[self.precision]
+        return {
+            "against": "the FP32 graph, in ONNX Runtime; rounding emulated",
+            "images": self.images,
+            "batch": self.batch,
+            "max_abs_logits": self.max_abs,
+            "min_cosine_logits": self.cosine,
+            "top1_agreement": self.top1,
+            "top1_counted_images": self.counted,
+            "token_share_differing": self.tokens,
+            "token_counts_differing": self.counts_that_differ,
+            "tolerance": {
+                "min_cosine_logits": tolerance.cosine,
+                "top1_agreement": tolerance.top1,
+                "token_share_differing": tolerance.tokens,
+                "reason": tolerance.reason,
+            },
+            "within": self.within,
+        }
+
+    def require(self) -> None:
+        """ParityError unless everything lies within the tolerance."""
+        if not self.within:
+            raise ParityError(
+                f"{self.precision} changes the model too much: {self.failed}; no engine was built; "
+                "take a higher --precision"
+            )
+
+
+def compare_precision(
+    reference: onnx.ModelProto,
+    typed: onnx.ModelProto,
+    feeds: Sequence[Array],
+    precision: str,
+) -> PrecisionProof:
+    """Run both traced graphs on `feeds` (graph inputs, one batch each) and compare."""
+    logits: dict[str, list[Array]] = {"reference": [], "typed": []}
+    counts: dict[str, list[Array]] = {"reference": [], "typed": []}
+    for name, graph in (("reference", reference), ("typed", typed)):
+        with OnnxRuntimeRunner(graph, exact=name == "typed") as runner:
+            for feed in feeds:
+                found = runner.run(feed)
+                logits[name].append(found["logits"])
+                counts[name].append(np.asarray(found["tokens_per_block"]).reshape(-1))
+    a, b = (np.concatenate(logits[name]).astype(np.float64) for name in ("reference", "typed"))
+    n, m = (np.concatenate(counts[name]).astype(np.float64) for name in ("reference", "typed"))
+    return _judge(precision, a, b, n, m, len(feeds[0]))
+
+
+def _judge(
+    precision: str, a: Floats, b: Floats, n: Floats, m: Floats, batch: int
+) -> PrecisionProof:
+    """a, b: logits [images, classes] of reference and typed graph; n, m: their token counts."""
+    tolerance = TOLERANCES[precision]
+    difference = np.abs(a - b)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosine = float(((a * b).sum(axis=1) / np.maximum(norms, 1e-30)).min())
+    ranked = np.sort(a, axis=1)
+    lead = ranked[:, -1] - ranked[:, -2] if a.shape[1] > 1 else np.full(len(a), np.inf)
+    sure = lead > tolerance.lead * (ranked[:, -1] - ranked[:, 0])
+    same = a.argmax(axis=1) == b.argmax(axis=1)
+    top1 = float(same[sure].mean()) if sure.any() else 1.0
+    tokens = float(np.abs(n - m).sum() / n.sum())
+    found = {
+        f"logits cosine {cosine:.5f} is below {tolerance.cosine}": cosine < tolerance.cosine,
+        f"top-1 agreement {top1:.4f} is below {tolerance.top1}": top1 < tolerance.top1,
+        f"{tokens:.1%} of the tokens differ, more than {tolerance.tokens:.0%}": tokens
+        > tolerance.tokens,
+        "logits are not finite": not np.isfinite(b).all(),
+    }
+    failed = ", ".join(text for text, wrong in found.items() if wrong)
+    return PrecisionProof(
+        precision=precision,
+        images=len(a),
+        batch=batch,
+        max_abs=float(difference.max()),
+        cosine=cosine,
+        top1=top1,
+        counted=int(sure.sum()),
+        tokens=tokens,
+        counts_that_differ=int((n != m).sum()),
+        within=not failed,
+        failed=failed,
+    )
