@@ -178,7 +178,10 @@ def export_command(
     ] = "1:8:64",
     timing_cache: Annotated[
         str | None,
-        _option(ENGINES, "File of kernel timings (default: one in the user's cache folder)."),
+        _option(
+            ENGINES,
+            "File of kernel timings (default: one in the user's cache folder; RTX times nothing).",
+        ),
     ] = None,
     workspace: Annotated[
         int | None, _option(ENGINES, "Scratch memory at most, in MiB (default: the builder's).")

@@ -6,10 +6,12 @@ at the next one, and a second identical run reuses what is there.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from atm_export import artifacts
@@ -19,8 +21,16 @@ from atm_export.backends.tensorrt.api import Api, gpu_sm, load_api
 from atm_export.backends.tensorrt.build import BuildFailedError, engine_from_onnx
 from atm_export.backends.tensorrt.by_hand import command_lines
 from atm_export.backends.tensorrt.cache import timing_cache_file
+from atm_export.backends.tensorrt.runner import TensorRTRunner
 from atm_export.backends.tensorrt.settings import EngineSettings, Precision
-from atm_export.errors import EngineBuildError
+from atm_export.errors import EngineBuildError, ParityError
+from atm_export.evaluate.engine import (
+    BATCHES,
+    Expected,
+    engine_parity,
+    engine_speed,
+    recommend,
+)
 from atm_export.graph import lint
 from atm_export.graph.optimize import emulated, quantized, with_facts, with_outputs, with_precision
 from atm_export.runfolder import load_manifest, sha256
@@ -33,13 +43,21 @@ NOT_RUN = "built ahead of time; not run: no GPU"
 
 @dataclass(frozen=True)
 class EngineSource:
-    """What engines are made of. traced: the run's FP32 graph with trace outputs, made when asked
-    for. outputs: what ships. feeds: graph inputs of real images, in batches."""
+    """What engines are made of.
+
+    traced: the run's FP32 graph with trace outputs, made when asked for. outputs: what ships.
+    feeds: graph inputs of real images, in batches. For a GPU that is there: alternatives: FP32
+    traced graphs of other policies by name, `unmerged` among them; expected: the ladder's inputs
+    with the eager reference's answers; policy: what this run merges by.
+    """
 
     traced: Callable[[], onnx.ModelProto]
     outputs: Sequence[str]
     facts: Mapping[str, Any]
     feeds: Sequence[Array]
+    alternatives: Callable[[], Mapping[str, onnx.ModelProto]]
+    expected: Callable[[], Sequence[Expected]]
+    policy: str
 
 
 @dataclass(frozen=True)
@@ -108,6 +126,13 @@ def _add_one(
         raise EngineBuildError(f"{name}: {error}; the whole log is in {log}") from error
     plan = work.write(name, engine.plan)
     image = engine.facts["tensors"]["image"]["shape"][1:]
+    gpu = gpu_sm()
+    here = gpu is not None and gpu in job.sms
+    run: dict[str, Any] = {"status": NOT_RUN}
+    if here:
+        run = _run_here(work, source, job, traced, plan, engine.facts, progress)
+    elif gpu is not None:
+        run = {"status": f"built ahead of time; not run: this GPU is SM{gpu}"}
     return {
         "precision": precision.value,
         **engine.facts,
@@ -115,8 +140,60 @@ def _add_one(
         "sha256": sha256(plan),
         "source": {"file": graph, "sha256": sha256(work.path / graph)},
         "validation": proof.facts(),
-        "run": {"status": NOT_RUN},
+        "run": run,
         "by_hand": command_lines(api.flavor, graph, name, image, settings.profiles),
+    }
+
+
+def _run_here(
+    work: WorkFolder,
+    source: EngineSource,
+    job: Job,
+    traced: onnx.ModelProto,
+    plan: Path,
+    facts: Mapping[str, Any],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Parity and latency of a fresh engine on the GPU that is there; ParityError if it fails."""
+    import torch
+
+    gpu = torch.cuda.get_device_name()
+    others = {
+        name: _typed(graph, source.feeds, job.precision, progress)[0]
+        for name, graph in source.alternatives().items()
+    }
+    graphs = {"traced": traced}
+    graphs |= {name: with_outputs(graph, source.outputs[:1]) for name, graph in others.items()}
+    with ExitStack() as stack:
+        runners: dict[str, Any] = {}
+        for name, graph in graphs.items():
+            progress(f"building {name} to compare with")
+            made = engine_from_onnx(graph, job.settings, api=job.api)
+            file = work.path / f"{name}.probe"
+            file.write_bytes(made.plan)
+            static = name in ("unmerged", "frozen")
+            runners[name] = stack.enter_context(TensorRTRunner(file, made.facts, static=static))
+        static = source.policy in ("unmerged", "frozen")
+        shipped = stack.enter_context(TensorRTRunner(plan, facts, static=static))
+        progress(f"proving the engine on {gpu}")
+        parity = engine_parity(
+            runners.pop("traced"), shipped, source.expected(), job.precision.value
+        )
+        if not parity["within"]:
+            raise ParityError(f"{job.name} disagrees with the eager reference on {gpu}: {parity}")
+        progress(f"measuring the engine on {gpu}")
+        largest = max(profile.max for profile in job.settings.profiles)
+        feeds = {
+            batch: np.resize(source.feeds[0], (batch, *source.feeds[0].shape[1:]))
+            for batch in BATCHES
+            if batch <= largest
+        }
+        rows = engine_speed({source.policy: shipped, **runners}, feeds)
+    return {
+        "status": f"run on {gpu}",
+        "parity": parity,
+        "latency": rows,
+        "recommendation": recommend(rows, gpu),
     }
 
 

@@ -21,6 +21,7 @@ from atm_export.backends.tensorrt.settings import EngineSettings
 from atm_export.config import MergePolicy, RunConfig
 from atm_export.errors import ConfigError
 from atm_export.evaluate import latency
+from atm_export.evaluate.engine import Expected
 from atm_export.evaluate.images import ImageSet, load_images
 from atm_export.graph import lint
 from atm_export.graph.assemble import onnx_from_model
@@ -33,6 +34,7 @@ from atm_export.model.schedule import MergePlan, plan_merges
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import normalize
 from atm_export.report.facts import manifest_facts, summarize_method
+from atm_export.validate.inputs import cases
 from atm_export.validate.ladder import LadderResult, Subject, climb
 
 Progress = Callable[[str], None]
@@ -135,14 +137,60 @@ def _with_engines(
         return _traced(config, model, plan)
 
     pixels = images.pixels[:ENGINE_IMAGES]
-    feeds = [
-        batch if config.uint8_input else normalize(batch, model.preprocessing)
-        for batch in (pixels[i : i + 8] for i in range(0, len(pixels), 8))
-    ]
-    source = EngineSource(traced, _outputs(config), manifest_facts(config, model, plan), feeds)
+    source = EngineSource(
+        traced=traced,
+        outputs=_outputs(config),
+        facts=manifest_facts(config, model, plan),
+        feeds=[_feed(config, model, pixels[i : i + 8]) for i in range(0, len(pixels), 8)],
+        alternatives=lambda: _alternatives(config, model, plan, images),
+        expected=lambda: _expected(config, model, plan, images),
+        policy=_policy(plan),
+    )
     entries = add_engines(outcome.out, source, settings, progress)
     manifest = artifacts.read_manifest(outcome.out) or outcome.manifest
     return replace(outcome, report={**outcome.report, "engines": entries}, manifest=manifest)
+
+
+def _alternatives(
+    config: RunConfig, model: LoadedModel, plan: MergePlan, images: ImageSet
+) -> dict[str, onnx.ModelProto]:
+    """What an engine is compared with: the unmerged model, and the frozen schedule."""
+    none = MergePlan((None,) * len(plan.blocks), proportional=False)
+    found = {} if _policy(plan) == "unmerged" else {"unmerged": _traced(config, model, none)}
+    if _policy(plan) == "adaptive":
+        counts = measured_r(model.backbone, plan, _batches(model, images.pixels, 8))
+        found["frozen"] = _traced(config, model, plan.frozen(counts))
+    return found
+
+
+def _expected(
+    config: RunConfig, model: LoadedModel, plan: MergePlan, images: ImageSet
+) -> list[Expected]:
+    """The ladder's inputs, and what the eager reference makes of them."""
+    expected = []
+    for case in cases(images.pixels[:ENGINE_IMAGES]):
+        pixels = case.candidates[0]
+        (batch,) = _batches(model, pixels, len(pixels))
+        trace = run_reference(model.backbone, plan, batch)
+        tokens = trace.tokens_out if plan.per_image else trace.tokens_out[:, :1]
+        flat = tokens.T if plan.per_image else tokens
+        expected.append(
+            Expected(_feed(config, model, pixels), trace.logits.numpy(), flat.reshape(-1).numpy())
+        )
+    return expected
+
+
+def _policy(plan: MergePlan) -> str:
+    if not plan.merges:
+        return "unmerged"
+    if plan.per_image:
+        return "per-image"
+    return "adaptive" if plan.adaptive else "frozen"
+
+
+def _feed(config: RunConfig, model: LoadedModel, pixels: np.ndarray) -> np.ndarray:
+    """Pixels [k, H, W, 3] uint8 as the graph wants them."""
+    return pixels if config.uint8_input else normalize(pixels, model.preprocessing)
 
 
 def _plan(config: RunConfig, model: LoadedModel, images: ImageSet, progress: Progress) -> MergePlan:
@@ -275,7 +323,7 @@ def _latency(
 ) -> dict[str, Any]:
     """Speed-up over the model's own unmerged export: same exporter, same optimisations."""
     progress("measuring latency: exporting the unmerged model")
-    how, backbone = model.preprocessing, model.backbone
+    backbone = model.backbone
     none = MergePlan((None,) * len(plan.blocks), proportional=False)
     baseline = with_outputs(_traced(config, model, none), ["logits"])
     rows = []
@@ -287,10 +335,7 @@ def _latency(
             progress(f"measuring latency: batch {batch}")
             pixels = images.pixels[np.arange(4 * batch) % len(images.pixels)]
             feeds = [
-                pixels[i : i + batch]
-                if config.uint8_input
-                else normalize(pixels[i : i + batch], how)
-                for i in range(0, 4 * batch, batch)
+                _feed(config, model, pixels[i : i + batch]) for i in range(0, 4 * batch, batch)
             ]
             paired = [{"unmerged": feed, "merged": feed} for feed in feeds]
             seconds = latency.interleave({"unmerged": unmerged, "merged": merged}, paired, rounds)

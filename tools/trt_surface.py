@@ -6,8 +6,8 @@
 
 The bindings register every class, method and flag when they are imported, before they call into
 libnvinfer; so they are imported over empty stand-ins (needs gcc and nm). The result,
-tests/trt_surface/NAME-VERSION.json, holds {class: {member: parameter names, or null}}: what the
-tests hold `atm_export.backends.tensorrt.api` against.
+tests/trt_surface/NAME-VERSION.json, holds {class: {member: parameter names, or null for a value}}:
+what the tests hold `atm_export.backends.tensorrt.api` against.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ for name in sys.argv[2].split(","):
         value = inspect.getattr_static(kind, member)
         text = getattr(getattr(kind, member), "__doc__", None) or ""
         found = re.search(r"^" + re.escape(member) + r"\\((.*)\\) -> ", text, re.M)
-        if callable(getattr(kind, member, None)) and not isinstance(value, property) and found:
+        method = callable(getattr(kind, member, None)) and not isinstance(value, property)
+        if method and not found:
+            members[member] = "overloaded"
+        elif method:
             inside = found.group(1)
             while "[" in inside:
                 inside = re.sub(r"\\[[^\\[\\]]*\\]", "", inside)

@@ -112,12 +112,10 @@ def compare_precision(
                 counts[name].append(np.asarray(found["tokens_per_block"]).reshape(-1))
     a, b = (np.concatenate(logits[name]).astype(np.float64) for name in ("reference", "typed"))
     n, m = (np.concatenate(counts[name]).astype(np.float64) for name in ("reference", "typed"))
-    return _judge(precision, a, b, n, m, len(feeds[0]))
+    return judge(precision, a, b, n, m, len(feeds[0]))
 
 
-def _judge(
-    precision: str, a: Floats, b: Floats, n: Floats, m: Floats, batch: int
-) -> PrecisionProof:
+def judge(precision: str, a: Floats, b: Floats, n: Floats, m: Floats, batch: int) -> PrecisionProof:
     """a, b: logits [images, classes] of reference and typed graph; n, m: their token counts."""
     tolerance = TOLERANCES[precision]
     difference = np.abs(a - b)

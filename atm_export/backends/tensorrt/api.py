@@ -43,6 +43,11 @@ class Api:
     def major(self) -> int:
         return int(self.version.split(".")[0])
 
+    @property
+    def keeps_timings(self) -> bool:
+        """Whether builds time kernels at all; RTX chooses them on the target instead."""
+        return self.flavor is Flavor.TENSORRT
+
     def logger(self, record: Any) -> Any:
         """An ILogger that calls record(severity name, message)."""
         trt = self.module

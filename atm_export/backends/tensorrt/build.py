@@ -75,7 +75,7 @@ def engine_from_onnx(
     api.configure(config, settings, sms)
     _add_profiles(builder, config, network.get_input(0), settings)
     progress("building")
-    plan = _build(builder, network, config, settings, log)
+    plan = _build(builder, network, config, settings, api, log)
     return Engine(plan, _facts(api, settings, sms, network, log))
 
 
@@ -88,26 +88,30 @@ def _add_profiles(builder: Any, config: Any, image: Any, settings: EngineSetting
 
 
 def _build(
-    builder: Any, network: Any, config: Any, settings: EngineSettings, log: list[tuple[str, str]]
+    builder: Any,
+    network: Any,
+    config: Any,
+    settings: EngineSettings,
+    api: Api,
+    log: list[tuple[str, str]],
 ) -> bytes:
     """The plan; timings of earlier builds are read from and added to the timing cache."""
-    cache_file = Path(settings.timing_cache) if settings.timing_cache else None
+    file = Path(settings.timing_cache) if settings.timing_cache and api.keeps_timings else None
     cache: Any = None
-    if cache_file is not None:
-        cache_file.parent.mkdir(parents=True, exist_ok=True)
-        known = cache_file.read_bytes() if cache_file.is_file() else b""
-        cache = config.create_timing_cache(known)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
         config.set_timing_cache(cache, False)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BuildFailedError(explain_builder(log), log)
-    if cache_file is not None:
-        with FileLock(f"{cache_file}.lock"):
-            if cache_file.is_file():
-                cache.combine(config.create_timing_cache(cache_file.read_bytes()), True)
-            part = cache_file.with_name(f"{cache_file.name}.part")
+    if file is not None:
+        with FileLock(f"{file}.lock"):
+            if file.is_file():
+                cache.combine(config.create_timing_cache(file.read_bytes()), True)
+            part = file.with_name(f"{file.name}.part")
             part.write_bytes(bytes(memoryview(cache.serialize())))
-            part.replace(cache_file)
+            part.replace(file)
     return bytes(memoryview(plan))
 
 

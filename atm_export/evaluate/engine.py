@@ -1,0 +1,107 @@
+"""An engine where a GPU is: is it right, how fast is it, and which merge policy pays there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from atm_export.backends.runner import Array, Runner
+from atm_export.validate.precision import judge
+
+BATCHES = (1, 8, 32, 64)
+ROUNDS = 30
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One batch for the graph's input, and what the eager reference makes of it: logits
+    [batch, classes] and token counts (flat)."""
+
+    feed: Array
+    logits: Array
+    tokens: Array
+
+
+def engine_parity(
+    traced: Runner, shipped: Runner, expected: Sequence[Expected], precision: str
+) -> dict[str, Any]:
+    """Token counts through the traced engine, logits and top-1 through the one that ships, under
+    the precision's tolerance. Both runners are entered."""
+    found = [(shipped.run(e.feed), traced.run(e.feed)) for e in expected]
+    proof = judge(
+        precision,
+        np.concatenate([e.logits for e in expected]).astype(np.float64),
+        np.concatenate([out["logits"] for out, _ in found]).astype(np.float64),
+        np.concatenate([e.tokens for e in expected]).astype(np.float64),
+        np.concatenate(
+            [np.asarray(told["tokens_per_block"]).reshape(-1) for _, told in found]
+        ).astype(np.float64),
+        len(expected[0].feed),
+    )
+    return {**proof.facts(), "against": "the eager reference, on this GPU"}
+
+
+def engine_speed(
+    runners: Mapping[str, Runner],
+    feeds: Mapping[int, Array],
+    *,
+    rounds: int = ROUNDS,
+    clock: Clock = time.perf_counter,
+) -> list[dict[str, Any]]:
+    """Latency of each runner (`unmerged` among them) at each batch, A B A B ... in one process.
+
+    feeds: one input by batch size. Times are from host memory to host memory, in ms.
+    """
+    rows = []
+    for batch, feed in feeds.items():
+        seconds: dict[str, list[float]] = {name: [] for name in runners}
+        for i in range(rounds + 3):
+            for name, runner in runners.items():
+                start = clock()
+                runner.run(feed)
+                if i >= 3:
+                    seconds[name].append(clock() - start)
+        base = np.asarray(seconds["unmerged"])
+        rows.append(
+            {
+                "batch": batch,
+                "rounds": rounds,
+                "runners": {
+                    name: {
+                        **_percentiles(np.asarray(taken)),
+                        "images_per_second": round(batch / float(np.median(taken)), 1),
+                        "speedup": round(float(np.median(base / np.asarray(taken))), 3),
+                    }
+                    for name, taken in seconds.items()
+                },
+            }
+        )
+    return rows
+
+
+def recommend(rows: Sequence[Mapping[str, Any]], gpu: str) -> str:
+    """One sentence: what to run at which batch."""
+    best = [(row["batch"], *_fastest(row["runners"])) for row in rows]
+    parts = [
+        f"{name} at batch {batch}"
+        + (f" ({gain:.2f} times the unmerged engine)" if name != "unmerged" else "")
+        for batch, name, gain in best
+    ]
+    return f"On {gpu}: {', '.join(parts)}."
+
+
+def _fastest(runners: Mapping[str, Mapping[str, float]]) -> tuple[str, float]:
+    """The runner with the best median; a gain under 2 % is noise, and no merging is simpler."""
+    name = max(sorted(runners), key=lambda each: runners[each]["speedup"])
+    gain = runners[name]["speedup"]
+    return (name, gain) if gain >= 1.02 else ("unmerged", 1.0)
+
+
+def _percentiles(seconds: np.ndarray) -> dict[str, float]:
+    p50, p90, p99 = np.percentile(1e3 * seconds, (50, 90, 99))
+    return {"p50_ms": round(p50, 3), "p90_ms": round(p90, 3), "p99_ms": round(p99, 3)}

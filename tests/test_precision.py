@@ -1,0 +1,166 @@
+"""Precisions written into the graph: what goes low, what stays high, and what it costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from atm_export.backends.onnxruntime import OnnxRuntimeRunner
+from atm_export.errors import ParityError
+from atm_export.graph.lint import lint
+from atm_export.graph.lint_tensorrt import check_for_tensorrt
+from atm_export.graph.optimize import emulated, quantized, with_outputs, with_precision
+from atm_export.validate.calibration import linear_inputs, ranges
+from atm_export.validate.precision import compare_precision
+from tests.exports import VARIANTS, decided, exported
+
+HALF, BRAIN, FLOAT = (
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+    onnx.TensorProto.FLOAT,
+)
+MATCHING = {"LpNormalization", "Round", "Log", "LayerNormalization", "Softmax", "ReduceSum"}
+
+
+def types_of(model: onnx.ModelProto) -> dict[str, int]:
+    """Element type of every value, inferred from the graph alone."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.graph.value_info[:]
+    inferred = onnx.shape_inference.infer_shapes(bare, strict_mode=True).graph
+    known = {v.name: v.type.tensor_type.elem_type for v in (*inferred.value_info, *inferred.output)}
+    known |= {v.name: v.type.tensor_type.elem_type for v in inferred.input}
+    return known | {t.name: t.data_type for t in inferred.initializer}
+
+
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_typed_graphs_are_valid_and_keep_matching_in_fp32(name: str, precision: str) -> None:
+    low = HALF if precision == "fp16" else BRAIN
+    typed = with_precision(exported(name).traced, precision)
+    onnx.checker.check_model(typed, full_check=True)
+    assert lint(typed) == []
+    check_for_tensorrt(typed)
+    types = types_of(typed)
+    for node in typed.graph.node:
+        kinds = {types[value] for value in (*node.input, *node.output) if value in types}
+        if node.op_type in MATCHING:
+            assert low not in kinds, f"{node.op_type} {node.name}"
+        if node.op_type == "Gemm":
+            assert kinds == {low}, node.name
+    assert types["logits"] == FLOAT
+    assert [v.name for v in typed.graph.output] == [
+        v.name for v in exported(name).traced.graph.output
+    ]
+
+
+def test_similarities_are_fp32_products() -> None:
+    typed = with_precision(exported("class token").traced, "fp16")
+    types = types_of(typed)
+    makers = {out: node for node in typed.graph.node for out in node.output}
+    rounds = [node for node in typed.graph.node if node.op_type == "Round"]
+    assert len(rounds) == 3
+    for node in rounds:
+        product = makers[node.input[0]]
+        assert product.op_type == "MatMul"
+        assert {types[value] for value in product.input} == {FLOAT}
+
+
+@pytest.mark.parametrize("name", ["class token", "per image", "uint8", "frozen"])
+def test_fp16_stays_close_in_onnx_runtime(name: str) -> None:
+    """The typed graph itself runs, and so does its emulation, within what 11 bits allow."""
+    made, batch = exported(name), decided(name, 3)
+    feed = batch.images.numpy()
+    if VARIANTS[name].uint8:
+        feed = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 3), dtype=np.uint8)
+    with OnnxRuntimeRunner(made.traced) as runner:
+        expected = runner.run(feed)["logits"]
+    typed = with_precision(made.traced, "fp16")
+    spread = float(np.ptp(expected))
+    for graph in (typed, emulated(typed, "fp16")):
+        with OnnxRuntimeRunner(graph, exact=True) as runner:
+            found = runner.run(feed)["logits"]
+        assert found.dtype == np.float32
+        assert 0 < np.abs(found - expected).max() < 0.05 * spread
+
+
+def test_emulation_rounds_every_low_value() -> None:
+    """Logits of the emulated graph lie on the grid of the low type."""
+    typed = with_precision(exported("class token").traced, "bf16")
+    with OnnxRuntimeRunner(emulated(typed, "bf16"), exact=True) as runner:
+        logits = runner.run(decided("class token", 3).images.numpy())["logits"]
+    bits = np.ascontiguousarray(logits).view(np.uint32)
+    assert not (bits & 0xFFFF).any()
+
+
+def test_a_constant_that_does_not_fit_is_an_error_and_never_infinite() -> None:
+    model = ir.from_proto(exported("class token").traced)
+    weight = next(v for n, v in model.graph.initializers.items() if n.endswith("fc1.weight"))
+    assert weight.const_value is not None
+    weight.const_value = ir.tensor(weight.const_value.numpy() * 1e6, name=weight.name)
+    with pytest.raises(OverflowError, match=r"fc1.weight does not fit FLOAT16"):
+        with_precision(ir.to_proto(model), "fp16")
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_quantized_graphs_are_calibrated_and_close(precision: str) -> None:
+    made = exported("class token")
+    feeds = [decided("class token", 3).images.numpy()]
+    layers = linear_inputs(made.traced)
+    assert layers and not any(".k.weight" in name or "head" in name for name in layers)
+    found = ranges(made.traced, layers, feeds)
+    assert all(0 < clipped <= most for clipped, most in found.values())
+    typed = quantized(with_precision(made.traced, "fp16"), found, precision)
+    onnx.checker.check_model(typed, full_check=True)
+    assert lint(typed) == []
+    pairs = [node.op_type for node in typed.graph.node]
+    assert pairs.count("DequantizeLinear") > len(layers)
+    kept = [n for n in typed.graph.node if n.op_type == "Gemm" and ".k.weight" in n.input[1]]
+    assert kept and not any(n.input[1].endswith(".dq") for n in kept)
+    small = len(typed.SerializeToString()) / len(made.traced.SerializeToString())
+    assert small < 0.6
+    proof = compare_precision(made.traced, emulated(typed, "fp16"), feeds, precision)
+    assert 0.9 < proof.cosine < 1.0 and proof.max_abs > 0
+
+
+def test_a_ruined_graph_is_not_within_the_tolerance() -> None:
+    made = exported("class token")
+    feeds = [decided("class token", 3).images.numpy()]
+    proof = compare_precision(made.traced, made.traced, feeds, "fp32")
+    assert proof.within and proof.max_abs < 1e-4 and proof.counts_that_differ == 0
+    proof.require()
+    ruined = ir.from_proto(made.traced)
+    weight = next(v for n, v in ruined.graph.initializers.items() if n.startswith("head."))
+    assert weight.const_value is not None
+    weight.const_value = ir.tensor(-weight.const_value.numpy(), name=weight.name)
+    proof = compare_precision(made.traced, ir.to_proto(ruined), feeds, "fp16")
+    assert not proof.within
+    with pytest.raises(ParityError, match="fp16 changes the model too much: logits cosine"):
+        proof.require()
+    facts: dict[str, Any] = proof.facts()
+    assert facts["images"] == 3 and facts["tolerance"]["reason"]
+
+
+def test_thresholds_that_move_are_seen_as_tokens_that_differ() -> None:
+    made = exported("class token")
+    moved = ir.from_proto(made.traced)
+    for name, value in moved.graph.initializers.items():
+        if name.endswith(".limit") and value.const_value is not None:
+            limit = value.const_value.numpy()
+            value.const_value = ir.tensor(
+                np.full_like(limit, np.iinfo(np.int64).max // 2), name=name
+            )
+    feeds = [decided("class token", 3).images.numpy()]
+    proof = compare_precision(made.traced, ir.to_proto(moved), feeds, "fp16")
+    assert proof.tokens > 0.03 and "tokens differ" in proof.failed
+
+
+def test_a_typed_graph_ships_without_its_trace() -> None:
+    typed = with_precision(exported("class token").traced, "fp16")
+    shipped = with_outputs(typed, ["logits"])
+    assert [value.name for value in shipped.graph.output] == ["logits"]
+    assert len(shipped.graph.node) < len(typed.graph.node)
