@@ -80,6 +80,13 @@ class PaperFigures(Settings):
     top1: float
 
 
+class PublishedWeights(Settings):
+    """Where the authors publish a model's weights, and the licence stated there."""
+
+    url: str
+    licence: str
+
+
 class ModelConfig(Settings):
     """One file of `export_configs/`: the family that builds the model, and its presets."""
 
@@ -88,6 +95,7 @@ class ModelConfig(Settings):
     options: Mapping[str, Any] = Field(default_factory=dict)
     preprocessing: Mapping[str, Any] = Field(default_factory=dict)
     proportional: bool = True
+    published: PublishedWeights | None = None
     paper: PaperFigures | None = None
     default_preset: str | None = None
     presets: Mapping[str, Preset] = Field(default_factory=dict)

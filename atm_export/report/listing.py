@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from atm_export.config import load_model_config, model_names
-from atm_export.model import BUILT
+from atm_export.model import family_module
 
 
 def print_models(console: Console) -> None:
@@ -24,7 +24,7 @@ def print_models(console: Console) -> None:
             if default is not None and default.gflops is not None:
                 gflops += f" -> {default.gflops:.2f}"
                 top1 += f" -> {default.top1:.2f}"
-        family = config.family if config.family in BUILT else f"{config.family} (not yet)"
+        family = config.family if family_module(config.family) else f"{config.family} (not yet)"
         table.add_row(
             name, family, str(len(config.presets)), config.default_preset or "-", gflops, top1
         )
