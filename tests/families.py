@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from atm_export.config import ModelConfig, ModelSpec, load_model_config
 from atm_export.graph import lint
 from atm_export.model.backbone import Backbone
+from atm_export.model.flops import unmerged_gmacs
 from atm_export.model.reference import Trace, run_reference
 from atm_export.model.schedule import MergePlan
 from atm_export.model.zoo import load_model
@@ -65,6 +67,9 @@ def equals_goldens(
 
             stack.callback(module.register_forward_hook(keep).remove)
         close(backbone.plain(images), expected["logits"])
+    listed = load_model_config(name).measured
+    assert listed is not None
+    assert unmerged_gmacs(backbone) == pytest.approx(listed.gflops, rel=1e-4)
     for key in BLOCKS:
         close(seen[key][:, :4, :8], expected[key])
         assert list(seen[key].shape) == expected[f"{key}_shape"].tolist()
