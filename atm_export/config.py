@@ -80,6 +80,23 @@ class PaperFigures(Settings):
     top1: float
 
 
+class MeasuredFigures(Settings):
+    """What was measured here: GFLOPs of the unmerged model (linear layers, convolutions, both
+    attention products) and, where weights and images were at hand, at the default preset."""
+
+    gflops: float
+    merged_gflops: float | None = None
+    top1: float | None = None
+    using: str | None = None
+
+
+class PublishedWeights(Settings):
+    """Where the authors publish a model's weights, and the licence stated there."""
+
+    url: str
+    licence: str
+
+
 class ModelConfig(Settings):
     """One file of `export_configs/`: the family that builds the model, and its presets."""
 
@@ -88,7 +105,9 @@ class ModelConfig(Settings):
     options: Mapping[str, Any] = Field(default_factory=dict)
     preprocessing: Mapping[str, Any] = Field(default_factory=dict)
     proportional: bool = True
+    published: PublishedWeights | None = None
     paper: PaperFigures | None = None
+    measured: MeasuredFigures | None = None
     default_preset: str | None = None
     presets: Mapping[str, Preset] = Field(default_factory=dict)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,13 @@ def golden_images() -> torch.Tensor:
     return torch.from_numpy(noise.astype(np.float32))
 
 
-def golden_weights(module: nn.Module, seed: int = 0) -> None:
-    """Fill `module` by the rule under which the goldens were made."""
+def golden_weights(module: nn.Module, seed: int = 0, keep: Sequence[str] = ()) -> None:
+    """Fill `module` by the rule under which the goldens were made; `keep` names what stays."""
     state = {}
     for name, tensor in module.state_dict().items():
+        if name in keep or not tensor.is_floating_point():
+            state[name] = tensor
+            continue
         shape = tuple(tensor.shape)
         rng = np.random.RandomState(zlib.crc32(f"{seed}:{name}".encode()) & 0xFFFFFFFF)
         noise = rng.standard_normal(shape)
@@ -56,6 +60,10 @@ def golden_weights(module: nn.Module, seed: int = 0) -> None:
             noise = 0.02 * noise
         elif len(shape) >= 2:
             noise = noise / np.sqrt(np.prod(shape[1:]))
+        elif last == "running_mean":
+            noise = 0.1 * noise
+        elif last == "running_var":
+            noise = 1 + 0.1 * np.abs(noise)
         else:
             noise = 1 + 0.1 * noise if last == "weight" else 0.02 * noise
         state[name] = torch.from_numpy(np.asarray(noise, dtype=np.float32))

@@ -234,8 +234,11 @@ def test_an_unusable_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_list_shows_models_and_presets(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
-    models = capsys.readouterr().out
-    assert "deit_s" in models and "3.23" in models
+    models = " ".join(capsys.readouterr().out.split())
+    assert "deit_s" in models and "4.60 -> 3.23" in models
+    assert "6.57 -> 4.73 83.26 -> 83.16 6.55 -> (*)" in models
+    assert "0.16 -> 0.05 98.89" in models
+    assert "(*) needs the official weights" in models and "not yet" not in models
     assert main(["list", "deit_t"]) == 0
     presets = capsys.readouterr().out
     assert "a2-0.90" in presets and "72.04" in presets and "fine-tuned" in presets

@@ -21,8 +21,8 @@ from tests.shared_data import golden, golden_images, golden_weights, shared
 from tests.tiny import no_merges
 
 pytestmark = pytest.mark.usefixtures("all_cores")
-GOLDEN_MODELS = ("deit_t", "deit_s", "deit_b", "mae_vit_b")
-UNMERGED_GMACS = {"deit_t": 1.2537, "deit_s": 4.5989, "deit_b": 17.5638, "mae_vit_b": 17.5638}
+GOLDEN_MODELS = ("deit_t", "deit_s", "deit_b")  # those of the other families: in their own files
+UNMERGED_GMACS = {"deit_t": 1.2537, "deit_s": 4.5989, "deit_b": 17.5638}
 LOGITS_ATOL = 2e-5  # FP32 against FP64 differs by at most 3.4e-6 on these weights
 TOME_ATOL = 1e-4
 

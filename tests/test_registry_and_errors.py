@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
+from importlib import import_module
 
 import pytest
 
 from atm_export import errors
+from atm_export.config import load_model_config, model_names
 from atm_export.errors import AtmExportError, ConfigError, RunFolderError, unknown_name
 from atm_export.registry import Registry
 
@@ -70,9 +72,14 @@ def test_a_registry_refuses_duplicates_and_lists_what_it_knows() -> None:
     assert "two" not in registry
 
 
-def test_the_families_that_are_built_are_registered() -> None:
-    from atm_export.model import BUILT, zoo
+@pytest.mark.parametrize("name", model_names())
+def test_the_file_of_every_configured_family_registers_it(name: str) -> None:
+    from atm_export.model import family_module
     from atm_export.model.backbone import families
 
-    assert tuple(families) == tuple(sorted(BUILT))
-    assert callable(zoo.load_model)
+    family = load_model_config(name).family
+    module = family_module(family)
+    assert module is not None
+    import_module(module)
+    assert callable(families[family])
+    assert family_module("no_such_family") is family_module("../vit") is None

@@ -7,7 +7,6 @@ import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -29,13 +28,14 @@ from atm_export.errors import (
 )
 from atm_export.model.backbone import Backbone, BlockParts, LoadedModel, families
 from atm_export.model.flops import linear_weights, module_macs
-from atm_export.model.weights import (
-    check_finite,
-    load_strictly,
-    randomize,
-    read_checkpoint,
-    state_digest,
+from atm_export.model.published import (
+    imagenet_labels,
+    load_weights,
+    overridden,
+    published_licence,
+    take_apart,
 )
+from atm_export.model.weights import check_finite, state_digest
 from atm_export.preprocess import Preprocessing
 
 POOLS = ("token", "avg", "avgmax", "max", "map")
@@ -61,7 +61,7 @@ class TimmBackbone(Backbone):
         return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(image))))
 
     def parts(self) -> list[BlockParts]:
-        return [_take_apart(block) for block in self.model.blocks]
+        return [take_apart(block) for block in self.model.blocks]
 
     def head(self, tokens: Tensor, sizes: Tensor | None) -> Tensor:
         model = self.model
@@ -103,25 +103,6 @@ class TimmBackbone(Backbone):
             total += tokens * (pool.kv.weight.numel() + 2 * width)
             total += linear_weights(pool) - pool.kv.weight.numel()
         return total
-
-
-def _take_apart(block: Block) -> BlockParts:
-    attn = block.attn
-    return BlockParts(
-        norm1=block.norm1,
-        qkv=attn.qkv,
-        q_norm=attn.q_norm,
-        k_norm=attn.k_norm,
-        heads=attn.num_heads,
-        head_dim=attn.head_dim,
-        scale=attn.scale,
-        attn_norm=attn.norm,
-        proj=attn.proj,
-        scale1=block.ls1,
-        norm2=block.norm2,
-        mlp=block.mlp,
-        scale2=block.ls2,
-    )
 
 
 def refuse_unsupported(model: nn.Module, name: str) -> None:
@@ -180,8 +161,8 @@ def build_timm(spec: ModelSpec) -> LoadedModel:
         backbone=backbone,
         preprocessing=_preprocessing(config, pretrained_cfg, backbone.image_size),
         weights=facts,
-        labels=_labels(model.num_classes, pretrained_cfg),
-        licence=pretrained_cfg.license if spec.weights == "pretrained" else None,
+        labels=imagenet_labels(model.num_classes),
+        licence=_licence(spec, pretrained_cfg),
         notes=() if model.num_classes else ("no classifier: logits are the pooled features",),
     )
 
@@ -210,18 +191,18 @@ def _create(config: ModelConfig, options: dict[str, Any], *, pretrained: bool) -
 def _load_weights(
     model: VisionTransformer, spec: ModelSpec, options: dict[str, Any]
 ) -> dict[str, Any]:
-    if spec.weights == "random":
-        randomize(model)
-        facts: dict[str, Any] = {"source": "random", "meaningless_accuracy": True}
-    elif spec.weights == "pretrained":
-        model.load_state_dict(_fetch(spec, options).state_dict())
-        check_finite(model.state_dict(), spec.name)
-        facts = {"source": f"timm:{model.pretrained_cfg.get('architecture')}"}
-    else:
-        path = Path(spec.weights)
-        load_strictly(model, read_checkpoint(path), str(path))
-        facts = {"source": path.name}
-    return {**facts, "sha256": state_digest(model)}
+    if spec.weights != "pretrained" or spec.config.published is not None:
+        return load_weights(model, spec)
+    model.load_state_dict(_fetch(spec, options).state_dict())
+    check_finite(model.state_dict(), spec.name)
+    source = f"timm:{model.pretrained_cfg.get('architecture')}"
+    return {"source": source, "sha256": state_digest(model)}
+
+
+def _licence(spec: ModelSpec, cfg: Any) -> str | None:
+    if spec.config.published is not None:
+        return published_licence(spec)
+    return cfg.license if spec.weights == "pretrained" else None
 
 
 def _fetch(spec: ModelSpec, options: dict[str, Any]) -> nn.Module:
@@ -274,18 +255,7 @@ def _preprocessing(config: ModelConfig, cfg: Any, size: tuple[int, int]) -> Prep
         "std": tuple(cfg.std),
         "crop_mode": cfg.crop_mode,
     }
-    values |= {k: tuple(v) if isinstance(v, list) else v for k, v in config.preprocessing.items()}
-    return Preprocessing(size=size, **values)
-
-
-def _labels(classes: int, cfg: Any) -> tuple[str, ...] | None:
-    """ImageNet-1k names for 1000-class models, from the table that timm carries."""
-    from timm.data import ImageNetInfo
-
-    if classes != 1000:
-        return None
-    info = ImageNetInfo("imagenet-1k")
-    return tuple(info.index_to_description(i) for i in range(1000))
+    return Preprocessing(size=size, **overridden(values, config))
 
 
 families.add("timm", build_timm)

@@ -6,7 +6,7 @@ import hashlib
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +112,16 @@ def state_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def randomize(module: nn.Module, seed: int = 0) -> None:
-    """Fill every parameter from a fixed seed, scaled as trained weights roughly are."""
+def randomize(module: nn.Module, seed: int = 0, keep: Sequence[str] = ()) -> None:
+    """Fill every parameter from a fixed seed, scaled as trained weights roughly are.
+
+    keep: names of parameters that stay as they are.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in module.named_parameters():
+            if name in keep:
+                continue
             noise = torch.randn(tensor.shape, generator=generator)
             if tensor.ndim >= 2 and not name.endswith(("pos_embed", "_token", "latent")):
                 tensor.copy_(noise * tensor[0].numel() ** -0.5)

@@ -1,11 +1,13 @@
-"""Build a model by its spec: the families that are registered, in one place."""
+"""Build a model by its spec; a family's file is imported when a config first names it."""
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from atm_export.config import ModelSpec
 from atm_export.errors import UnsupportedModelError
-from atm_export.model import demo, vit  # noqa: F401  (each registers its family)
-from atm_export.model.backbone import LoadedModel, families
+from atm_export.model import family_module
+from atm_export.model.backbone import Family, LoadedModel, families
 
 LARGEST = 2**31 - 2**26  # protobuf's limit, less room for the graph itself
 
@@ -14,12 +16,7 @@ MOST_TOKENS = 4096
 
 def load_model(spec: ModelSpec) -> LoadedModel:
     """The model with its weights; errors name the file, key or setting at fault."""
-    if spec.config.family not in families:
-        raise UnsupportedModelError(
-            f"{spec.name} needs the model family '{spec.config.family}', which this version does "
-            f"not have yet; available: {', '.join(families)}"
-        )
-    model = families[spec.config.family](spec)
+    model = _family(spec)(spec)
     size = sum(tensor.numel() * 4 for tensor in model.backbone.state_dict().values())
     if size > LARGEST:
         raise UnsupportedModelError(
@@ -33,3 +30,15 @@ def load_model(spec: ModelSpec) -> LoadedModel:
             "give a smaller --image-size"
         )
     return model
+
+
+def _family(spec: ModelSpec) -> Family:
+    name = spec.config.family
+    if name not in families and (module := family_module(name)):
+        import_module(module)
+    if name not in families:
+        raise UnsupportedModelError(
+            f"{spec.name} needs the model family '{name}', which this version does not have; "
+            f"a family is a file of atm_export/model that registers its name"
+        )
+    return families[name]

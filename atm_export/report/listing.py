@@ -6,33 +6,50 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from atm_export.config import load_model_config, model_names
-from atm_export.model import BUILT
+from atm_export.config import ModelConfig, load_model_config, model_names
+from atm_export.model import family_module
+
+COLUMNS = (
+    *("model", "presets", "default", "paper GFLOPs", "paper top-1 %"),
+    *("GFLOPs here", "top-1 here"),
+)
+LEGEND = """\
+a -> b: unmerged -> at the default preset. GFLOPs: 1e9 multiply-adds an image; here: linear layers,
+convolutions and attention products (the paper counts LV-ViT by its repository's formula).
+(*) needs the official weights (--weights FILE) and ImageNet's validation set (--images DIR) to be
+measured; what random weights merge means nothing.
+timm:NAME takes any plain timm VisionTransformer; `atm-export list MODEL` shows presets."""
 
 
 def print_models(console: Console) -> None:
-    """One row a model."""
+    """One row a model: what the paper reports, and what was measured here."""
     table = Table(box=box.SIMPLE, title_justify="left", title="Models (paper: arXiv 2505.15160)")
-    for column in ("model", "built by", "presets", "default", "paper GFLOPs", "paper top-1 %"):
+    for column in COLUMNS:
         table.add_column(column, no_wrap=True)
     for name in model_names():
         config = load_model_config(name)
-        default = config.presets.get(config.default_preset or "")
-        gflops, top1 = "-", "-"
-        if config.paper is not None:
-            gflops, top1 = f"{config.paper.gflops:.2f}", f"{config.paper.top1:.2f}"
-            if default is not None and default.gflops is not None:
-                gflops += f" -> {default.gflops:.2f}"
-                top1 += f" -> {default.top1:.2f}"
-        family = config.family if config.family in BUILT else f"{config.family} (not yet)"
-        table.add_row(
-            name, family, str(len(config.presets)), config.default_preset or "-", gflops, top1
-        )
+        missing = "" if family_module(config.family) else f" (family {config.family}: not yet)"
+        table.add_row(name + missing, *_model_row(config))
     console.print(table)
-    console.print(
-        "timm:NAME takes any plain timm VisionTransformer; `atm-export list MODEL` shows presets.",
-        highlight=False,
-    )
+    console.print(LEGEND, highlight=False)
+
+
+def _model_row(config: ModelConfig) -> list[str]:
+    default = config.presets.get(config.default_preset or "")
+    gflops, top1, gflops_here, top1_here = "-", "-", "-", "-"
+    if config.paper is not None:
+        gflops, top1 = f"{config.paper.gflops:.2f}", f"{config.paper.top1:.2f}"
+        if default is not None and default.gflops is not None:
+            gflops += f" -> {default.gflops:.2f}"
+            top1 += f" -> {default.top1:.2f}"
+    if config.measured is not None:
+        merged = config.measured.merged_gflops
+        gflops_here = (
+            f"{config.measured.gflops:.2f} -> {'(*)' if merged is None else f'{merged:.2f}'}"
+        )
+        top1_here = "(*)" if config.measured.top1 is None else f"{config.measured.top1:.2f}"
+    presets, default_name = str(len(config.presets)), config.default_preset or "-"
+    return [presets, default_name, gflops, top1, gflops_here, top1_here]
 
 
 def print_presets(console: Console, model: str) -> None:

@@ -1,0 +1,134 @@
+"""What families with published ImageNet checkpoints share: weights, labels, sizes, block parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import nn
+
+from atm_export.config import ModelConfig, ModelSpec
+from atm_export.errors import ConfigError, WeightsError, unknown_name
+from atm_export.model.backbone import BlockParts
+from atm_export.model.weights import load_strictly, randomize, read_checkpoint, state_digest
+from atm_export.preprocess import Preprocessing
+
+Shape = TypeVar("Shape")
+
+
+def choose_shape(shapes: Mapping[str, Shape], config: ModelConfig, kind: str) -> Shape:
+    """The architecture that `config` names, with the fields that its `options` change."""
+    if config.architecture not in shapes:
+        raise unknown_name(f"{kind} architecture", config.architecture, shapes)
+    shape: Any = shapes[config.architecture]
+    known = [field.name for field in fields(shape)]
+    for option in config.options:
+        if option not in known:
+            raise unknown_name(f"option of {kind}", option, known)
+    return replace(shape, **config.options)
+
+
+def load_weights(model: nn.Module, spec: ModelSpec, fixed: Sequence[str] = ()) -> dict[str, Any]:
+    """Load what `spec.weights` says (pretrained, a file, random); returns the facts about it.
+
+    fixed: parameters that are no weights, and stay as they are where weights are random.
+    """
+    if spec.weights == "random":
+        randomize(model, keep=fixed)
+        facts: dict[str, Any] = {"source": "random", "meaningless_accuracy": True}
+    else:
+        path = _fetched(spec) if spec.weights == "pretrained" else Path(spec.weights)
+        load_strictly(model, read_checkpoint(path), str(path))
+        facts = {"source": path.name}
+    return {**facts, "sha256": state_digest(model)}
+
+
+def _fetched(spec: ModelSpec) -> Path:
+    """The published checkpoint in torch.hub's cache, downloaded on first use."""
+    offer = "give --weights FILE (.safetensors or .pth) or --weights random"
+    published = spec.config.published
+    if published is None:
+        raise WeightsError(f"{spec.name} names no published weights; {offer}")
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(published.url).path).name
+    if path.is_file():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(published.url, str(path), progress=False)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise WeightsError(
+            f"pretrained weights of {spec.name} cannot be fetched from {published.url} "
+            f"({type(error).__name__}); {offer}"
+        ) from error
+    return path
+
+
+def published_licence(spec: ModelSpec) -> str | None:
+    """The licence under which the weights of this run are published, where that is known."""
+    published = spec.config.published
+    return published.licence if published and spec.weights == "pretrained" else None
+
+
+def resize_positions(model: nn.Module, size: int, patch: int, name: str) -> None:
+    """Interpolate `model.pos_embed` [1, 1 + patches, D] for images of `size`, as timm does."""
+    if size % patch or size < 2 * patch:
+        raise ConfigError(
+            f"--image-size {size}: {name} takes multiples of {patch} from {2 * patch}"
+        )
+    grid = size // patch
+    with torch.no_grad():
+        resized = resample_abs_pos_embed(model.pos_embed, [grid, grid], num_prefix_tokens=1)
+    model.pos_embed = nn.Parameter(resized, requires_grad=False)
+
+
+def imagenet_preprocessing(config: ModelConfig, size: tuple[int, int]) -> Preprocessing:
+    """The usual ImageNet evaluation, with what the config says otherwise."""
+    values: dict[str, Any] = {
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+    }
+    return Preprocessing(size=size, **overridden(values, config))
+
+
+def overridden(values: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """Preprocessing settings with those of the config on top."""
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in config.preprocessing.items()}
+    return {**values, **given}
+
+
+def imagenet_labels(classes: int) -> tuple[str, ...] | None:
+    """ImageNet-1k names for 1000-class models, from the table that timm carries."""
+    from timm.data import ImageNetInfo
+
+    if classes != 1000:
+        return None
+    info = ImageNetInfo("imagenet-1k")
+    return tuple(info.index_to_description(i) for i in range(1000))
+
+
+def take_apart(block: Any, divisor: float = 1.0) -> BlockParts:
+    """A block of timm's layout: norm1, attn (timm's Attention), norm2, mlp, perhaps ls1 and ls2."""
+    attn = block.attn
+    return BlockParts(
+        norm1=block.norm1,
+        qkv=attn.qkv,
+        q_norm=attn.q_norm,
+        k_norm=attn.k_norm,
+        heads=attn.num_heads,
+        head_dim=attn.head_dim,
+        scale=attn.scale,
+        attn_norm=attn.norm,
+        proj=attn.proj,
+        scale1=getattr(block, "ls1", nn.Identity()),
+        norm2=block.norm2,
+        mlp=block.mlp,
+        scale2=getattr(block, "ls2", nn.Identity()),
+        divisor=divisor,
+    )

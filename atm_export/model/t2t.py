@@ -1,0 +1,202 @@
+"""T2T-ViT_t: tokens-to-token by unfolding and transformers, then plain blocks (arXiv 2101.11986).
+
+Names and shapes are those of the official checkpoints, which load strictly. The token module runs
+before the first block, and merging leaves it as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from timm.layers import Mlp
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from atm_export.config import ModelSpec
+from atm_export.model.backbone import Backbone, BlockParts, LoadedModel, families
+from atm_export.model.flops import module_macs
+from atm_export.model.published import (
+    choose_shape,
+    imagenet_labels,
+    imagenet_preprocessing,
+    load_weights,
+    published_licence,
+    resize_positions,
+    take_apart,
+)
+
+PATCH = 16  # three unfolds with strides 4, 2 and 2
+TOKEN_DIM = 64
+
+
+@dataclass(frozen=True)
+class T2TShape:
+    """One T2T-ViT of the transformer type."""
+
+    dim: int
+    depth: int
+    heads: int
+    classes: int = 1000
+
+
+SHAPES = {
+    "t2t_vit_t_14": T2TShape(dim=384, depth=14, heads=6),
+    "t2t_vit_t_19": T2TShape(dim=448, depth=19, heads=7),
+}
+
+
+class TokenAttention(nn.Module):
+    """One head that narrows tokens; its skip is v, since x has another width."""
+
+    def __init__(self, channels: int, dim: int) -> None:
+        super().__init__()
+        self.scale = channels**-0.5  # of the input's width, not the head's
+        self.qkv = nn.Linear(channels, 3 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=2)
+        weights = torch.softmax((q * self.scale) @ k.transpose(1, 2), dim=-1)
+        return v + self.proj(weights @ v)
+
+
+class TokenTransformer(nn.Module):
+    """Tokens [B, n, channels] to [B, n, dim]."""
+
+    def __init__(self, channels: int, dim: int = TOKEN_DIM) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn = TokenAttention(channels, dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class TokensToToken(nn.Module):
+    """Image [B, 3, H, W] to tokens [B, H/16 * W/16, dim], unfolding neighbours three times."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.unfold1 = nn.Unfold(7, stride=4, padding=2)
+        self.unfold2 = nn.Unfold(3, stride=2, padding=1)
+        self.unfold3 = nn.Unfold(3, stride=2, padding=1)
+        self.attention1 = TokenTransformer(3 * 7 * 7)
+        self.attention2 = TokenTransformer(TOKEN_DIM * 3 * 3)
+        self.project = nn.Linear(TOKEN_DIM * 3 * 3, dim)
+
+    def forward(self, image: Tensor) -> Tensor:
+        height, width = image.shape[2] // 4, image.shape[3] // 4
+        x = self.attention1(self.unfold1(image).transpose(1, 2))
+        x = self.unfold2(_as_map(x, height, width))
+        x = self.attention2(x.transpose(1, 2))
+        x = self.unfold3(_as_map(x, height // 2, width // 2))
+        return self.project(x.transpose(1, 2))
+
+
+def _as_map(tokens: Tensor, height: int, width: int) -> Tensor:
+    """[B, height * width, C] to [B, C, height, width]."""
+    return tokens.transpose(1, 2).reshape(-1, tokens.shape[2], height, width)
+
+
+def sinusoid(positions: int, dim: int) -> Tensor:
+    """Fixed position embedding [1, positions, dim]: sine on even channels, cosine on odd ones."""
+    channel = torch.arange(dim, dtype=torch.float64)
+    wavelength = 10000 ** (2 * (channel // 2) / dim)
+    angle = torch.arange(positions, dtype=torch.float64).unsqueeze(1) / wavelength
+    return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float().unsqueeze(0)
+
+
+class T2TViT(nn.Module):
+    """The unmerged model under its official names."""
+
+    def __init__(self, shape: T2TShape, image_size: int = 224) -> None:
+        super().__init__()
+        patches = (image_size // PATCH) ** 2
+        self.tokens_to_token = TokensToToken(shape.dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, shape.dim))
+        self.pos_embed = nn.Parameter(sinusoid(1 + patches, shape.dim), requires_grad=False)
+        norm = partial(nn.LayerNorm, eps=1e-5)
+        self.blocks = nn.ModuleList(
+            Block(shape.dim, shape.heads, mlp_ratio=3.0, norm_layer=norm)
+            for _ in range(shape.depth)
+        )
+        self.norm = nn.LayerNorm(shape.dim)
+        self.head = nn.Linear(shape.dim, shape.classes)
+
+    def embed(self, image: Tensor) -> Tensor:
+        """Image [B, 3, H, W] to tokens [B, N, D], the class token first."""
+        x = self.tokens_to_token(image)
+        first = self.cls_token.expand(x.shape[0], -1, -1)
+        return torch.cat([first, x], dim=1) + self.pos_embed
+
+    def classify(self, tokens: Tensor) -> Tensor:
+        """The class token of tokens [B, n, D] to logits [B, K]."""
+        return self.head(self.norm(tokens[:, 0]))
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.embed(image)
+        for block in self.blocks:
+            x = block(x)
+        return self.classify(x)
+
+
+class T2TBackbone(Backbone):
+    """T2T-ViT seen as embed -> blocks -> head."""
+
+    prefix = 1
+    head_rows = 1
+
+    def __init__(self, model: T2TViT, image_size: int = 224) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.image_size = (image_size, image_size)
+        self.grid = (image_size // PATCH, image_size // PATCH)
+        self.classes = model.head.out_features
+
+    def embed(self, image: Tensor) -> Tensor:
+        return self.model.embed(image)
+
+    def parts(self) -> list[BlockParts]:
+        return [take_apart(block) for block in self.model.blocks]
+
+    def head(self, tokens: Tensor, sizes: Tensor | None) -> Tensor:
+        return self.model.classify(tokens)
+
+    def plain(self, image: Tensor) -> Tensor:
+        return self.model(image)
+
+    def stem_gmacs(self) -> float:
+        module = self.model.tokens_to_token
+        layers = module_macs(module, torch.zeros(1, 3, *self.image_size))
+        first = (self.image_size[0] // 4) * (self.image_size[1] // 4)
+        attention = sum(2 * n * n * TOKEN_DIM for n in (first, first // 4))
+        return (layers + attention) / 1e9
+
+    def head_macs(self, tokens: Tensor) -> Tensor:
+        return torch.full_like(tokens, self.model.head.weight.numel())
+
+
+def build_t2t(spec: ModelSpec) -> LoadedModel:
+    """The T2T-ViT that `spec` names, with its weights."""
+    model = T2TViT(choose_shape(SHAPES, spec.config, "T2T-ViT"))
+    facts = load_weights(model, spec, fixed=("pos_embed",))
+    size = spec.image_size or 224
+    if size != 224:
+        resize_positions(model, size, PATCH, spec.name)
+    backbone = T2TBackbone(model, size)
+    return LoadedModel(
+        name=spec.name,
+        backbone=backbone,
+        preprocessing=imagenet_preprocessing(spec.config, backbone.image_size),
+        weights=facts,
+        labels=imagenet_labels(backbone.classes),
+        licence=published_licence(spec),
+    )
+
+
+families.add("t2t", build_t2t)
