@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from atm_export.backends.tensorrt.build import engine_from_onnx as engine_from_onnx
+    from atm_export.backends.tensorrt.runner import TensorRTRunner as TensorRTRunner
+    from atm_export.backends.tensorrt.settings import EngineSettings as EngineSettings
     from atm_export.config import RunConfig as RunConfig
     from atm_export.pipeline import Outcome as Outcome
     from atm_export.pipeline import export as export
@@ -12,6 +15,9 @@ if TYPE_CHECKING:
     from atm_export.resolve import resolve as resolve
 
 _WHERE = {
+    "EngineSettings": "atm_export.backends.tensorrt.settings",
+    "TensorRTRunner": "atm_export.backends.tensorrt.runner",
+    "engine_from_onnx": "atm_export.backends.tensorrt.build",
     "RunConfig": "atm_export.config",
     "Outcome": "atm_export.pipeline",
     "export": "atm_export.pipeline",

@@ -82,6 +82,7 @@ def test_the_package_itself_imports_neither_torch_nor_onnxruntime() -> None:
 
 
 def test_public_names_exist() -> None:
-    assert atm_export.__all__ == sorted(["Choice", "Outcome", "RunConfig", "export", "resolve"])
+    assert {"Choice", "Outcome", "RunConfig", "export", "resolve"} <= set(atm_export.__all__)
+    assert {"EngineSettings", "TensorRTRunner", "engine_from_onnx"} <= set(atm_export.__all__)
     for name in atm_export.__all__:
         assert getattr(atm_export, name) is not None

@@ -72,8 +72,6 @@ class Api:
         """Flags, targets and limits; the matching arithmetic must not run in TF32."""
         trt = self.module
         config.clear_flag(trt.BuilderFlag.TF32)
-        # Facts of layers travel in the engine, so that what runs can be read off it.
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         if settings.refit:
             config.set_flag(trt.BuilderFlag.REFIT)
         if settings.version_compatible:

@@ -42,7 +42,7 @@ class BuildFailedError(EngineBuildError):
 
 
 def engine_from_onnx(
-    model: onnx.ModelProto | Path,
+    model: onnx.ModelProto | Path | str,
     settings: EngineSettings | None = None,
     *,
     api: Api | None = None,
@@ -59,7 +59,7 @@ def engine_from_onnx(
     settings = settings or EngineSettings()
     api = api or load_api(settings.flavor)
     sms = api.targets(settings, settings.precisions[0], gpu_sm())
-    proto = onnx.load(model) if isinstance(model, Path) else model
+    proto = model if isinstance(model, onnx.ModelProto) else onnx.load(model)
     check_for_tensorrt(proto)
     log: list[tuple[str, str]] = []
     trt = api.module

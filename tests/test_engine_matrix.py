@@ -1,0 +1,99 @@
+"""Every model config x adaptive, frozen, unmerged x FP32, FP16: real engines for SM 86, 89, 120.
+
+Minutes, so behind a marker: `pytest -m engines`. The default run builds the demo and tiny models.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from functools import cache
+
+import onnx
+import pytest
+
+from atm_export.backends.tensorrt.build import Engine, engine_from_onnx
+from atm_export.backends.tensorrt.settings import EngineSettings, Flavor
+from atm_export.config import ModelSpec, load_model_config, model_names
+from atm_export.graph.assemble import onnx_from_model
+from atm_export.graph.optimize import optimize, with_outputs, with_precision
+from atm_export.model.backbone import LoadedModel
+from atm_export.model.calibrate import paper_r
+from atm_export.model.schedule import MergePlan, plan_merges
+from atm_export.model.zoo import load_model
+from atm_export.resolve import Choice, resolve
+
+pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+SETTINGS = EngineSettings(flavor=Flavor.RTX, sms=(86, 89, 120))
+MERGED_MEMORY = 3.0  # activation memory over the unmerged engine's at most (measured: 1.6 to 2.3)
+POLICIES = ("unmerged", "adaptive", "frozen")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def let_go() -> Iterator[None]:
+    yield
+    loaded.cache_clear()
+    gc.collect()
+
+
+@cache
+def loaded(name: str) -> LoadedModel:
+    weights = "pretrained" if name == "demo" else "random"
+    return load_model(ModelSpec(name=name, config=load_model_config(name), weights=weights))
+
+
+def graph(name: str, policy: str) -> onnx.ModelProto:
+    """The graph of a model at its default operating point."""
+    model = loaded(name)
+    backbone = model.backbone
+    method = resolve(Choice(model=name, weights="random" if name != "demo" else "pretrained")).method
+    blocks = len(backbone.parts())
+    if policy == "unmerged":
+        plan = MergePlan((None,) * blocks, proportional=False)
+    else:
+        plan = plan_merges(
+            method, blocks, pooled=backbone.pooled, proportional=backbone.proportional
+        )
+    if policy == "frozen":
+        preset = load_model_config(name).presets[method.preset or ""]
+        r = (9,) * blocks if preset.gflops is None else paper_r(backbone, plan, preset.gflops)
+        plan = plan.frozen(r)
+    how = model.preprocessing
+    traced = optimize(onnx_from_model(backbone, plan, mean=how.mean, std=how.std))
+    return with_outputs(traced, ["logits"])
+
+
+@pytest.mark.engines
+@pytest.mark.parametrize("name", model_names())
+def test_engines_of_every_config(name: str) -> None:
+    loaded.cache_clear()
+    built: dict[tuple[str, str], Engine] = {}
+    for policy in POLICIES:
+        made = graph(name, policy)
+        size, width = (d.dim_value for d in made.graph.input[0].type.tensor_type.shape.dim[2:])
+        classes = made.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+        for precision in ("fp32", "fp16"):
+            typed = made if precision == "fp32" else with_precision(made, precision)
+            engine = engine_from_onnx(typed, SETTINGS)
+            tensors = engine.facts["tensors"]
+            assert tensors["image"]["shape"] == [-1, 3, size, width]
+            assert tensors["logits"]["shape"] == [-1, classes]
+            assert {t["dtype"] for t in tensors.values()} == {"float32"}
+            assert engine.facts["profiles"] == ["1:8:64"]
+            assert engine.facts["sms"] == [86, 89, 120]
+            built[policy, precision] = Engine(bytes(len(engine.plan)), engine.facts)
+            del engine, typed
+    for precision in ("fp32", "fp16"):
+        plain = built["unmerged", precision]
+        for policy in ("adaptive", "frozen"):
+            merged = built[policy, precision]
+            # Weights are the same, and each data-dependent length adds a segment of kernels.
+            assert len(plain.plan) < len(merged.plan) < len(plain.plan) + 120 * 2**20
+            memory = merged.facts["build"]["activation_bytes"]
+            assert memory < MERGED_MEMORY * plain.facts["build"]["activation_bytes"], policy
+            print(  # noqa: T201
+                name, policy, precision, len(plain.plan), len(merged.plan),
+                plain.facts["build"]["activation_bytes"], memory,
+            )  # fmt: skip
+        half, full = built["adaptive", "fp16"].facts, built["adaptive", "fp32"].facts
+        assert half["build"]["weights_bytes"] < 0.6 * full["build"]["weights_bytes"]
