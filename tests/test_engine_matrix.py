@@ -46,7 +46,9 @@ def graph(name: str, policy: str) -> onnx.ModelProto:
     """The graph of a model at its default operating point."""
     model = loaded(name)
     backbone = model.backbone
-    method = resolve(Choice(model=name, weights="random" if name != "demo" else "pretrained")).method
+    method = resolve(
+        Choice(model=name, weights="random" if name != "demo" else "pretrained")
+    ).method
     blocks = len(backbone.parts())
     if policy == "unmerged":
         plan = MergePlan((None,) * blocks, proportional=False)
@@ -91,9 +93,5 @@ def test_engines_of_every_config(name: str) -> None:
             assert len(plain.plan) < len(merged.plan) < len(plain.plan) + 120 * 2**20
             memory = merged.facts["build"]["activation_bytes"]
             assert memory < MERGED_MEMORY * plain.facts["build"]["activation_bytes"], policy
-            print(  # noqa: T201
-                name, policy, precision, len(plain.plan), len(merged.plan),
-                plain.facts["build"]["activation_bytes"], memory,
-            )  # fmt: skip
         half, full = built["adaptive", "fp16"].facts, built["adaptive", "fp32"].facts
         assert half["build"]["weights_bytes"] < 0.6 * full["build"]["weights_bytes"]

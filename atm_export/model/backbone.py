@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from atm_export.config import ModelSpec
+from atm_export.errors import UnsupportedModelError
 from atm_export.preprocess import Preprocessing
 from atm_export.registry import Registry
 
@@ -99,6 +100,19 @@ class LoadedModel:
     labels: tuple[str, ...] | None = None
     licence: str | None = None
     notes: tuple[str, ...] = field(default=())
+
+
+LARGEST = 2**31 - 2**26  # bytes: protobuf's limit, less room for the graph itself
+
+
+def refuse_large(parameters: int, name: str) -> None:
+    """UnsupportedModelError for a model whose FP32 weights no single ONNX file holds."""
+    size = 4 * parameters
+    if size > LARGEST:
+        raise UnsupportedModelError(
+            f"{name} has {size / 2**30:.1f} GiB of weights; an ONNX file ends at 2 GiB, and "
+            "weights beside the file are not written by this version"
+        )
 
 
 Family = Callable[[ModelSpec], LoadedModel]

@@ -26,7 +26,7 @@ from atm_export.errors import (
     WeightsError,
     unknown_name,
 )
-from atm_export.model.backbone import Backbone, BlockParts, LoadedModel, families
+from atm_export.model.backbone import Backbone, BlockParts, LoadedModel, families, refuse_large
 from atm_export.model.flops import linear_weights, module_macs
 from atm_export.model.published import (
     imagenet_labels,
@@ -38,6 +38,7 @@ from atm_export.model.published import (
 from atm_export.model.weights import check_finite, state_digest
 from atm_export.preprocess import Preprocessing
 
+PLAIN = "timm:vit_small_patch16_224 and timm:vit_small_patch14_dinov2"
 POOLS = ("token", "avg", "avgmax", "max", "map")
 
 
@@ -109,7 +110,9 @@ def refuse_unsupported(model: nn.Module, name: str) -> None:
     """UnsupportedModelError for models whose tokens cannot be merged, with the reason."""
 
     def refuse(reason: str) -> None:
-        raise UnsupportedModelError(f"{name} is not supported: {reason}")
+        raise UnsupportedModelError(
+            f"{name} is not supported: {reason}; plain ones are for example {PLAIN}"
+        )
 
     kind = type(model).__name__
     if not isinstance(model, VisionTransformer):
@@ -118,6 +121,11 @@ def refuse_unsupported(model: nn.Module, name: str) -> None:
         )
         if rope:
             refuse(f"{kind} uses rotary position embeddings, which merged tokens no longer have")
+        relative = any("RelPos" in type(m).__name__ for m in model.modules()) or any(
+            "relative_position_bias_table" in name for name, _ in model.named_parameters()
+        )
+        if relative and hasattr(model, "blocks"):
+            refuse(f"{kind} adds a relative position bias, which merged tokens no longer have")
         refuse(
             f"{kind} is not a plain VisionTransformer (windowed, hierarchical or of another kind)"
         )
@@ -145,6 +153,7 @@ def build_timm(spec: ModelSpec) -> LoadedModel:
     pretrained_cfg = _pretrained_cfg(config)
     native = pretrained_cfg.input_size[-1]
     options: dict[str, Any] = dict(config.options)
+    _refuse_early(config, spec.name, options)
     model = _create(config, options, pretrained=False)
     refuse_unsupported(model, spec.name)
     facts = _load_weights(model, spec, options)
@@ -165,6 +174,17 @@ def build_timm(spec: ModelSpec) -> LoadedModel:
         licence=_licence(spec, pretrained_cfg),
         notes=() if model.num_classes else ("no classifier: logits are the pooled features",),
     )
+
+
+def _refuse_early(config: ModelConfig, name: str, options: dict[str, Any]) -> None:
+    """Look at the model without its memory, which may be many gigabytes, where timm can do so."""
+    try:
+        with torch.device("meta"):
+            model = _create(config, options, pretrained=False)
+    except (RuntimeError, NotImplementedError):  # an initialiser that wants real numbers
+        return
+    refuse_unsupported(model, name)
+    refuse_large(sum(tensor.numel() for tensor in model.state_dict().values()), name)
 
 
 def _pretrained_cfg(config: ModelConfig) -> Any:

@@ -7,9 +7,7 @@ from importlib import import_module
 from atm_export.config import ModelSpec
 from atm_export.errors import UnsupportedModelError
 from atm_export.model import family_module
-from atm_export.model.backbone import Family, LoadedModel, families
-
-LARGEST = 2**31 - 2**26  # protobuf's limit, less room for the graph itself
+from atm_export.model.backbone import Family, LoadedModel, families, refuse_large
 
 MOST_TOKENS = 4096
 
@@ -17,12 +15,7 @@ MOST_TOKENS = 4096
 def load_model(spec: ModelSpec) -> LoadedModel:
     """The model with its weights; errors name the file, key or setting at fault."""
     model = _family(spec)(spec)
-    size = sum(tensor.numel() * 4 for tensor in model.backbone.state_dict().values())
-    if size > LARGEST:
-        raise UnsupportedModelError(
-            f"{spec.name} has {size / 2**30:.1f} GiB of weights; an ONNX file ends at 2 GiB, and "
-            "weights beside the file are not written by this version"
-        )
+    refuse_large(sum(t.numel() for t in model.backbone.state_dict().values()), spec.name)
     tokens = model.backbone.grid[0] * model.backbone.grid[1] + model.backbone.prefix
     if tokens > MOST_TOKENS:
         raise UnsupportedModelError(

@@ -38,13 +38,18 @@ class PrecisionTolerance:
 TOLERANCES: Mapping[str, PrecisionTolerance] = {
     "fp32": PrecisionTolerance(0.999999, 1.0, 0.0, 0.0, "the same graph"),
     "fp16": PrecisionTolerance(
-        0.995, 0.98, 0.03, 0.02, "11 bits: logits move by about 1 % of their spread"
+        0.98,
+        0.98,
+        0.02,
+        0.05,
+        "11 bits: alone they move logits by 0.2 % of their spread (cosine 0.9999); pairs within "
+        "that of a threshold merge or not, which moves them as a neighbouring operating point does",
     ),
     "bf16": PrecisionTolerance(
-        0.97, 0.95, 0.08, 0.1, "8 bits: eight times fp16's rounding, kept off the matching"
+        0.96, 0.95, 0.04, 0.1, "8 bits: eight times fp16's rounding (cosine 0.999 without merging)"
     ),
-    "fp8": PrecisionTolerance(0.93, 0.9, 0.12, 0.2, "4 bits in the linear layers, scaled"),
-    "int8": PrecisionTolerance(0.93, 0.9, 0.12, 0.2, "256 levels in the linear layers, calibrated"),
+    "fp8": PrecisionTolerance(0.9, 0.9, 0.12, 0.2, "4 bits in the linear layers, scaled"),
+    "int8": PrecisionTolerance(0.9, 0.9, 0.12, 0.2, "256 levels in the linear layers, calibrated"),
 }
 
 
