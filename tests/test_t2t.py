@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from atm_export.errors import ConfigError, WeightsError
 from atm_export.model.flops import module_macs, unmerged_gmacs
 from atm_export.model.reference import run_reference
 from atm_export.model.schedule import default_split, plan_merges
-from atm_export.model.t2t import SHAPES, T2TBackbone, T2TShape, T2TViT, sinusoid
+from atm_export.model.t2t import SHAPES, T2TBackbone, T2TShape, T2TViT, Unfold, sinusoid
 from atm_export.model.weights import randomize
 from atm_export.model.zoo import load_model
 from atm_export.resolve import Choice, resolve
@@ -66,6 +67,13 @@ def test_positions_are_a_sinusoid_by_hand() -> None:
             angle = torch.tensor(position / 10000 ** (2 * (j // 2) / 6), dtype=torch.float64)
             expected = angle.sin() if j % 2 == 0 else angle.cos()
             assert float(found[position, j]) == pytest.approx(float(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize(("channels", "size", "stride", "padding"), [(3, 7, 4, 2), (5, 3, 2, 1)])
+def test_unfolding_is_torchs(channels: int, size: int, stride: int, padding: int) -> None:
+    x = torch.randn(2, channels, 16, 24, generator=torch.Generator().manual_seed(0))
+    expected = nn.Unfold(size, stride=stride, padding=padding)(x).transpose(1, 2)
+    assert torch.equal(Unfold(channels, size, stride, padding)(x), expected)
 
 
 def test_the_token_module_is_counted_with_both_attention_products() -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from timm.layers import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -77,25 +78,44 @@ class TokenTransformer(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+class Unfold(nn.Module):
+    """Neighbourhoods of a map [B, C, H, W] as tokens [B, h * w, C * size**2], ordered as nn.Unfold.
+
+    A grouped convolution with one-hot kernels: exact (one product with 1, sums of zeros), and in
+    ONNX Runtime three times as fast as the gathers that nn.Unfold becomes. It moves data, so it
+    is not counted as multiply-adds.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, channels: int, size: int, stride: int, padding: int) -> None:
+        super().__init__()
+        self.channels, self.stride, self.padding = channels, stride, padding
+        one_hot = torch.eye(size * size).reshape(-1, 1, size, size).repeat(channels, 1, 1, 1)
+        self.register_buffer("kernel", one_hot, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(x, self.kernel, stride=self.stride, padding=self.padding, groups=self.channels)
+        return x.flatten(2).transpose(1, 2)
+
+
 class TokensToToken(nn.Module):
     """Image [B, 3, H, W] to tokens [B, H/16 * W/16, dim], unfolding neighbours three times."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.unfold1 = nn.Unfold(7, stride=4, padding=2)
-        self.unfold2 = nn.Unfold(3, stride=2, padding=1)
-        self.unfold3 = nn.Unfold(3, stride=2, padding=1)
+        self.unfold1 = Unfold(3, 7, stride=4, padding=2)
+        self.unfold2 = Unfold(TOKEN_DIM, 3, stride=2, padding=1)
+        self.unfold3 = Unfold(TOKEN_DIM, 3, stride=2, padding=1)
         self.attention1 = TokenTransformer(3 * 7 * 7)
         self.attention2 = TokenTransformer(TOKEN_DIM * 3 * 3)
         self.project = nn.Linear(TOKEN_DIM * 3 * 3, dim)
 
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[2] // 4, image.shape[3] // 4
-        x = self.attention1(self.unfold1(image).transpose(1, 2))
-        x = self.unfold2(_as_map(x, height, width))
-        x = self.attention2(x.transpose(1, 2))
-        x = self.unfold3(_as_map(x, height // 2, width // 2))
-        return self.project(x.transpose(1, 2))
+        x = self.attention1(self.unfold1(image))
+        x = self.attention2(self.unfold2(_as_map(x, height, width)))
+        return self.project(self.unfold3(_as_map(x, height // 2, width // 2)))
 
 
 def _as_map(tokens: Tensor, height: int, width: int) -> Tensor:
