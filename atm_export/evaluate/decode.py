@@ -8,12 +8,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,14 +68,13 @@ def decoded(
         for batch in batches:
             yield _joined([decode(reader, how, batch)])
         return
-    # spawn: forked children would inherit the locks of torch's and ONNX Runtime's threads
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _begin, (reader, how))
+    pool = _pool(workers, reader, how)
     waiting: deque[list[Future[Part]]] = deque()
     try:
         for batch in batches:
             parts = [batch[i : i + CHUNK] for i in range(0, len(batch), CHUNK)]
-            waiting.append([pool.submit(_work, part) for part in parts])
+            with _no_main():
+                waiting.append([pool.submit(_work, part) for part in parts])
             if len(waiting) > AHEAD:
                 yield _joined([part.result() for part in waiting.popleft()])
         while waiting:
@@ -83,6 +85,23 @@ def decoded(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _pool(workers: int, reader: Reader, how: Preprocessing) -> ProcessPoolExecutor:
+    """Spawned workers, for forked ones would inherit the locks of torch and ONNX Runtime."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, context, _begin, (reader, how))
+
+
+@contextmanager
+def _no_main() -> Iterator[None]:
+    """Workers that start here do not run the caller's main module again, as spawned ones would."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _joined(parts: list[Part]) -> Decoded:
