@@ -29,6 +29,7 @@ numbers as PyTorch, and reports what was saved.
     atm-export deit_s --method tome -r 8     ToMe, the static peer
     atm-export list                          models, presets and the paper's figures
     atm-export evaluate RUN --imagenet DIR   accuracy, agreement, GFLOPs, tokens of a finished run
+    atm-export visualize RUN IMAGE...        pictures of what merged
 
 Exit codes: 0 done, 2 settings, 3 weights, 4 model not supported, 5 parity failed, 6 graph lint,
 7 output folder, 8 missing package, 9 images, 10 run folder not to be trusted, 11 engine build,
@@ -316,6 +317,7 @@ def list_command(model: str | None = None, /) -> int:
 
 
 app.command("atm_export.commands.evaluate:evaluate", name="evaluate")
+app.command("atm_export.commands.visualize:visualize", name="visualize")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

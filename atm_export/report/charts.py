@@ -49,7 +49,11 @@ def lines(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> s
     ys = [y for s in series for _, y in s.points]
     ys += [bound for s in series for pair in s.intervals for bound in pair]
     axes = Axes(_padded(xs), _padded(ys))
-    parts = [_frame(axes, _ticks(axes.x), _ticks(axes.y), x_label, y_label)]
+    x_ticks = _ticks(axes.x)
+    if all(x == round(x) for x in xs):  # blocks are counted, not measured
+        whole = range(round(min(xs)), round(max(xs)) + 1)
+        x_ticks = [(float(x), str(x)) for x in whole[:: 1 + len(whole) // 15]]
+    parts = [_frame(axes, x_ticks, _ticks(axes.y), x_label, y_label)]
     parts += [_draw(axes, s, i) for i, s in enumerate(series)]
     return _svg(title, parts) + _legend([s.name for s in series])
 
