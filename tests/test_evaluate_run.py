@@ -18,10 +18,10 @@ from atm_export.cli import main
 from atm_export.commands import evaluate as command
 from atm_export.errors import WeightsError
 from atm_export.evaluate.accuracy import Options, _count
-from atm_export.evaluate.engines import engines, from_runner, traced_graph
 from atm_export.evaluate.intervals import share_facts, wilson
 from atm_export.evaluate.journal import journal
 from atm_export.evaluate.run import Place, evaluate_run
+from atm_export.evaluate.runners import from_runner, runners, traced_graph
 from atm_export.evaluate.samples import open_samples
 from atm_export.evaluate.subject import load_subject
 from atm_export.graph.optimize import with_outputs
@@ -253,7 +253,7 @@ def test_an_empty_folder_is_one_line(
 
 
 def test_every_runner_has_its_place() -> None:
-    assert list(engines) == ["eager", "onnxruntime", "tensorrt"]
+    assert list(runners) == ["eager", "onnxruntime", "tensorrt"]
     assert command.evaluate.__doc__
 
 

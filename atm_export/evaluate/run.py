@@ -18,8 +18,8 @@ from atm_export.evaluate.accuracy import (
     predictions_csv,
     summarize,
 )
-from atm_export.evaluate.engines import engines
 from atm_export.evaluate.journal import journal
+from atm_export.evaluate.runners import runners
 from atm_export.evaluate.samples import Samples, open_samples
 from atm_export.evaluate.subject import Subject, load_subject
 from atm_export.runfolder import Run
@@ -64,7 +64,7 @@ def evaluate_run(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Evaluate a run; goes on where an interrupted evaluation of the same things stopped."""
-    opener = engines[options.runner]
+    opener = runners[options.runner]
     _check(options)
     threads = share_threads(threads)
     say("looking through the data set")

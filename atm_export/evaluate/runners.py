@@ -45,7 +45,7 @@ class Engine:
 
 
 Opener = Callable[[Subject], AbstractContextManager[Engine]]
-engines: Registry[Opener] = Registry("runner")
+runners: Registry[Opener] = Registry("runner")
 
 
 @contextmanager
@@ -89,9 +89,9 @@ def open_tensorrt(subject: Subject) -> Iterator[Engine]:
         yield Engine(from_runner(subject, runner, source), f"TensorRT, {name}", source)
 
 
-engines.add("eager", open_eager)
-engines.add("onnxruntime", open_onnxruntime)
-engines.add("tensorrt", open_tensorrt)
+runners.add("eager", open_eager)
+runners.add("onnxruntime", open_onnxruntime)
+runners.add("tensorrt", open_tensorrt)
 
 
 def best_providers() -> tuple[str, ...]:
