@@ -37,8 +37,12 @@ def page(
     report: Mapping[str, Any],
     evaluations: Sequence[Mapping[str, Any]] = (),
     pictures: str = "",
+    bench: Mapping[str, Any] | None = None,
 ) -> str:
     """The page. pictures: the HTML of `picture_section`, kept when a page is drawn anew."""
+    charts = _charts(report, manifest, evaluations)
+    if bench is not None:
+        charts.append(("bench", _bench(bench)))
     presets = manifest["config"]["model"]["config"]["presets"]
     preset = presets.get(manifest["method"]["preset"] or "")
     files = {name: facts for name, facts in manifest["files"].items() if name != FILE}
@@ -52,8 +56,9 @@ def page(
             preset=preset,
             paper=manifest["config"]["model"]["config"]["paper"],
             evaluations=[(facts, evaluation_lines(facts)) for facts in evaluations],
-            charts={name: Markup(svg) for name, svg in _charts(report, manifest, evaluations)},
+            charts={name: Markup(svg) for name, svg in charts},
             pictures=Markup(PICTURES[0] + pictures + PICTURES[1]),
+            bench=bench,
             files=files,
         )
     )
@@ -174,3 +179,15 @@ def _latency(latency: Mapping[str, Any]) -> str:
     }
     names = [f"batch {row['batch']}" for row in rows]
     return bars("Median latency an image", "", "ms an image", names, groups)
+
+
+def _bench(bench: Mapping[str, Any]) -> str:
+    """Bars of the first backend that was measured, a candidate each."""
+    backend = bench["rows"][0]["backend"]
+    rows = [row for row in bench["rows"] if row["backend"] == backend]
+    batches = sorted({row["batch"] for row in rows})
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        groups.setdefault(row["candidate"], []).append(row["median_ms"] / row["batch"])
+    names = [f"batch {batch}" for batch in batches]
+    return bars(f"Median latency an image, {backend}", "", "ms an image", names, groups)

@@ -90,5 +90,9 @@ def _drawn_anew(folder: Path, manifest: Mapping[str, Any]) -> bytes | None:
     path = folder / FILE
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    html = page(manifest, report, evaluations_of(folder, manifest), kept_pictures(before))
+    bench = None
+    if "bench.json" in manifest["files"]:
+        bench = json.loads((folder / "bench.json").read_text(encoding="utf-8"))
+    evaluations = evaluations_of(folder, manifest)
+    html = page(manifest, report, evaluations, kept_pictures(before), bench)
     return None if html == before else html.encode()
