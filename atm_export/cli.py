@@ -30,6 +30,7 @@ numbers as PyTorch, and reports what was saved.
     atm-export list                          models, presets and the paper's figures
     atm-export evaluate RUN --imagenet DIR   accuracy, agreement, GFLOPs, tokens of a finished run
     atm-export bench RUN                     speed here, against no merging, and what to deploy
+    atm-export tune MODEL --images DIR       the cheapest point that loses nothing on your images
     atm-export visualize RUN IMAGE...        pictures of what merged
 
 Exit codes: 0 done, 2 settings, 3 weights, 4 model not supported, 5 parity failed, 6 graph lint,
@@ -319,6 +320,7 @@ def list_command(model: str | None = None, /) -> int:
 
 app.command("atm_export.commands.evaluate:evaluate", name="evaluate")
 app.command("atm_export.commands.bench:bench", name="bench")
+app.command("atm_export.commands.tune:tune", name="tune")
 app.command("atm_export.commands.visualize:visualize", name="visualize")
 
 

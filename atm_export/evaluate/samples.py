@@ -48,6 +48,7 @@ def open_samples(
     labels: Path | None = None,
     real: Path | None = None,
     split: str = "validation",
+    unlabelled: bool = False,
 ) -> Samples:
     """The data set at `place`, with labels in the numbering of a model of `classes` classes.
 
@@ -64,7 +65,9 @@ def open_samples(
     elif path.suffix == ".tar" or (path.is_dir() and _holds(path, ".tar")):
         found = _tar(path, numbering)
     else:
-        found = _folder(path, numbering, with_labels=labels is None and real is None)
+        found = _folder(
+            path, numbering, with_labels=labels is None and real is None and not unlabelled
+        )
     if labels is not None:
         found = Samples(found.reader, _from_file(labels, found.reader, classes), "labels file")
     if real is not None:

@@ -16,7 +16,11 @@ from atm_export.evaluate.objective import Known, Limits, Score, score, violation
 from atm_export.model.backbone import Backbone
 
 STEP = 0.005
-SPACE = {"alpha": (0.945, 1.0), "beta": (0.015, 0.05), "theta_min": (0.8, 0.945)}  # the paper's grid
+SPACE = {
+    "alpha": (0.945, 1.0),
+    "beta": (0.015, 0.05),
+    "theta_min": (0.8, 0.945),
+}  # the paper's grid
 
 
 class Workers(Protocol):
