@@ -28,6 +28,10 @@ numbers as PyTorch, and reports what was saved.
     atm-export deit_s --trt                  TensorRT engines too (see Engines below)
     atm-export deit_s --method tome -r 8     ToMe, the static peer
     atm-export list                          models, presets and the paper's figures
+    atm-export evaluate RUN --imagenet DIR   accuracy, agreement, GFLOPs, tokens of a finished run
+    atm-export bench RUN                     speed here, against no merging, and what to deploy
+    atm-export tune MODEL --images DIR       the cheapest point that loses nothing on your images
+    atm-export visualize RUN IMAGE...        pictures of what merged
 
 Exit codes: 0 done, 2 settings, 3 weights, 4 model not supported, 5 parity failed, 6 graph lint,
 7 output folder, 8 missing package, 9 images, 10 run folder not to be trusted, 11 engine build,
@@ -133,6 +137,10 @@ def export_command(
     opset: Annotated[int, _option(GRAPH, "ONNX opset, 20 to 23.")] = 20,
     images: Annotated[
         str | None, _option(RUN, "Folder of images to prove and measure on (else demo digits).")
+    ] = None,
+    imagenet: Annotated[
+        str | None,
+        _option(RUN, "Evaluate on this data set afterwards (see `atm-export evaluate --help`)."),
     ] = None,
     out: Annotated[
         Path | None, _option(RUN, "Output folder (default: build/MODEL-PRESET).")
@@ -240,7 +248,13 @@ def export_command(
         )
     elif trt_flavor or sm or refit or workspace or opt_level is not None or timing_cache:
         raise ConfigError("settings of engines need --trt")
-    return _run(config, out or default_out(config), force, threads, benchmark, engines)
+    out = out or default_out(config)
+    code = _run(config, out, force, threads, benchmark, engines)
+    if imagenet is not None:
+        from atm_export.commands.evaluate import evaluate
+
+        return evaluate(out, imagenet=imagenet, threads=threads)
+    return code
 
 
 def _engine_settings(values: dict[str, Any], precision: str, batch: str, sm: str | None) -> Any:
@@ -302,6 +316,12 @@ def list_command(model: str | None = None, /) -> int:
     else:
         print_presets(console, model)
     return 0
+
+
+app.command("atm_export.commands.evaluate:evaluate", name="evaluate")
+app.command("atm_export.commands.bench:bench", name="bench")
+app.command("atm_export.commands.tune:tune", name="tune")
+app.command("atm_export.commands.visualize:visualize", name="visualize")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -181,13 +181,22 @@ def validated(kind: type[Settings], values: Mapping[str, Any], where: str) -> An
         raise ConfigError(f"{where}: {field + ': ' if field else ''}{text}{shown}") from error
 
 
+def user_config_folder() -> Path:
+    """Where a user's own configs lie, and `tune` writes presets: $ATM_EXPORT_CONFIGS, else
+    atm-export in the user's config folder."""
+    given = os.environ.get("ATM_EXPORT_CONFIGS")
+    if given:
+        return Path(given)
+    base = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(base) if base else Path.home() / ".config") / "atm-export"
+
+
 def config_folders() -> list[Path]:
-    """Folders that hold model configs: the user's ($ATM_EXPORT_CONFIGS), then the shipped ones."""
+    """Folders that hold model configs: the user's, then the shipped ones."""
     shipped = Path(str(resources.files("atm_export"))) / "export_configs"
     if not shipped.is_dir():
         shipped = Path(__file__).resolve().parent.parent / "export_configs"
-    user = os.environ.get("ATM_EXPORT_CONFIGS")
-    return [Path(user), shipped] if user else [shipped]
+    return [user_config_folder(), shipped]
 
 
 @cache
@@ -206,9 +215,37 @@ def model_names() -> list[str]:
     return sorted({path.stem for folder in config_folders() for path in folder.glob("*.yaml")})
 
 
+def file_name(model: str) -> str:
+    """A model's name as the stem of a file."""
+    return model.replace(":", "_").replace("/", "_")
+
+
+def add_user_preset(model: str, name: str, preset: Preset) -> Path:
+    """Write `preset` into the user's config of `model` (a copy of the shipped one, if there is
+    none yet); returns its path. ConfigError if the folder cannot be written."""
+    config = load_model_config(model)
+    values = config.model_dump(mode="json", exclude_none=True)
+    values["presets"][name] = preset.model_dump(mode="json", exclude_defaults=True)
+    path = user_config_folder() / f"{file_name(model)}.yaml"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {path}: {error.strerror}; set ATM_EXPORT_CONFIGS to a folder of yours"
+        ) from error
+    _read_config.cache_clear()
+    return path
+
+
 def load_model_config(name: str) -> ModelConfig:
     """The config of `name`, or of any timm VisionTransformer as `timm:NAME`."""
     if name.startswith("timm:"):
+        own = user_config_folder() / f"{file_name(name)}.yaml"
+        if own.is_file():
+            return _read_config(own)
         return ModelConfig(
             family="timm",
             architecture=name.removeprefix("timm:"),

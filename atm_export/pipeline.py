@@ -23,6 +23,7 @@ from atm_export.errors import ConfigError
 from atm_export.evaluate import latency
 from atm_export.evaluate.engine import Expected
 from atm_export.evaluate.images import ImageSet, load_images
+from atm_export.evaluate.insight import STUDIED, study
 from atm_export.graph import lint
 from atm_export.graph.assemble import onnx_from_model
 from atm_export.graph.optimize import optimize, with_facts, with_outputs
@@ -34,6 +35,7 @@ from atm_export.model.schedule import MergePlan, plan_merges
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import normalize
 from atm_export.report.facts import manifest_facts, summarize_method
+from atm_export.report.results import add_results, draw_report, pictures_of
 from atm_export.validate.inputs import cases
 from atm_export.validate.ladder import LadderResult, Subject, climb
 
@@ -102,9 +104,18 @@ def _export(
         proof = climb(subject, images.pixels[:32], lambda text: progress(f"proving parity: {text}"))
         progress("measuring")
         report = _report(config, model, plan, images, proof)
+        facts, fate = study(model.backbone, plan, _batches(model, images.pixels, STUDIED)[0])
+        report |= facts
         if benchmark:
             report["latency"] = _latency(config, model, plan, shipped, images, threads, progress)
-        manifest = _write(config, model, plan, shipped, report, work, out)
+        pictures = pictures_of(
+            images.pixels,
+            images.names,
+            fate,
+            model.backbone.grid,
+            decided_per_image=plan.adaptive,
+        )
+        manifest = _write(config, model, plan, shipped, report, pictures, work, out)
     proof.require()
     return Outcome(out, report, manifest, reused=False)
 
@@ -147,6 +158,7 @@ def _with_engines(
         policy=_policy(plan),
     )
     entries = add_engines(outcome.out, source, settings, progress)
+    add_results(outcome.out, {})
     manifest = artifacts.read_manifest(outcome.out) or outcome.manifest
     return replace(outcome, report={**outcome.report, "engines": entries}, manifest=manifest)
 
@@ -268,6 +280,7 @@ def _report(
     traces = [run_reference(backbone, plan, batch) for batch in _batches(model, images.pixels, 8)]
     gmacs = torch.cat([trace_gmacs(backbone, trace, plan.merges) for trace in traces])
     tokens = torch.cat([trace.tokens_out for trace in traces], dim=1).double()
+    merged = torch.cat([trace.tokens_in for trace in traces], dim=1) - tokens
     preset = config.model.config.presets.get(config.method.preset or "")
     report: dict[str, Any] = {
         "model": model.name,
@@ -286,7 +299,10 @@ def _report(
             "images": len(gmacs),
             "batch": 8,
         },
-        "tokens": {"mean_after_block": tokens.mean(dim=1).tolist()},
+        "tokens": {
+            "mean_after_block": tokens.mean(dim=1).tolist(),
+            "mean_merged_in_block": merged.mean(dim=1).tolist(),
+        },
         "versions": artifacts.versions(),
     }
     if images.labels is not None:
@@ -353,6 +369,7 @@ def _write(
     plan: MergePlan,
     shipped: onnx.ModelProto,
     report: Mapping[str, Any],
+    pictures: str,
     work: WorkFolder,
     out: Path,
 ) -> dict[str, Any]:
@@ -368,7 +385,9 @@ def _write(
         "versions": artifacts.versions(),
         **manifest_facts(config, model, plan),
     }
-    return artifacts.publish(work, out, ["model.onnx", "config.yaml", "report.json"], facts)
+    names = ["model.onnx", "config.yaml", "report.json"]
+    draw_report(work, names, facts, pictures)
+    return artifacts.publish(work, out, [*names, "report.html"], facts)
 
 
 def _batches(model: LoadedModel, pixels: np.ndarray, size: int) -> list[Tensor]:

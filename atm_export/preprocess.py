@@ -62,7 +62,7 @@ class Preprocessing:
 
 def crop(image: Image.Image, how: Preprocessing) -> NDArray[np.uint8]:
     """Resize and centre-crop to uint8 [H, W, 3]."""
-    image = image.convert("RGB")
+    image = _eight_bits(image).convert("RGB")
     target = _resized(image.size, how)
     if target != image.size:
         image = image.resize(target, _FILTERS[how.interpolation])
@@ -70,6 +70,13 @@ def crop(image: Image.Image, how: Preprocessing) -> NDArray[np.uint8]:
     left = round((image.width - how.size[1]) / 2)
     image = image.crop((left, top, left + how.size[1], top + how.size[0]))
     return np.asarray(image, dtype=np.uint8)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey values by their upper byte; Pillow's own conversion clips them to white."""
+    if not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
 def _resized(size: tuple[int, int], how: Preprocessing) -> tuple[int, int]:
@@ -99,7 +106,13 @@ def read_image(path: Path, how: Preprocessing) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as image:
             return crop(image, how)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
+    except (
+        OSError,
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        ValueError,
+        SyntaxError,  # Pillow's for a broken PNG
+    ) as error:
         raise DataError(f"cannot read image {path}: {error}") from error
 
 

@@ -37,3 +37,5 @@ if hasattr(torch_registration, "onnxscript_apis"):
     apis.get_torchlib_ops = cache(apis.get_torchlib_ops)
 
 onnxruntime.set_global_thread_pool_sizes = _no_shared_pool
+
+from tests.runs import digits, finished_run, run_copy  # noqa: E402, F401  (fixtures for all)

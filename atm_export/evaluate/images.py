@@ -17,11 +17,12 @@ LIMIT = 64
 
 @dataclass(frozen=True)
 class ImageSet:
-    """pixels [k, H, W, 3] uint8, what they are, and classes where they are known."""
+    """pixels [k, H, W, 3] uint8, what they are, and classes and names where they are known."""
 
     pixels: NDArray[np.uint8]
     source: str
     labels: NDArray[np.int64] | None = None
+    names: tuple[str, ...] = ()
 
     def digest(self) -> str:
         return hashlib.sha256(np.ascontiguousarray(self.pixels).data).hexdigest()
@@ -34,7 +35,8 @@ def load_images(folder: str | None, model: str, how: Preprocessing) -> ImageSet:
         files = list_images(Path(folder))
         step = max(1, len(files) / LIMIT)
         chosen = [files[int(i * step)] for i in range(min(LIMIT, len(files)))]
-        return ImageSet(read_images(chosen, how), "images of the given folder")
+        names = tuple(file.name for file in chosen)
+        return ImageSet(read_images(chosen, how), "images of the given folder", names=names)
     digits, labels = demo.heldout()
     if model == "demo":
         pixels = np.stack([crop(digit, how) for digit in digits])

@@ -1,0 +1,146 @@
+"""`atm-export bench`: is it really faster here, and what should be deployed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from cyclopts import Parameter
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from atm_export.backends.onnxruntime import share_threads
+from atm_export.errors import ConfigError
+from atm_export.evaluate.bench import Sweep
+from atm_export.evaluate.bench import bench as measure
+from atm_export.evaluate.candidates import BACKENDS, candidates
+from atm_export.evaluate.images import load_images
+from atm_export.evaluate.subject import load_subject
+from atm_export.report.results import add_results
+from atm_export.runfolder import open_run
+
+
+def bench(
+    run: Path,
+    /,
+    *,
+    against: Annotated[
+        str | None,
+        Parameter(help="Compare with another run folder, with ToMe as tome:8, or none (default)."),
+    ] = None,
+    backends: Annotated[
+        str, Parameter(help="A list of onnxruntime, eager, torch.compile, tensorrt.")
+    ] = "onnxruntime",
+    batches: Annotated[str, Parameter(help="Batch sizes, a list.")] = "1,8,32",
+    rounds: Annotated[int, Parameter(help="Counted rounds at each batch.")] = 15,
+    images: Annotated[
+        str | None, Parameter(help="Folder of images to run (up to 64; else demo digits).")
+    ] = None,
+    policies: Annotated[
+        bool,
+        Parameter(
+            help="Measure adaptive, frozen and per-image merging, not only the run's own.",
+            negative="--no-policies",
+        ),
+    ] = True,
+    cores: Annotated[
+        str | None, Parameter(help="Bind the process to these CPU cores, a list (0,1).")
+    ] = None,
+    threads: Annotated[int, Parameter(help="CPU threads (0: one a core).")] = 0,
+    weights: Annotated[
+        str | None, Parameter(help="The export's weights, where they are no longer in their place.")
+    ] = None,
+) -> int:
+    """Compare a run's speed with the unmerged model's, and recommend what to deploy.
+
+    All candidates run in turn in one process on the same batches, after a warm-up; the speed-up is
+    the median of paired ratios with its 95 % interval. The unmerged model, exported the same way,
+    is always the baseline. Writes bench.json into the run folder, draws report.html anew, and
+    ends with one JSON line.
+
+        atm-export bench build/deit_s-a2-3.23 --images photos --batches 1,8
+        atm-export bench build/deit_s-a2-3.23 --against tome:13 --backends onnxruntime,eager
+    """
+    sweep = Sweep(_backends(backends), _numbers(batches, "--batches"), rounds)
+    if rounds < 1:
+        raise ConfigError(f"--rounds {rounds}: give 1 or more")
+    opened = open_run(run)
+    if cores is not None:
+        _bind(_numbers(cores, "--cores", least=0))
+    count = share_threads(threads or (len(os.sched_getaffinity(0)) if cores else 0))
+    torch.set_num_threads(count)
+    console = Console(stderr=True)
+    with console.status("loading the model") as status:
+        subject = load_subject(opened, weights)
+        found = load_images(images, subject.config.model.name, subject.preprocessing)
+        pixels = found.pixels[:64]
+        chosen = candidates(subject, pixels, against, policies)
+        facts = measure(chosen, pixels, sweep, count, status.update)
+    facts |= {"model": subject.model.name, "source": found.source}
+    text = json.dumps(facts, indent=1, sort_keys=True) + "\n"
+    add_results(run, {"bench.json": text.encode()})
+    _print(Console(width=max(120, Console().width)), facts)
+    print(json.dumps(facts, sort_keys=True))
+    return 0
+
+
+def _print(console: Console, facts: dict[str, Any]) -> None:
+    affinity = ",".join(map(str, facts["cpu_affinity"])) or "all"
+    table = Table(box=box.SIMPLE, title_justify="left", title=f"{facts['model']}, latency a batch")
+    for name in ("backend", "candidate", "batch", "median ms", "p90", "p99", "images/s"):
+        table.add_column(name, justify="left" if name in ("backend", "candidate") else "right")
+    table.add_column("speed-up (95 %)")
+    table.add_column("FLOPs ratio", justify="right")
+    for row in facts["rows"]:
+        speed = row.get("speedup")
+        table.add_row(
+            row["backend"],
+            row["candidate"],
+            str(row["batch"]),
+            *(f"{row[name]:.1f}" for name in ("median_ms", "p90_ms", "p99_ms", "images_per_s")),
+            f"{speed['median']:.2f} ({speed['low']:.2f} to {speed['high']:.2f})" if speed else "",
+            f"{row['flops_ratio']:.2f}",
+        )
+    console.print(table)
+    for row in facts["missing"]:
+        console.print(
+            f"not measured: {row['candidate']} in {row['backend']}: {row['reason']}",
+            highlight=False,
+            markup=False,
+        )
+    console.print(
+        f"{facts['threads']} threads, cores {affinity}, {facts['images']} {facts['source']}",
+        highlight=False,
+    )
+    console.print(facts["recommendation"], highlight=False, style="bold", soft_wrap=True)
+
+
+def _backends(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    unknown = [name for name in names if name not in BACKENDS]
+    if unknown:
+        raise ConfigError(f"--backends: unknown '{unknown[0]}'; known: {', '.join(BACKENDS)}")
+    return names
+
+
+def _numbers(text: str, option: str, least: int = 1) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < least:
+        raise ConfigError(f"{option} {text}: give whole numbers from {least}, separated by commas")
+    return numbers
+
+
+def _bind(cores: tuple[int, ...]) -> None:
+    if not hasattr(os, "sched_setaffinity"):
+        raise ConfigError("--cores: this system does not bind processes to cores")
+    try:
+        os.sched_setaffinity(0, cores)
+    except OSError as error:
+        raise ConfigError(f"--cores {','.join(map(str, cores))}: {error.strerror}") from error

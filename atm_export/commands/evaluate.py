@@ -1,0 +1,144 @@
+"""`atm-export evaluate`: accuracy, agreement, multiply-adds and tokens on a data set."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from atm_export.evaluate.accuracy import Options
+from atm_export.evaluate.run import Place, evaluate_run
+from atm_export.report.evaluation import print_evaluation
+from atm_export.report.results import add_results
+from atm_export.runfolder import open_run
+
+
+class _Rate(ProgressColumn):
+    """Images per second of this session."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.1f} images/s" if speed else "")
+
+
+def evaluate(
+    run: Path,
+    /,
+    *,
+    imagenet: Annotated[
+        str,
+        Parameter(
+            help="Images: class folders (ImageNet synsets get their canonical classes, also a "
+            "subset of them), a flat folder with --labels, a .tar or a folder of them (class "
+            "folders or WebDataset), a folder of parquet files, or hfds/NAME (Hugging Face)."
+        ),
+    ],
+    runner: Annotated[
+        str, Parameter(help="eager (PyTorch), onnxruntime (CUDA where there is one) or tensorrt.")
+    ] = "onnxruntime",
+    labels: Annotated[
+        Path | None,
+        Parameter(help="Labels file: `file class` a line, or one class a line in file order."),
+    ] = None,
+    real: Annotated[
+        Path | None, Parameter(help="ReaL labels (real.json): several classes may be right.")
+    ] = None,
+    split: Annotated[str, Parameter(help="Split of a Hugging Face data set.")] = "validation",
+    batch: Annotated[
+        int, Parameter(help="Images a batch; with --merge adaptive they share r.")
+    ] = 32,
+    limit: Annotated[int | None, Parameter(help="Count the first N images only.")] = None,
+    unmerged: Annotated[
+        bool,
+        Parameter(
+            help="Run the unmerged model too: its accuracy, and agreement with it.",
+            negative="--no-unmerged",
+        ),
+    ] = True,
+    weights: Annotated[
+        str | None, Parameter(help="The export's weights, where they are no longer in their place.")
+    ] = None,
+    workers: Annotated[
+        int | None, Parameter(help="Decoding processes (default: one a core; 0: none).")
+    ] = None,
+    threads: Annotated[int, Parameter(help="CPU threads of the model (0: all).")] = 0,
+    max_unreadable: Annotated[
+        int, Parameter(help="Images that may fail to decode; each is named and left out.")
+    ] = 10,
+) -> int:
+    """Measure a finished run on labelled images.
+
+    Prints top-1 and top-5 with 95 % (Wilson) intervals, agreement with the unmerged model, GFLOPs
+    and tokens per block; writes evaluation-RUNNER.json and predictions-RUNNER.csv into the run
+    folder and draws report.html anew. Interrupted, the same command goes on where it was.
+
+        atm-export evaluate build/deit_s-a2-3.23 --imagenet imagenet/val
+        atm-export evaluate build/deit_s-a2-3.23 --imagenet photos --labels photos.txt
+    """
+    options = Options(
+        runner=runner,
+        batch=batch,
+        workers=(os.cpu_count() or 1) if workers is None else workers,
+        max_unreadable=max_unreadable,
+        limit=limit,
+        unmerged=unmerged,
+    )
+    return evaluate_folder(run, Place(imagenet, labels, real, split), options, weights, threads)
+
+
+def evaluate_folder(
+    folder: Path,
+    place: Place,
+    options: Options,
+    weights: str | None = None,
+    threads: int = 0,
+) -> int:
+    """Evaluate, print, and add the results to the run folder."""
+    run = open_run(folder)
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    with bar:
+        task = bar.add_task("starting", total=None)
+        last = -1
+
+        def progress(done: int, total: int) -> None:
+            nonlocal last
+            bar.update(task, completed=done, total=total, description="evaluating")
+            tenth = 10 * done // max(total, 1)
+            if not console.is_terminal and tenth != last:
+                print(f"evaluating: {done} of {total} images", flush=True)
+            last = tenth
+
+        evaluation = evaluate_run(
+            run,
+            place,
+            options,
+            weights=weights,
+            threads=threads,
+            say=lambda text: bar.update(task, description=text),
+            progress=progress,
+        )
+    add_results(folder, evaluation.files())
+    evaluation.journal.unlink(missing_ok=True)
+    print_evaluation(Console(soft_wrap=True), evaluation.facts)
+    return 0

@@ -1,0 +1,157 @@
+"""`atm-export tune`: an operating point for your model and your images."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from cyclopts import Parameter
+from rich.console import Console
+
+from atm_export.artifacts import output_errors
+from atm_export.config import Preset, add_user_preset, file_name
+from atm_export.evaluate.objective import Known, Limits
+from atm_export.evaluate.tune import Task, Tuned, require
+from atm_export.evaluate.tune import tune as run_tune
+from atm_export.evaluate.tuning import LocalWorkers, Workers, load_optuna, pareto
+from atm_export.report.front import front_csv, front_svg
+
+
+def tune(
+    model: str,
+    /,
+    *,
+    images: Annotated[
+        str,
+        Parameter(
+            help="Your images: class folders, a flat folder (with --labels or without any), tar "
+            "files or hfds/NAME. A few hundred are enough."
+        ),
+    ],
+    weights: Annotated[str, Parameter(help="pretrained, or a checkpoint file.")] = "pretrained",
+    labels: Annotated[Path | None, Parameter(help="Labels file, as for evaluate.")] = None,
+    use: Annotated[
+        int | None,
+        Parameter(help="Tune on this many images; the others then confirm the result."),
+    ] = None,
+    max_drop: Annotated[
+        float, Parameter(help="Top-1 that may be lost, in points (where labels are known).")
+    ] = 0.0,
+    min_agreement: Annotated[
+        float, Parameter(help="Least agreement with the unmerged model, in percent.")
+    ] = 96.0,
+    max_distance: Annotated[
+        float, Parameter(help="Largest mean cosine distance of the class token.")
+    ] = 1.0,
+    name: Annotated[str, Parameter(help="Name of the preset.")] = "tuned",
+    trials: Annotated[int, Parameter(help="Operating points to try, resumed ones included.")] = 80,
+    minutes: Annotated[float, Parameter(help="Stop after this time.")] = 30.0,
+    split: Annotated[
+        bool, Parameter(help="Search the split too (the last block that groups alternately).")
+    ] = False,
+    batch: Annotated[int, Parameter(help="Images a batch, which share r.")] = 32,
+    ray: Annotated[
+        str | None,
+        Parameter(help="Run trials on the Ray cluster at this address (auto: the local one)."),
+    ] = None,
+    workers: Annotated[int | None, Parameter(help="Decoding processes.")] = None,
+    threads: Annotated[int, Parameter(help="CPU threads (0: all).")] = 0,
+    out: Annotated[
+        Path | None, Parameter(help="Folder of journal and results (build/tune-MODEL).")
+    ] = None,
+) -> int:
+    """Find alpha, beta and theta_min: the fewest GFLOPs that lose next to nothing on your images.
+
+    With labels top-1 may drop by --max-drop; always the merged model must agree with the unmerged
+    one (by a standard error more than --min-agreement, so that it holds on other images too).
+    Searches the paper's grid with Optuna; hopeless points are stopped after a few batches. Killed,
+    the same command goes on. Writes the preset into your config folder ($ATM_EXPORT_CONFIGS, else
+    ~/.config/atm-export), and pareto.csv, pareto.svg and tune.json into --out.
+
+        atm-export tune deit_s --images photos --use 200
+        atm-export deit_s --preset tuned
+    """
+    load_optuna()
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    out = out or Path("build") / f"tune-{file_name(model)}"
+    with output_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    limits = Limits(max_drop, min_agreement, max_distance)
+    decoders = (os.cpu_count() or 1) if workers is None else workers
+    task = Task(
+        model, weights, images, labels, use, batch, decoders, limits, trials, minutes, split
+    )
+
+    def make_workers(backbone: Any, known: Known, limits: Limits) -> Workers:
+        if ray is None:
+            return LocalWorkers(backbone, known, limits)
+        from atm_export.evaluate.ray_workers import RayWorkers
+
+        return RayWorkers(ray, backbone, known, limits)
+
+    console = Console(stderr=True)
+    with console.status("starting") as status:
+
+        def progress(results: list[dict[str, Any]]) -> None:
+            kept = [r["gflops"] for r in results if r["keeps_limits"]]
+            best = f"best {min(kept):.3f} GFLOPs" if kept else "none keeps the limits yet"
+            stopped = sum(r["hopeless"] for r in results)
+            text = f"trial {len(results)} of {trials}: {best}; {stopped} stopped early"
+            status.update(text)
+            if not console.is_terminal and len(results) % 10 == 0:
+                print(text, flush=True)
+
+        tuned = run_tune(task, out / "journal.log", make_workers, status.update, progress)
+    _write(out, tuned)
+    chosen = require(tuned)
+    preset = Preset(**chosen["point"])
+    path = add_user_preset(model, name, preset)
+    _print(Console(soft_wrap=True), model, name, tuned, path)
+    return 0
+
+
+def _write(out: Path, tuned: Tuned) -> None:
+    front = pareto(tuned.results)
+    facts = {
+        "unmerged": tuned.known,
+        "chosen": tuned.chosen,
+        "confirmed": tuned.confirmed,
+        "trials": len(tuned.results),
+        "stopped_early": sum(r["hopeless"] for r in tuned.results),
+        "pareto": front,
+    }
+    with output_errors(out):
+        (out / "pareto.csv").write_text(front_csv(front), encoding="utf-8")
+        svg = front_svg(tuned.results, front, tuned.known, tuned.chosen)
+        (out / "pareto.svg").write_text(svg, encoding="utf-8")
+        text = json.dumps(facts, indent=1, sort_keys=True) + "\n"
+        (out / "tune.json").write_text(text, encoding="utf-8")
+
+
+def _print(console: Console, model: str, name: str, tuned: Tuned, path: Path) -> None:
+    chosen = require(tuned)
+    point = ", ".join(f"{key} {v:g}" for key, v in chosen["point"].items() if v is not None)
+    lines = [f"{model}  {point}"]
+    for what, facts, plain in (
+        ("tuned on", chosen, tuned.known),
+        ("confirmed", tuned.confirmed, tuned.confirmed and tuned.confirmed["unmerged"]),
+    ):
+        if not facts or not plain:
+            continue
+        saved = 100 * (facts["gflops"] / plain["gflops"] - 1)
+        top1 = ""
+        if facts["top1"] is not None:
+            top1 = f"top-1 {facts['top1']:.2f} %, unmerged {plain['top1']:.2f} %; "
+        lines.append(
+            f"{what:9s} {facts['images']} images: {facts['gflops']:.3f} of {plain['gflops']:.3f} "
+            f"GFLOPs ({saved:+.0f} %); {top1}agreement {facts['agreement']:.2f} %, "
+            f"class token within {facts['distance']:.4f}"
+        )
+    stopped = sum(r["hopeless"] for r in tuned.results)
+    lines.append(f"trials    {len(tuned.results)}, {stopped} stopped early")
+    lines.append(f"written   {path}: atm-export {model} --preset {name}")
+    for line in lines:
+        console.print(line, highlight=False, markup=False)

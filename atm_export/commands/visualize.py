@@ -1,0 +1,68 @@
+"""`atm-export visualize`: which patches share a token, drawn over images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from cyclopts import Parameter
+
+from atm_export.artifacts import output_errors
+from atm_export.errors import ConfigError
+from atm_export.evaluate.insight import fates
+from atm_export.evaluate.subject import load_subject
+from atm_export.preprocess import list_images, read_image
+from atm_export.report.pictures import png, regions, side_by_side
+from atm_export.runfolder import open_run
+
+
+def visualize(
+    run: Path,
+    /,
+    *images: Path,
+    out: Annotated[Path, Parameter(help="Folder for the pictures.")] = Path("tokens"),
+    plain: Annotated[
+        bool, Parameter(help="Draw the tokens alone, without the image beside them.", negative=())
+    ] = False,
+    weights: Annotated[
+        str | None, Parameter(help="The export's weights, where they are no longer in their place.")
+    ] = None,
+) -> int:
+    """Write token pictures: patches that share a token in the end become one flat region.
+
+    Each image runs alone. Patches that stay tokens of their own keep their pixels. A folder stands
+    for the images in it. Writes IMAGE-tokens.png and prints the tokens that remain.
+
+        atm-export visualize build/deit_s-a2-3.23 dog.jpg cat.jpg --out pictures
+    """
+    subject = load_subject(open_run(run), weights)
+    files = [file for path in images for file in (list_images(path) if path.is_dir() else [path])]
+    if not files:
+        raise ConfigError("name the images to draw: atm-export visualize RUN IMAGE...")
+    backbone = subject.model.backbone
+    with output_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    for file, name in zip(files, _names(files), strict=True):
+        pixels = read_image(file, subject.preprocessing)
+        with torch.inference_mode():
+            fate = fates(backbone, subject.plan, subject.tensor(pixels[None]))
+        draw = regions if plain else side_by_side
+        picture = out / f"{name}-tokens.png"
+        with output_errors(picture):
+            picture.write_bytes(png(draw(pixels, fate.maps[0].numpy(), backbone.grid)))
+        patches = backbone.grid[0] * backbone.grid[1]
+        print(
+            f"{picture}: {int(fate.tokens[0])} tokens of {patches + backbone.prefix}, "
+            f"{float(fate.gmacs[0]):.3f} GFLOPs"
+        )
+    return 0
+
+
+def _names(files: list[Path]) -> list[str]:
+    """Stems, with the folder before those that occur twice."""
+    stems = [file.stem for file in files]
+    return [
+        stem if stems.count(stem) == 1 else f"{i + 1}-{file.parent.name}-{stem}"
+        for i, (file, stem) in enumerate(zip(files, stems, strict=True))
+    ]

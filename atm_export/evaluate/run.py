@@ -1,0 +1,111 @@
+"""One evaluation of a run folder, from the data set's place to the numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from atm_export.artifacts import versions
+from atm_export.backends.onnxruntime import share_threads
+from atm_export.errors import ConfigError
+from atm_export.evaluate.accuracy import (
+    Options,
+    count_batches,
+    predictions_csv,
+    summarize,
+)
+from atm_export.evaluate.journal import journal
+from atm_export.evaluate.runners import runners
+from atm_export.evaluate.samples import Samples, open_samples
+from atm_export.evaluate.subject import Subject, load_subject
+from atm_export.runfolder import Run
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the images and what is right for them are."""
+
+    images: str
+    labels: Path | None = None
+    real: Path | None = None
+    split: str = "validation"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The numbers, one line an image, and the journal behind them."""
+
+    facts: dict[str, Any]
+    predictions: str
+    journal: Path
+
+    def files(self) -> dict[str, bytes]:
+        """What goes into the run folder, by name."""
+        text = json.dumps(self.facts, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        runner = self.facts["runner"]
+        return {
+            f"evaluation-{runner}.json": text.encode(),
+            f"predictions-{runner}.csv": self.predictions.encode(),
+        }
+
+
+def evaluate_run(
+    run: Run,
+    place: Place,
+    options: Options,
+    *,
+    weights: str | None = None,
+    threads: int = 0,
+    say: Callable[[str], None] = lambda text: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Evaluate a run; goes on where an interrupted evaluation of the same things stopped."""
+    opener = runners[options.runner]
+    _check(options)
+    threads = share_threads(threads)
+    say("looking through the data set")
+    labels = run.manifest.get("labels")
+    classes = int(run.manifest["interface"]["outputs"]["logits"]["shape"][1])
+    samples = open_samples(
+        place.images, classes, labels, labels=place.labels, real=place.real, split=place.split
+    )
+    say("loading the model")
+    needed = options.unmerged or options.runner == "eager"
+    subject = load_subject(run, weights, need_weights=needed)
+    path = run.folder.parent / f".{run.folder.name}.evaluation-{options.runner}.jsonl"
+    say(f"opening the runner {options.runner}")
+    with opener(subject) as engine, journal(path, _key(subject, samples, options)) as book:
+        share = count_batches(subject, engine, samples, options, book, progress)
+        facts = summarize(subject, engine, samples, options, book)
+        facts["data"]["place"] = Path(place.images).name
+        facts |= {"threads": threads, "model_share_of_time": share, "versions": versions()}
+        return Evaluation(facts, predictions_csv(samples, book), path)
+
+
+def _check(options: Options) -> None:
+    for name, least in (("batch", 1), ("workers", 0), ("max_unreadable", 0)):
+        value = getattr(options, name)
+        if value < least:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: give {least} or more")
+    if options.limit is not None and options.limit < 1:
+        raise ConfigError(f"--limit {options.limit}: give 1 or more")
+
+
+def _key(subject: Subject, samples: Samples, options: Options) -> str:
+    """Everything that decides what a batch gives; how many workers decode does not."""
+    chosen = asdict(options)
+    for name in ("workers", "max_unreadable", "limit"):
+        chosen.pop(name)
+    facts = {
+        "graph": subject.run.manifest["files"]["model.onnx"]["sha256"],
+        "weights": subject.same_weights,
+        "samples": samples.digest(),
+        "options": chosen,
+        "limit": options.limit,
+        "versions": versions(),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,48 @@
+"""What `evaluate` prints; the numbers are those of evaluation-RUNNER.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+
+
+def share_text(share: Mapping[str, Any]) -> str:
+    """`82.60 % (79.0 to 85.7)`: percent and the 95 % interval."""
+    if share["percent"] is None:
+        return "-"
+    return f"{share['percent']:.2f} % ({share['low']:.1f} to {share['high']:.1f})"
+
+
+def evaluation_lines(facts: Mapping[str, Any]) -> list[str]:
+    """One line a figure."""
+    flops, tokens = facts["gflops"], facts["tokens"]
+    saved = 100 * (flops["mean"] / flops["unmerged"] - 1)
+    lines = [
+        f"runner     {facts['runner']} ({facts['device']}), batch {facts['batch']}, "
+        f"{facts['threads']} threads",
+        f"images     {facts['data']['images']} counted, {len(facts['unreadable'])} unreadable; "
+        f"{facts['data']['labels'] or 'no labels'}",
+    ]
+    lines += [f"unreadable {row['image']}: {row['reason']}" for row in facts["unreadable"]]
+    for k in ("top1", "top5"):
+        if k in facts:
+            plain = facts.get("unmerged", {}).get(k)
+            beside = f", unmerged {share_text(plain)}" if plain else ""
+            lines.append(f"{k:10s} {share_text(facts[k])}{beside}; 95 % intervals")
+    if "agreement" in facts:
+        lines.append(f"agreement  {share_text(facts['agreement'])} with the unmerged model")
+    lines += [
+        f"GFLOPs     {flops['mean']:.3f} of {flops['unmerged']:.3f} an image ({saved:+.0f} %); "
+        f"min {flops['min']:.3f}, median {flops['median']:.3f}, max {flops['max']:.3f}",
+        f"tokens     {' '.join(f'{n:.0f}' for n in tokens['mean_after_block'])}; "
+        f"from {tokens['source']}",
+    ]
+    return lines
+
+
+def print_evaluation(console: Console, facts: Mapping[str, Any]) -> None:
+    """The evaluation on a console."""
+    for line in evaluation_lines(facts):
+        console.print(line, highlight=False, markup=False)

@@ -1,0 +1,55 @@
+"""The Pareto front of a search as CSV and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from atm_export.report.charts import Series, lines
+
+COLUMNS = ("gflops", "agreement", "top1", "distance", "keeps_limits", "trial")
+STYLE = """<style>svg{background:#fff}text{font:11.5px sans-serif;fill:#1b1b1b}
+.grid{stroke:#d9d9d9;fill:none}.axis{stroke:#5a5a5a;fill:none}
+.c0{stroke:#0072b2;fill:none;stroke-width:2}.c1{stroke:#d55e00;fill:none;stroke-width:2}
+.c2{stroke:#007a5a;fill:none;stroke-width:2}.c3{stroke:#a0507f;fill:none;stroke-width:2}
+.f0{fill:#0072b2}.f1{fill:#d55e00}.f2{fill:#007a5a}.f3{fill:#a0507f}</style>"""
+
+
+def front_csv(front: Sequence[Mapping[str, Any]]) -> str:
+    """One line a point, fewest GFLOPs first."""
+    rows = ["alpha,beta,theta_min,split," + ",".join(COLUMNS)]
+    for r in front:
+        point = [r["point"][name] for name in ("alpha", "beta", "theta_min", "split")]
+        values = [*point, *(r[name] for name in COLUMNS)]
+        rows.append(",".join("" if value is None else str(value) for value in values))
+    return "\n".join(rows) + "\n"
+
+
+def front_svg(
+    results: Sequence[Mapping[str, Any]],
+    front: Sequence[Mapping[str, Any]],
+    known: Mapping[str, Any],
+    winner: Mapping[str, Any] | None,
+) -> str:
+    """Agreement against GFLOPs: the front, every whole trial, the unmerged model, the winner."""
+
+    def points(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
+        return [(r["gflops"], r["agreement"]) for r in rows]
+
+    whole = [r for r in results if not r["hopeless"]]
+    series = [
+        Series("Pareto front", points(front)),
+        Series("every trial", points(whole), line=False),
+        Series("unmerged", [(known["gflops"], 100.0)], line=False),
+    ]
+    if winner is not None:
+        series.append(Series("chosen", points([winner]), line=False))
+    title = "Agreement with the unmerged model against GFLOPs"
+    svg = lines(title, "GFLOPs an image", "agreement %", series).partition("</svg>")[0]
+    keys = "".join(
+        f'<text x="330" y="{170 + 13 * i}" class="f{i}">{s.name}</text>'
+        for i, s in enumerate(series)
+    )
+    opening = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    head, _, rest = opening.partition(">")
+    return f"{head}>{STYLE}{rest}{keys}</svg>\n"

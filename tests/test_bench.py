@@ -1,0 +1,126 @@
+"""`bench`: pairing, intervals, the recommendation, and one run of the demo."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pytest
+
+from atm_export.backends.runner import Array
+from atm_export.cli import main
+from atm_export.evaluate.bench import interleaved, median_interval, recommend, row_of
+
+
+class Recorder:
+    """A runner that writes down when it ran."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self.log = name, log
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    def run(self, image: Array) -> Mapping[str, Array]:
+        self.log.append(self.name)
+        return {}
+
+
+def test_candidates_take_turns_and_warm_up_is_not_counted() -> None:
+    log: list[str] = []
+    runners = {name: Recorder(name, log) for name in "ab"}
+    ticks = iter(range(100))
+    feeds = [dict.fromkeys("ab", np.zeros(1))]
+    seconds = interleaved(runners, feeds, 3, clock=lambda: float(next(ticks)))
+    assert "".join(log) == "ab" + "ba" + "ab" + "ba" + "ab"
+    assert seconds == {"a": [1.0] * 3, "b": [1.0] * 3}
+
+
+def test_intervals_of_medians() -> None:
+    # order statistics of the table in Hahn and Meeker, Statistical Intervals, 95 %, two-sided
+    assert median_interval([float(i) for i in range(1, 11)]) == (2.0, 9.0)
+    assert median_interval([float(i) for i in range(1, 21)]) == (6.0, 15.0)
+    assert median_interval([3.0, 1.0, 2.0]) == (1.0, 3.0)
+    assert median_interval([1.0]) == (1.0, 1.0)
+
+
+def test_a_row_has_paired_ratios() -> None:
+    row = row_of([0.5, 1.0, 2.0], [1.0, 3.0, 2.0], 4, 1.4)
+    assert row["speedup"] == {"median": 2.0, "low": 1.0, "high": 3.0}
+    assert row["median_ms"] == 1000.0 and row["images_per_s"] == 4.0
+    assert "speedup" not in row_of([0.5], None, 1, 1.0)
+
+
+def line(candidate: str, batch: int, rate: float, *speed: float) -> dict[str, Any]:
+    row = {"backend": "onnxruntime", "candidate": candidate, "batch": batch}
+    row |= {"images_per_s": rate, "median_ms": 1e3 * batch / rate}
+    if speed:
+        row["speedup"] = dict(zip(("low", "median", "high"), speed, strict=True))
+    return row
+
+
+def test_the_recommendation_is_one_sentence() -> None:
+    rows = [
+        line("unmerged", 1, 10.0),
+        line("adaptive", 1, 12.0, 0.9, 1.2, 1.3),
+        line("frozen", 8, 15.0, 1.3, 1.5, 1.6),
+        line("tome:8", 8, 99.0, 1.3, 1.5, 1.6),
+    ]
+    text = recommend(rows)
+    assert text.startswith("Take frozen merging at batch 8 in onnxruntime: 1.50 (1.30 to 1.60)")
+    text = recommend(rows[:2])
+    assert text.startswith("No merging, at batch 1") and "adaptive at batch 1, gives 1.20" in text
+    assert "Nothing" in recommend([])
+
+
+def test_bench_ends_with_a_recommendation_and_one_json_line(
+    run_copy: Path, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--images", str(digits), "--batches", "2", "--rounds", "2", "--no-policies"]
+    backends = ["--backends", "onnxruntime,eager,tensorrt"]
+    assert main(["bench", str(run_copy), *arguments, *backends, "--against", "tome:8"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    facts = json.loads(lines[-1])
+    assert lines[-2] == facts["recommendation"]
+    measured = {(row["backend"], row["candidate"]) for row in facts["rows"]}
+    names = ("unmerged", "adaptive", "tome:8")
+    assert measured == {(b, c) for b in ("onnxruntime", "eager") for c in names}
+    assert {row["backend"] for row in facts["missing"]} == {"tensorrt"}
+    assert all("--trt" in row["reason"] for row in facts["missing"])
+    assert facts["threads"] >= 1 and "cpu_affinity" in facts
+    adaptive = next(row for row in facts["rows"] if row["candidate"] == "adaptive")
+    assert adaptive["flops_ratio"] > 2 and adaptive["p90_ms"] <= adaptive["p99_ms"]
+    html = (run_copy / "report.html").read_text(encoding="utf-8")
+    assert facts["recommendation"] in html.replace("&#39;", "'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--backends", "magic"], 2, "known: onnxruntime"),
+        (["--batches", "0"], 2, "--batches 0"),
+        (["--rounds", "0"], 2, "--rounds 0"),
+        (["--against", "tome:x", "--no-policies"], 2, "tome:8"),
+        (["--against", "absent", "--no-policies"], 10, "absent"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str],
+    code: int,
+    says: str,
+    finished_run: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["bench", str(finished_run), *arguments]) == code
+    assert says in capsys.readouterr().err

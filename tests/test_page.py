@@ -1,0 +1,176 @@
+"""report.html and token pictures: the same numbers, self-contained, readable."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from atm_export.cli import main
+from atm_export.evaluate.insight import information_loss
+from atm_export.report.charts import Series, bars, lines, number
+from atm_export.report.page import kept_pictures, page
+from atm_export.report.pictures import png, regions, side_by_side
+from atm_export.report.results import add_results
+from atm_export.runfolder import open_run
+from tests.tiny import adaptive_plan, class_token_vit, no_merges, random_images
+
+
+def html_of(folder: Path) -> str:
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def report_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
+def test_the_page_has_the_numbers_of_the_json(finished_run: Path) -> None:
+    html, report = html_of(finished_run), report_of(finished_run)
+    for words in (
+        f"{report['gflops']['mean']:.3f}",
+        f"unmerged {report['gflops']['unmerged']:.3f}",
+        f"{report['parity']['comparisons']} comparisons",
+        f"{report['parity']['logits_max_abs']:.1e}",
+        report["method"]["summary"],
+        *(f"{n:.1f}</td>" for n in report["tokens"]["mean_after_block"]),
+    ):
+        assert words in html
+    manifest = open_run(finished_run).manifest
+    assert "report.html" in manifest["files"]
+    for name, facts in manifest["files"].items():
+        assert name == "report.html" or facts["sha256"] in html
+    for section in ("Operating point", "Tokens and merges", "Information loss", "What merged"):
+        assert section in html
+
+
+def test_the_page_needs_nothing_from_outside(finished_run: Path) -> None:
+    html = html_of(finished_run)
+    links = re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?([^"\'> )]+)', html)
+    assert links and all(link.startswith("data:image/jpeg;base64,") for link in links)
+    assert "<script" not in html and "@import" not in html
+    assert len(html) < 2_000_000
+    assert "prefers-color-scheme: dark" in html and 'name="viewport"' in html
+
+
+def test_a_page_is_the_same_for_the_same_numbers(finished_run: Path) -> None:
+    manifest, report = open_run(finished_run).manifest, report_of(finished_run)
+    html = html_of(finished_run)
+    assert page(manifest, report, pictures=kept_pictures(html)) == html
+
+
+def test_results_are_added_to_the_page(run_copy: Path, digits: Path) -> None:
+    before = html_of(run_copy)
+    assert "Not measured yet" in before
+    arguments = ["--imagenet", str(digits), "--batch", "20", "--workers", "0"]
+    assert main(["evaluate", str(run_copy), *arguments]) == 0
+    html = html_of(run_copy)
+    facts = json.loads((run_copy / "evaluation-onnxruntime.json").read_text())
+    assert f"{facts['top1']['percent']:.2f} % ({facts['top1']['low']:.1f} to" in html
+    assert kept_pictures(html) == kept_pictures(before) and kept_pictures(html).count("<img") == 24
+    manifest = open_run(run_copy).manifest
+    assert add_results(run_copy, {}) == manifest | {"seal": manifest["seal"]}
+    assert html_of(run_copy) == html
+
+
+def test_an_unmerged_export_has_a_page(tmp_path: Path, digits: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ["--method", "none", "--images", str(digits), "--no-benchmark", "--out", str(out)]
+    assert main(["demo", *arguments]) == 0
+    html = html_of(out)
+    assert "The unmerged model." in html and "Nothing merges" in html
+    assert "Information loss" not in html
+
+
+def test_charts_are_well_formed_and_told_apart_without_colour() -> None:
+    series = [Series(f"s<{i}>", [(1.0, 2.0 + i), (2.0, 3.0)]) for i in range(4)]
+    text = lines("a & b", "x", "y", series)
+    ET.fromstring(f"<div>{text}</div>")
+    for mark in ("<circle", "<rect", "l4 7h-8z", "l4.5 4.5"):
+        assert mark in text
+    assert "s&lt;0&gt;" in text and "a &amp; b" in text
+    ET.fromstring(f"<div>{bars('t', 'x', 'y', ['a', 'b'], {'one': [1, 2], 'two': [3, 0]})}</div>")
+    assert [number(value) for value in (3.0, 1.2345, 0.00123)] == ["3", "1.23", "0.00123"]
+
+
+def test_merged_patches_become_flat_regions() -> None:
+    pixels = np.random.default_rng(0).integers(0, 200, (224, 224, 3), dtype=np.uint8)
+    tokens = np.arange(4)
+    tokens[1] = 0  # the upper two of 2 x 2 patches share a token
+    drawn = regions(pixels, tokens, (2, 2))
+    mean = pixels[:112].reshape(-1, 3).mean(axis=0).round()
+    assert np.abs(drawn[5:100, 5:219] - mean).max() <= 1
+    assert (drawn[114:, :111] == pixels[114:, :111]).all()  # tokens of their own keep their pixels
+    assert (drawn[112, 5:100] == 255).all()  # an outline below the region
+    assert np.array_equal(regions(pixels, np.arange(4), (2, 2)), pixels)
+    assert side_by_side(pixels, tokens, (2, 2)).shape == (224, 456, 3)
+    assert Image.open(io.BytesIO(png(drawn))).size == (224, 224)
+
+
+def test_visualize_writes_a_picture_for_each_image(
+    finished_run: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = sorted(digits.rglob("*.png"))[:2]
+    arguments = ["visualize", str(finished_run), *map(str, files), "--out", str(tmp_path / "t")]
+    assert main(arguments) == 0
+    written = sorted(path.name for path in (tmp_path / "t").iterdir())
+    assert written == sorted(f"{file.stem}-tokens.png" for file in files)
+    assert capsys.readouterr().out.count(" tokens of 197, ") == 2
+    assert main(["visualize", str(finished_run)]) == 2
+    assert main(["visualize", str(finished_run), "absent.png"]) == 9
+
+
+def test_information_loss_grows_as_the_threshold_falls() -> None:
+    backbone = class_token_vit()
+    loss = information_loss(backbone, adaptive_plan(backbone), random_images(3))
+    assert loss is not None and loss["images"] == 3 and loss["blocks"] == [1, 2, 3]
+    rows = np.array(loss["cosine_distance"])
+    assert rows.shape == (3, 3) and (rows >= 0).all()
+    assert (np.diff(rows, axis=0) >= -1e-6).all()
+    assert information_loss(backbone, no_merges(backbone), random_images(3)) is None
+
+
+def chromium() -> list[str]:
+    """A headless Chromium as a command line ($ATM_EXPORT_CHROMIUM, or on the path)."""
+    given = os.environ.get("ATM_EXPORT_CHROMIUM")
+    if given:
+        return shlex.split(given)
+    for name in ("chromium", "chromium-browser", "google-chrome", "chrome-headless-shell"):
+        if path := shutil.which(name):
+            return [path, "--headless", "--no-sandbox", "--disable-gpu"]
+    pytest.skip("no Chromium on the path (set ATM_EXPORT_CHROMIUM)")
+
+
+PROBE = """<script>addEventListener("load", () => { const page = document.documentElement;
+const small = [...document.querySelectorAll("svg text")].map(t => t.getBoundingClientRect().height);
+document.title = ["wide", page.scrollWidth, innerWidth, document.images.length,
+  [...document.images].filter(i => !i.naturalWidth).length, Math.min(...small) >= 7].join(" "); })
+</script>"""
+
+
+@pytest.mark.parametrize("width", [500, 1200])
+def test_the_page_fits_a_phone_and_a_desktop(
+    finished_run: Path, tmp_path: Path, width: int
+) -> None:
+    probed = tmp_path / "page.html"
+    html = html_of(finished_run).replace(' loading="lazy"', "")
+    probed.write_text(html.replace("</head>", PROBE + "</head>"), encoding="utf-8")
+    command = [*chromium(), f"--window-size={width},900", "--virtual-time-budget=5000"]
+    done = subprocess.run(
+        [*command, "--dump-dom", probed.as_uri()], capture_output=True, text=True, timeout=120
+    )
+    found = re.search(r"<title>wide (\d+) (\d+) (\d+) (\d+) (\w+)</title>", done.stdout)
+    assert found is not None, done.stderr[-500:]
+    scroll, inner, images, broken, legible = found.groups()
+    assert int(scroll) <= int(inner) and int(images) == 24
+    assert broken == "0" and legible == "true"

@@ -1,0 +1,227 @@
+"""`tune`: the search keeps its limits, resumes, stops the hopeless, and writes a usable preset."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from atm_export.cli import main
+from atm_export.config import (
+    OperatingPoint,
+    Preset,
+    add_user_preset,
+    load_model_config,
+    user_config_folder,
+)
+from atm_export.evaluate.objective import Known, Limits, know, score, violation
+from atm_export.evaluate.tuning import (
+    SPACE,
+    LocalWorkers,
+    Search,
+    finished,
+    open_study,
+    pareto,
+    search,
+    winner,
+)
+from atm_export.preprocess import Preprocessing
+from tests.tiny import SIZE, class_token_vit
+
+HOW = Preprocessing((SIZE, SIZE), 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+EASY = Limits(100.0, 10.0, 2.0)
+PLAN = Search(trials=6, minutes=5, split=False, depth=4)
+
+
+@pytest.fixture(scope="module")
+def known() -> Known:
+    pixels = np.random.default_rng(0).integers(0, 255, (24, SIZE, SIZE, 3), dtype=np.uint8)
+    return know(class_token_vit(), pixels, HOW, torch.zeros(24, dtype=torch.int64), 4)
+
+
+@pytest.fixture
+def own_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ATM_EXPORT_CONFIGS", str(tmp_path / "configs"))
+    return tmp_path / "configs"
+
+
+def facts_of(known: Known) -> dict[str, Any]:
+    return {"gflops": known.gmacs, "top1": None}
+
+
+def test_a_point_that_merges_nothing_costs_and_loses_nothing(known: Known) -> None:
+    point = OperatingPoint(alpha=1.0, beta=0.0, theta_min=1.0)
+    found = score(class_token_vit(), point, known, EASY)
+    assert found.agree == found.images == 24 and not found.hopeless
+    assert found.distance == pytest.approx(0, abs=1e-6)
+    assert found.gflops <= known.gmacs  # the last block's MLP runs on the class token alone
+
+
+def test_hopeless_points_stop_early(known: Known) -> None:
+    everything = OperatingPoint(alpha=-0.9, beta=0.0, theta_min=-0.9)
+    whole = score(class_token_vit(), everything, known, EASY)
+    strict = score(class_token_vit(), everything, known, Limits(0, 100, 2))
+    assert whole.agree < 24 and strict.hopeless and strict.images < 24
+    nothing = OperatingPoint(alpha=1.0, beta=0.0, theta_min=1.0)
+    dear = score(class_token_vit(), nothing, known, EASY, best=0.5 * known.gmacs)
+    assert dear.hopeless and dear.images == 8
+
+
+def test_limits_count_in_points_of_percent() -> None:
+    facts = {"agreement_low": 95.0, "top1": 80.0, "distance": 0.2}
+    assert violation(facts, {"top1": 80.5}, Limits(0.5, 95.0, 0.2)) == 0
+    assert violation(facts, {"top1": 82.0}, Limits(0.5, 96.0, 0.2)) == pytest.approx(2.5)
+    assert violation({**facts, "top1": None}, {"top1": None}, Limits(0.0, 95.0, 0.1)) > 9
+
+
+class DyingWorkers(LocalWorkers):
+    """Dies in the middle of the third trial."""
+
+    def submit(self, point: OperatingPoint, best: float) -> Any:
+        self.count = getattr(self, "count", 0) + 1
+        if self.count == 3:
+            raise KeyboardInterrupt
+        return super().submit(point, best)
+
+
+def test_a_killed_search_goes_on_where_it_was(known: Known, tmp_path: Path) -> None:
+    pytest.importorskip("optuna", reason="needs atm-export[tune]")
+    backbone, journal = class_token_vit(), tmp_path / "journal.log"
+    first = [OperatingPoint(alpha=1.0, beta=0.035, theta_min=0.88)]
+    with pytest.raises(KeyboardInterrupt):
+        workers = DyingWorkers(backbone, known, EASY)
+        search(open_study(journal, "key"), workers, facts_of(known), EASY, PLAN, first)
+    study = open_study(journal, "key")
+    before = finished(study)
+    assert len(before) == 2 and before[0]["point"]["theta_min"] == 0.88
+    workers = LocalWorkers(backbone, known, EASY)
+    results = search(study, workers, facts_of(known), EASY, PLAN, first)
+    assert results[:2] == before and len(results) == PLAN.trials
+    for result in results:
+        for name, (low, high) in SPACE.items():
+            assert low <= result["point"][name] <= high
+    assert not finished(open_study(journal, "another key"))
+
+
+def test_the_winner_and_the_front() -> None:
+    def result(gflops: float, agreement: float, kept: bool, hopeless: bool = False) -> Any:
+        return {
+            "gflops": gflops,
+            "agreement": agreement,
+            "keeps_limits": kept,
+            "hopeless": hopeless,
+        }
+
+    rows = [
+        result(0.9, 99, True),
+        result(0.8, 98, True),
+        result(0.85, 97, True),
+        result(0.7, 90, False),
+        result(0.6, 50, False, hopeless=True),
+    ]
+    assert winner(rows) == rows[1]
+    assert winner(rows[3:]) is None
+    assert pareto(rows) == [rows[3], rows[1], rows[0]]
+
+
+def test_tune_writes_a_preset_that_works_by_name(
+    own_configs: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("optuna", reason="needs atm-export[tune]")
+    out = tmp_path / "tune"
+    arguments = ["--images", str(digits), "--use", "24", "--trials", "3", "--workers", "0"]
+    assert main(["tune", "demo", *arguments, "--min-agreement", "80", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "--preset tuned" in printed and "confirmed 16 images" in " ".join(printed.split())
+    facts = json.loads((out / "tune.json").read_text())
+    preset = load_model_config("demo").presets["tuned"]
+    assert preset.point.model_dump() == facts["chosen"]["point"]
+    assert "lossless" in load_model_config("demo").presets
+    with (out / "pareto.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(facts["pareto"])
+    ET.parse(out / "pareto.svg")
+    assert main(["list", "demo"]) == 0
+    assert "tuned" in capsys.readouterr().out
+
+
+def test_presets_of_timm_models(own_configs: Path) -> None:
+    name = "timm:vit_tiny_patch16_224"
+    add_user_preset(name, "mine", Preset(alpha=0.99, beta=0.02, theta_min=0.9))
+    config = load_model_config(name)
+    assert config.family == "timm" and set(config.presets) == {"default", "mine"}
+    assert list(own_configs.iterdir()) == [own_configs / "timm_vit_tiny_patch16_224.yaml"]
+
+
+def test_the_folder_of_own_configs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("ATM_EXPORT_CONFIGS", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert user_config_folder() == tmp_path / "atm-export"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--min-agreement", "101"], 2, "--min-agreement 101"),
+        (["--max-drop", "-1"], 2, "--max-drop -1"),
+        (["--trials", "0"], 2, "--trials 0"),
+        (["--labels", "absent.txt"], 9, "absent.txt"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str],
+    code: int,
+    says: str,
+    digits: Path,
+    own_configs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["tune", "demo", "--images", str(digits), "--out", str(tmp_path / "t")]
+    assert main([*command, *arguments]) == code
+    assert says in capsys.readouterr().err
+    assert not own_configs.exists()
+
+
+@pytest.mark.slow
+def test_two_ray_nodes_and_one_of_them_dies(known: Known, tmp_path: Path) -> None:
+    pytest.importorskip("optuna", reason="needs atm-export[tune]")
+    ray = pytest.importorskip("ray", reason="needs atm-export[ray]")
+    from ray.cluster_utils import Cluster
+
+    from atm_export.evaluate.ray_workers import RayWorkers
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        second = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        workers = RayWorkers(cluster.address, class_token_vit(), known, EASY)
+        assert workers.width == 2
+        seen: list[int] = []
+
+        def kill_in_the_middle(results: list[dict[str, Any]]) -> None:
+            seen.append(len(results))
+            if len(results) == 4:
+                cluster.remove_node(second, allow_graceful=False)
+
+        study = open_study(tmp_path / "journal.log", "key")
+        plan = Search(trials=12, minutes=5, split=False, depth=4)
+        results = search(study, workers, facts_of(known), EASY, plan, [], kill_in_the_middle)
+        assert len(results) == 12 and len(seen) >= 8
+        for result in results:  # the same numbers as here
+            if not result["hopeless"]:
+                point = OperatingPoint(**result["point"])
+                here = score(class_token_vit(), point, known, EASY, math.inf)
+                assert result["gflops"] == pytest.approx(here.gflops, abs=1e-6)
+        time.sleep(1)
+        assert sum(node["Alive"] for node in ray.nodes()) == 1
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
