@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
+from atm_export import commands
 from atm_export.errors import AtmExportError, ConfigError
 
 HELP = """Export a token-merging vision transformer to ONNX, and prove it.
@@ -28,6 +29,7 @@ numbers as PyTorch, and reports what was saved.
     atm-export deit_s --trt                  TensorRT engines too (see Engines below)
     atm-export deit_s --method tome -r 8     ToMe, the static peer
     atm-export list                          models, presets and the paper's figures
+    atm-export verify build/deit_s           every byte and every golden vector, again
 
 Exit codes: 0 done, 2 settings, 3 weights, 4 model not supported, 5 parity failed, 6 graph lint,
 7 output folder, 8 missing package, 9 images, 10 run folder not to be trusted, 11 engine build,
@@ -302,6 +304,9 @@ def list_command(model: str | None = None, /) -> int:
     else:
         print_presets(console, model)
     return 0
+
+
+app.command("atm_export.commands.verify:verify", name="verify", help=commands.VERIFY)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

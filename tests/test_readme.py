@@ -35,7 +35,7 @@ def test_every_command_of_the_readme_parses(line: str) -> None:
 
 def test_extras_and_entry_point_exist() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert set(project["optional-dependencies"]) == {"dev", "trt", "rtx"}
+    assert set(project["optional-dependencies"]) == {"dev", "trt", "rtx", "runtime", "service"}
     assert project["scripts"] == {"atm-export": "atm_export.cli:main"}
 
 

@@ -1,0 +1,93 @@
+"""Does this machine give the numbers that PyTorch gave at export time?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atm_export.preprocess import normalize
+from atm_export.runtime.pictures import decoded
+
+if TYPE_CHECKING:
+    from atm_export.runtime.session import Session
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One comparison: what was compared, the largest difference, and what is allowed."""
+
+    what: str
+    difference: float
+    allowed: float
+    same_top1: bool = True
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.difference <= self.allowed) and self.same_top1
+
+    @property
+    def line(self) -> str:
+        text = f"{self.what}: differs by {self.difference:.2g}, {self.allowed:g} allowed"
+        return text if self.same_top1 else f"{text}; another top-1"
+
+
+def check_golden(session: Session) -> list[Finding]:
+    """Every golden vector of the session's run: each image alone, a batch, a JPEG file."""
+    from atm_export.runtime.session import golden_arrays
+
+    arrays = golden_arrays(session.run_folder)
+    return [
+        compare_alone(session, arrays, len(arrays["images"])),
+        _compare_batch(session, arrays),
+        *_compare_picture(session, arrays),
+    ]
+
+
+def compare_alone(session: Session, arrays: Mapping[str, Array], count: int) -> Finding:
+    """The first `count` images, each as a batch of one."""
+    logits = [_run(session, pixels[None]) for pixels in arrays["images"][:count]]
+    allowed = _allowed(session, "logits")
+    return _finding("logits of single images", np.concatenate(logits), arrays["logits"], allowed)
+
+
+def _compare_batch(session: Session, arrays: Mapping[str, Array]) -> Finding:
+    theirs = arrays["batch_logits"]
+    logits = _run(session, arrays["images"][: len(theirs)])
+    allowed = _allowed(session, "logits")
+    return _finding(f"logits of a batch of {len(theirs)}", logits, theirs, allowed)
+
+
+def _compare_picture(session: Session, arrays: Mapping[str, Array]) -> list[Finding]:
+    pixels = decoded(arrays["picture"].tobytes(), session.preprocessing)
+    levels = np.abs(pixels.astype(int) - arrays["picture_pixels"]).max()
+    logits = session.predict(arrays["picture"].tobytes())
+    theirs = arrays["picture_logits"][None]
+    return [
+        Finding("grey levels of a JPEG file", float(levels), _allowed(session, "grey_levels")),
+        _finding("logits of a JPEG file", logits, theirs, _allowed(session, "picture_logits")),
+    ]
+
+
+def _run(session: Session, pixels: Array) -> Array:
+    image = pixels if session.uint8 else normalize(pixels, session.preprocessing)
+    return session.run(image)["logits"]
+
+
+def _allowed(session: Session, what: str) -> float:
+    tolerance = session.manifest["golden"]["tolerance"]
+    return float(tolerance["picture_grey_levels" if what == "grey_levels" else what])
+
+
+def _finding(what: str, ours: Array, theirs: Array, allowed: float) -> Finding:
+    """A top-1 whose lead is within the tolerance is a tie: either class is right."""
+    theirs = theirs[: len(ours)]
+    two = np.sort(theirs, axis=1)[:, -2:]
+    tied = two[:, -1] - two[:, 0] <= 2 * allowed
+    same = bool((tied | (ours.argmax(axis=1) == theirs.argmax(axis=1))).all())
+    return Finding(what, float(np.abs(ours - theirs).max()), allowed, same)
