@@ -30,6 +30,7 @@ numbers as PyTorch, and reports what was saved.
     atm-export deit_s --method tome -r 8     ToMe, the static peer
     atm-export list                          models, presets and the paper's figures
     atm-export verify build/deit_s           every byte and every golden vector, again
+    atm-export deit_s --triton-repo models   a model repository for Triton Inference Server
 
 Exit codes: 0 done, 2 settings, 3 weights, 4 model not supported, 5 parity failed, 6 graph lint,
 7 output folder, 8 missing package, 9 images, 10 run folder not to be trusted, 11 engine build,
@@ -145,6 +146,10 @@ def export_command(
         bool,
         Parameter(group=RUN, help="Measure latency.", negative="--no-benchmark"),
     ] = True,
+    triton_repo: Annotated[
+        Path | None,
+        _option(RUN, "Also write the run into this model repository of Triton Inference Server."),
+    ] = None,
     trt: Annotated[
         bool,
         _option(ENGINES, "Build TensorRT engines of the proven graph."),
@@ -242,7 +247,13 @@ def export_command(
         )
     elif trt_flavor or sm or refit or workspace or opt_level is not None or timing_cache:
         raise ConfigError("settings of engines need --trt")
-    return _run(config, out or default_out(config), force, threads, benchmark, engines)
+    out = out or default_out(config)
+    code = _run(config, out, force, threads, benchmark, engines)
+    if triton_repo is not None:
+        from atm_export.commands.triton import write_all
+
+        write_all(out, triton_repo)
+    return code
 
 
 def _engine_settings(values: dict[str, Any], precision: str, batch: str, sm: str | None) -> Any:
@@ -307,6 +318,7 @@ def list_command(model: str | None = None, /) -> int:
 
 
 app.command("atm_export.commands.verify:verify", name="verify", help=commands.VERIFY)
+app.command("atm_export.commands.triton:triton", name="triton", help=commands.TRITON)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

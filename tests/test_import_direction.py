@@ -13,6 +13,7 @@ PACKAGE = Path(atm_export.__file__).parent
 ORDER = (
     ("errors", "registry", "runfolder", "artifacts", "preprocess", "demo", "tensors"),
     ("runtime",),
+    ("triton",),
     ("config",),
     ("resolve",),
     ("model",),

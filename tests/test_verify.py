@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from atm_export import errors
 from atm_export.cli import main
 from atm_export.runfolder import MANIFEST, Run, load_manifest, open_run, sealed
-from atm_export.runtime import load
+from atm_export.runtime import Session, check_golden, load
 from atm_export.runtime.__main__ import main as slim
 from atm_export.runtime.engines import Here, check_engine, open_engine, pick_engine
 from atm_export.tensors import packed, read_tensors
@@ -111,7 +112,8 @@ def test_another_opset_and_unproven_runs_have_their_own_errors(
 
 def with_engine(run: Path, **facts: object) -> Run:
     manifest = dict(load_manifest(run))
-    entry = {"flavor": "rtx", "tensorrt": "1.7.1.116", "sms": [86, 89], **facts}
+    source = {"file": "model.onnx", "sha256": manifest["files"]["model.onnx"]["sha256"]}
+    entry = {"flavor": "rtx", "tensorrt": "1.7.1.116", "sms": [86, 89], "source": source, **facts}
     manifest["engines"] = {ENGINE: entry}
     manifest["files"] = {**manifest["files"], ENGINE: {"bytes": 1, "sha256": "0" * 64}}
     return Run(run, manifest)
@@ -120,11 +122,12 @@ def with_engine(run: Path, **facts: object) -> Run:
 def test_engines_are_checked_before_they_are_opened(run: Path) -> None:
     assert check_engine(with_engine(run), ENGINE, HERE)["flavor"] == "rtx"
     assert pick_engine(with_engine(run), HERE) == ENGINE
+    other = {"file": "model.onnx", "sha256": "1" * 64}
     for facts, error, message in (
-        ({"flavor": "enterprise"}, errors.EngineMismatchError, "TensorRT enterprise, this is rtx"),
+        ({"flavor": "tensorrt"}, errors.EngineMismatchError, "flavor tensorrt, this is rtx"),
         ({"sms": [86]}, errors.EngineMismatchError, "SM 86, this GPU is SM 89"),
-        ({"tensorrt": "1.6"}, errors.EngineVersionError, r"1\.6, 1\.7\.1\.116 is installed"),
-        ({"onnx_sha256": "1" * 64}, errors.EngineMismatchError, "another model"),
+        ({"tensorrt": "1.6.0.1"}, errors.EngineVersionError, r"1\.7\.1\.116 is installed"),
+        ({"source": other}, errors.EngineMismatchError, "another model"),
     ):
         with pytest.raises(error, match=message):
             check_engine(with_engine(run, **facts), ENGINE, HERE)
@@ -134,12 +137,43 @@ def test_engines_are_checked_before_they_are_opened(run: Path) -> None:
         pick_engine(open_run(run), HERE)
 
 
+def test_compatible_engines_run_elsewhere(run: Path) -> None:
+    for settings, here in (
+        ({"version_compatible": True}, Here("rtx", "1.9.0.1", 89)),
+        ({"hardware_compatible": True}, Here("rtx", "1.7.1.116", 120)),
+    ):
+        check_engine(with_engine(run, settings=settings), ENGINE, here)
+        with pytest.raises(errors.EngineMismatchError):
+            check_engine(with_engine(run), ENGINE, here)
+
+
+class HalfAnswers:
+    """A backend that answers like an FP16 engine."""
+
+    about, providers = "TensorRT rtx", ("TensorRT rtx",)
+    facts: ClassVar = {"validation": {"tolerance": {"min_cosine_logits": 0.995}}}
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        return {"logits": self.session.run(image)["logits"] * np.float32(1.01)}
+
+
+def test_engines_are_judged_by_their_precision(run: Path) -> None:
+    exact = load(run)
+    half = Session(exact.run_folder, HalfAnswers(exact))
+    assert half.engine is not None and all(finding.ok for finding in check_golden(half))
+    HalfAnswers.facts["validation"]["tolerance"]["min_cosine_logits"] = 1.1
+    assert not all(finding.ok for finding in check_golden(half))
+
+
 def test_engines_without_tensorrt_name_the_extra(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import sys
 
-    monkeypatch.setitem(sys.modules, "atm_export.backends.tensorrt", None)
+    monkeypatch.setitem(sys.modules, "atm_export.backends.tensorrt.api", None)
     with pytest.raises(errors.MissingDependencyError, match="trt"):
         open_engine(open_run(run), "auto")
 

@@ -11,3 +11,12 @@ that are not PyTorch's. Needs no PyTorch: the golden vectors were stored by it.
     atm-export verify build/deit_s
     atm-export verify build/deit_s build/deit_t --providers cpu
 """
+
+TRITON = """Write a run folder into a model repository of Triton Inference Server.
+
+config.pbtxt with dynamic batching, a warm-up with a real image, labels, a version folder; for the
+ONNX Runtime backend, or with --engine for TensorRT's.
+
+    atm-export triton build/deit_s --triton-repo models
+    atm-export deit_s --merge per-image --triton-repo models      export and write at once
+"""

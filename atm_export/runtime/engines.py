@@ -1,14 +1,18 @@
 """TensorRT engines of a run folder: is this one made for this machine, before it is deserialised.
 
-An engine runs on the TensorRT version and compute capability it was built for, and on no other.
+An engine runs on the TensorRT version and GPU that it was built for, unless it was built
+compatible. Running one takes the exporter's TensorRT backend, which keeps GPU memory with PyTorch.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
+
+from numpy.typing import NDArray
 
 from atm_export.errors import (
     EngineMismatchError,
@@ -16,12 +20,14 @@ from atm_export.errors import (
     MissingDependencyError,
     MissingFileError,
 )
-from atm_export.runfolder import Run
+from atm_export.runfolder import Run, read_checked
+
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Here:
-    """What this machine has: flavor (enterprise or rtx), TensorRT version, SM (90 for 9.0)."""
+    """What this machine has: flavor (tensorrt or rtx), TensorRT version, SM (90 for 9.0)."""
 
     flavor: str
     version: str
@@ -36,21 +42,25 @@ def check_engine(run: Run, name: str, here: Here) -> Mapping[str, Any]:
         raise MissingFileError(f"{run.folder} has no engine '{name}'; it has: {known}")
     if facts["flavor"] != here.flavor:
         raise EngineMismatchError(
-            f"{name} is for TensorRT {facts['flavor']}, this is {here.flavor}; build it again here"
+            f"{name} is for TensorRT's flavor {facts['flavor']}, this is {here.flavor}; "
+            "build it again here"
         )
-    if here.sm not in [int(sm) for sm in facts["sms"]]:
+    settings = facts.get("settings", {})
+    compatible = settings.get("hardware_compatible", False) and here.sm >= 80
+    if not compatible and here.sm not in facts["sms"]:
         raise EngineMismatchError(
             f"{name} was built for SM {', '.join(map(str, facts['sms']))}, this GPU is "
             f"SM {here.sm}; build it again here"
         )
-    if facts["tensorrt"] != here.version:
+    parts = 1 if settings.get("version_compatible", False) else 3
+    if facts["tensorrt"].split(".")[:parts] != here.version.split(".")[:parts]:
         raise EngineVersionError(
             f"{name} was built by TensorRT {facts['tensorrt']}, {here.version} is installed; "
             "install that version or build it again"
         )
-    source = facts.get("onnx_sha256")
-    if source is not None and source != run.manifest["files"]["model.onnx"]["sha256"]:
-        raise EngineMismatchError(f"{name} was built from another model.onnx; build it again")
+    source = facts["source"]
+    if run.manifest["files"].get(source["file"], {}).get("sha256") != source["sha256"]:
+        raise EngineMismatchError(f"{name} was built from another {source['file']}; build it again")
     return facts
 
 
@@ -68,12 +78,47 @@ def pick_engine(run: Run, here: Here) -> str:
     )
 
 
-def open_engine(run: Run, name: str) -> Any:
+def open_engine(run: Run, name: str) -> EngineBackend:
     """A backend on a TensorRT engine of the run ("auto": the first that fits)."""
     try:
-        tensorrt: Any = import_module("atm_export.backends.tensorrt")
+        api = import_module("atm_export.backends.tensorrt.api")
+        sm = api.gpu_sm()
+        loaded = api.load_api()
     except ImportError as error:
         raise MissingDependencyError(
-            "engines need TensorRT: pip install 'atm-export[trt]' or 'atm-export[rtx]'"
+            "engines need TensorRT and PyTorch: pip install 'atm-export[trt]' or 'atm-export[rtx]'"
         ) from error
-    return tensorrt.open_engine(run, name)
+    if sm is None:
+        raise EngineMismatchError("engines need an NVIDIA GPU, and none is here")
+    here = Here(loaded.flavor.value, loaded.version, sm)
+    name = pick_engine(run, here) if name == "auto" else name
+    return EngineBackend(run, name, check_engine(run, name, here))
+
+
+class EngineBackend:
+    """Runners of one engine, one for each request under way at once; a runner serves one thread."""
+
+    def __init__(self, run: Run, name: str, facts: Mapping[str, Any]) -> None:
+        read_checked(run, name)
+        self.about = f"TensorRT {facts['flavor']} {facts['tensorrt']}, {name}"
+        self.providers: tuple[str, ...] = (f"TensorRT {facts['flavor']}",)
+        self.facts = facts
+        self._plan = run.folder / name
+        self._static = run.manifest["method"]["merge"] == "frozen"
+        self._free: list[Any] = []
+        self._lock = threading.Lock()
+
+    def run(self, image: Array) -> dict[str, Array]:
+        """Outputs by name."""
+        runner = self._take()
+        outputs = dict(runner.run(image))  # a runner that failed is not used again
+        with self._lock:
+            self._free.append(runner)
+        return outputs
+
+    def _take(self) -> Any:
+        with self._lock:
+            if self._free:
+                return self._free.pop()
+        module = import_module("atm_export.backends.tensorrt.runner")
+        return module.TensorRTRunner(self._plan, self.facts, static=self._static).__enter__()

@@ -52,15 +52,13 @@ def check_golden(session: Session) -> list[Finding]:
 def compare_alone(session: Session, arrays: Mapping[str, Array], count: int) -> Finding:
     """The first `count` images, each as a batch of one."""
     logits = [_run(session, pixels[None]) for pixels in arrays["images"][:count]]
-    allowed = _allowed(session, "logits")
-    return _finding("logits of single images", np.concatenate(logits), arrays["logits"], allowed)
+    return _finding(session, "single images", np.concatenate(logits), arrays["logits"], "logits")
 
 
 def _compare_batch(session: Session, arrays: Mapping[str, Array]) -> Finding:
     theirs = arrays["batch_logits"]
     logits = _run(session, arrays["images"][: len(theirs)])
-    allowed = _allowed(session, "logits")
-    return _finding(f"logits of a batch of {len(theirs)}", logits, theirs, allowed)
+    return _finding(session, f"a batch of {len(theirs)}", logits, theirs, "logits")
 
 
 def _compare_picture(session: Session, arrays: Mapping[str, Array]) -> list[Finding]:
@@ -70,7 +68,7 @@ def _compare_picture(session: Session, arrays: Mapping[str, Array]) -> list[Find
     theirs = arrays["picture_logits"][None]
     return [
         Finding("grey levels of a JPEG file", float(levels), _allowed(session, "grey_levels")),
-        _finding("logits of a JPEG file", logits, theirs, _allowed(session, "picture_logits")),
+        _finding(session, "a JPEG file", logits, theirs, "picture_logits"),
     ]
 
 
@@ -84,10 +82,16 @@ def _allowed(session: Session, what: str) -> float:
     return float(tolerance["picture_grey_levels" if what == "grey_levels" else what])
 
 
-def _finding(what: str, ours: Array, theirs: Array, allowed: float) -> Finding:
-    """A top-1 whose lead is within the tolerance is a tie: either class is right."""
+def _finding(session: Session, what: str, ours: Array, theirs: Array, tolerance: str) -> Finding:
+    """Logits within the tolerance; of an engine, which may round more, their angle."""
     theirs = theirs[: len(ours)]
+    if session.engine is not None:
+        least = float(session.engine["validation"]["tolerance"]["min_cosine_logits"])
+        norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+        cosine = float(((ours * theirs).sum(axis=1) / norms).min())
+        return Finding(f"angle of the logits of {what} (1 - cosine)", 1 - cosine, 1 - least)
+    allowed = _allowed(session, tolerance)
     two = np.sort(theirs, axis=1)[:, -2:]
-    tied = two[:, -1] - two[:, 0] <= 2 * allowed
+    tied = two[:, -1] - two[:, 0] <= 2 * allowed  # either class is right
     same = bool((tied | (ours.argmax(axis=1) == theirs.argmax(axis=1))).all())
-    return Finding(what, float(np.abs(ours - theirs).max()), allowed, same)
+    return Finding(f"logits of {what}", float(np.abs(ours - theirs).max()), allowed, same)

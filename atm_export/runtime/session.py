@@ -43,9 +43,9 @@ class Backend(Protocol):
 class Session:
     """Asks one loaded model; safe to share between threads. Made by `load`.
 
-    run: the checked folder and its manifest. about: one line on what runs the model and why.
-    policy: adaptive (an answer depends on the other images of its batch, as in the paper),
-    per-image or frozen (it never does).
+    run_folder: the checked folder; manifest: what it says. about: one line on what runs the model
+    and why. engine: facts of the TensorRT engine that answers, or None. policy: adaptive (an answer
+    depends on the other images of its batch, as in the paper), per-image or frozen (it never does).
     """
 
     def __init__(self, run: Run, backend: Backend) -> None:
@@ -57,6 +57,7 @@ class Session:
         self.labels: list[str] | None = run.manifest["labels"]
         self.preprocessing = preprocessing(run.manifest)
         self.uint8 = run.input["dtype"] == "uint8"
+        self.engine: Mapping[str, Any] | None = getattr(backend, "facts", None)
         self._backend = backend
 
     def predict(

@@ -68,18 +68,22 @@ Golden golden_of(const json& facts) {
           tolerance.at("picture_grey_levels").get<double>()};
 }
 
-EngineFacts engine_of(const json& facts) {
+EngineFacts engine_of(const json& facts, const std::map<std::string, FileFacts>& files) {
   EngineFacts engine;
   engine.flavor = facts.at("flavor").get<std::string>();
   engine.tensorrt = facts.at("tensorrt").get<std::string>();
-  engine.onnx_sha256 = facts.value("onnx_sha256", std::string());
-  for (const json& sm : facts.at("sms")) {
-    engine.sms.push_back(sm.is_string() ? std::stoi(sm.get<std::string>()) : sm.get<int>());
-  }
+  engine.sms = facts.at("sms").get<std::vector<int>>();
+  const json settings = facts.value("settings", json::object());
+  engine.any_version = settings.value("version_compatible", false);
+  engine.any_gpu = settings.value("hardware_compatible", false);
+  const auto source = files.find(facts.at("source").at("file").get<std::string>());
+  engine.fits_source = source != files.end() &&
+                       source->second.sha256 == facts.at("source").at("sha256").get<std::string>();
+  engine.cosine = facts.at("validation").at("tolerance").at("min_cosine_logits").get<double>();
   return engine;
 }
 
-Facts facts_of(const json& manifest) {
+Facts facts_of(const json& manifest, const std::map<std::string, FileFacts>& files) {
   Facts facts;
   const json& input = manifest.at("interface").at("input");
   facts.policy = manifest.at("method").at("merge").get<std::string>();
@@ -98,7 +102,7 @@ Facts facts_of(const json& manifest) {
   if (facts.has_golden) facts.golden = golden_of(manifest.at("golden"));
   if (manifest.contains("engines")) {
     for (const auto& [name, engine] : manifest.at("engines").items()) {
-      facts.engines[name] = engine_of(engine);
+      facts.engines[name] = engine_of(engine, files);
     }
   }
   return facts;
@@ -128,10 +132,8 @@ Manifest parsed(const std::string& text, const std::string& path) {
   Manifest found;
   found.files = files_of(manifest.at("files"));
   found.proven = manifest.value("status", std::string()) == "proven";
-  found.facts = facts_of(manifest);
-  const auto graph = found.files.find("model.onnx");
-  if (graph == found.files.end()) throw Error(ATM_MANIFEST, "no model.onnx");
-  found.facts.graph_sha256 = graph->second.sha256;
+  found.facts = facts_of(manifest, found.files);
+  if (found.files.count("model.onnx") == 0) throw Error(ATM_MANIFEST, "no model.onnx");
   return found;
 }
 

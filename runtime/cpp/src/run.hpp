@@ -28,8 +28,11 @@ struct Golden {
 };
 
 struct EngineFacts {
-  std::string flavor, tensorrt, onnx_sha256;
+  std::string flavor, tensorrt;  // tensorrt or rtx; the version, four numbers
   std::vector<int> sms;
+  bool any_version = false, any_gpu = false;  // built compatible
+  bool fits_source = false;                   // built from a graph of this folder
+  double cosine = 0;                          // least cosine of logits with PyTorch's
 };
 
 // What the manifest says, in the types that the runtime uses.
@@ -43,7 +46,6 @@ struct Facts {
   bool has_golden = false;
   Golden golden;
   std::map<std::string, EngineFacts> engines;
-  std::string graph_sha256;
 };
 
 struct FileFacts {

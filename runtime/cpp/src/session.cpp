@@ -29,6 +29,23 @@ bool tied(const float* row, std::size_t classes, double allowed) {
   return false;
 }
 
+// Of an engine, which may round more, the angle counts: 1 - the least cosine of a row.
+Finding compare_angle(const std::string& what, const std::vector<float>& ours,
+                      const std::vector<float>& theirs, std::size_t classes, double least) {
+  double cosine = 1;
+  for (std::size_t at = 0; at < ours.size(); at += classes) {
+    double product = 0, one = 0, two = 0;
+    for (std::size_t k = at; k < at + classes; ++k) {
+      product += static_cast<double>(ours[k]) * theirs[k];
+      one += static_cast<double>(ours[k]) * ours[k];
+      two += static_cast<double>(theirs[k]) * theirs[k];
+    }
+    const double row = product / std::sqrt(one * two);
+    if (!(row >= cosine)) cosine = row;
+  }
+  return {what + " (1 - cosine)", 1 - cosine, 1 - least, true};
+}
+
 Finding compare(const std::string& what, const std::vector<float>& ours,
                 const std::vector<float>& theirs, std::size_t classes, double allowed) {
   Finding found{what, 0, allowed, true};
@@ -81,7 +98,7 @@ class GoldenVectors {
 }  // namespace
 
 Session::Session(const std::string& folder, const Options& options)
-    : run_(std::make_unique<Run>(folder, options.allow_unproven)) {
+    : run_(std::make_unique<Run>(folder, options.allow_unproven)), engine_(options.engine) {
   if (options.threads < 0) throw Error(ATM_ARGUMENT, "threads: give 0 (all cores) or more");
   backend_ = backend_of(*run_, options);
   if (options.warm_up && run_->facts().has_golden) warm_up();
@@ -97,13 +114,19 @@ void Session::warm_up() const {
     const auto logits = run_pixels(golden.get("images").data + i * pixel_bytes(), 1);
     const auto row = theirs.begin() + static_cast<std::ptrdiff_t>(i * classes());
     const Finding found =
-        compare("logits", logits, {row, row + static_cast<std::ptrdiff_t>(classes())}, classes(),
-                run_->facts().golden.logits);
+        judge("logits", logits, {row, row + static_cast<std::ptrdiff_t>(classes())},
+              run_->facts().golden.logits);
     if (found.ok()) continue;
     throw Error(ATM_GOLDEN_MISMATCH, run_->folder() + ": logits differ by " +
                                          std::to_string(found.difference) + "; this machine (" +
                                          about() + ") does not compute what was exported");
   }
+}
+
+Finding Session::judge(const std::string& what, const std::vector<float>& ours,
+                       const std::vector<float>& theirs, double tolerance) const {
+  if (engine_.empty()) return compare(what, ours, theirs, classes(), tolerance);
+  return compare_angle(what, ours, theirs, classes(), run_->facts().engines.at(engine_).cosine);
 }
 
 std::vector<Finding> Session::check_golden() const {
@@ -125,7 +148,7 @@ std::vector<Finding> Session::check_golden() const {
   }
   const auto finding = [&](const char* what, const std::vector<float>& ours, const char* name,
                            double tolerance) {
-    return compare(what, ours, golden.get(name).values(), classes(), tolerance);
+    return judge(what, ours, golden.get(name).values(), tolerance);
   };
   return {finding("logits of single images", alone, "logits", allowed.logits),
           finding("logits of a batch", run_pixels(images.data, batch), "batch_logits",

@@ -102,8 +102,15 @@ struct Context {
 std::string version() {
   return std::to_string(getInferLibMajorVersion()) + "." +
          std::to_string(getInferLibMinorVersion()) + "." +
-         std::to_string(getInferLibPatchVersion()) + "." +
-         std::to_string(getInferLibBuildVersion());
+         std::to_string(getInferLibPatchVersion());
+}
+
+// Whether an engine of version `built` (10.13.2.6) may run here: the first three numbers, or the
+// first one where it was built compatible.
+bool version_fits(const std::string& built, bool any_version) {
+  const std::string here = version() + ".";
+  const std::size_t length = any_version ? here.find('.') + 1 : here.size();
+  return (built + ".").compare(0, length, here, 0, length) == 0;
 }
 
 int compute_capability() {
@@ -124,16 +131,17 @@ void require_fit(const Facts& facts, const std::string& name) {
     throw Error(ATM_ENGINE_MISMATCH, name + " is for TensorRT " + engine.flavor + ", this is " +
                                          ATM_TENSORRT_FLAVOR + "; build it again");
   }
-  if (std::find(engine.sms.begin(), engine.sms.end(), sm) == engine.sms.end()) {
+  const bool listed = std::find(engine.sms.begin(), engine.sms.end(), sm) != engine.sms.end();
+  if (!listed && !(engine.any_gpu && sm >= 80)) {
     throw Error(ATM_ENGINE_MISMATCH, name + " was not built for this GPU, SM " +
                                          std::to_string(sm) + "; build it again");
   }
-  if (engine.tensorrt != version()) {
+  if (!version_fits(engine.tensorrt, engine.any_version)) {
     throw Error(ATM_ENGINE_VERSION, name + " was built by TensorRT " + engine.tensorrt + ", " +
                                         version() + " is installed; build it again");
   }
-  if (!engine.onnx_sha256.empty() && engine.onnx_sha256 != facts.graph_sha256) {
-    throw Error(ATM_ENGINE_MISMATCH, name + " was built from another model.onnx");
+  if (!engine.fits_source) {
+    throw Error(ATM_ENGINE_MISMATCH, name + " was built from another graph; build it again");
   }
 }
 

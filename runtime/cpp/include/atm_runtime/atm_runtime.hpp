@@ -100,9 +100,12 @@ class Session {
  private:
   std::vector<float> run_pixels(const std::uint8_t* pixels, std::size_t images) const;
   std::size_t pixel_bytes() const;  // of one image after the crop
+  Finding judge(const std::string& what, const std::vector<float>& ours,
+                const std::vector<float>& theirs, double tolerance) const;
   void warm_up() const;
 
   std::unique_ptr<Run> run_;
+  std::string engine_;
   std::unique_ptr<Backend> backend_;
 };
 
