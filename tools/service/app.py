@@ -22,19 +22,15 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import uvicorn
+from batching import Batcher, Full
 from fastapi import FastAPI, HTTPException, Request
 from PIL import Image
 
 from atm_export.errors import AtmExportError, DataError
 from atm_export.runtime import Session, load
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from batching import Batcher, Full  # noqa: E402
 
 log = logging.getLogger("atm_export.service")
 
