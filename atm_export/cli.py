@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
+from atm_export import commands
 from atm_export.errors import AtmExportError, ConfigError
 
 HELP = """Export a token-merging vision transformer to ONNX, and prove it.
@@ -32,6 +33,8 @@ numbers as PyTorch, and reports what was saved.
     atm-export bench RUN                     speed here, against no merging, and what to deploy
     atm-export tune MODEL --images DIR       the cheapest point that loses nothing on your images
     atm-export visualize RUN IMAGE...        pictures of what merged
+    atm-export verify build/deit_s           every byte and every golden vector, again
+    atm-export deit_s --triton-repo models   a model repository for Triton Inference Server
 
 Exit codes: 0 done, 2 settings, 3 weights, 4 model not supported, 5 parity failed, 6 graph lint,
 7 output folder, 8 missing package, 9 images, 10 run folder not to be trusted, 11 engine build,
@@ -151,6 +154,10 @@ def export_command(
         bool,
         Parameter(group=RUN, help="Measure latency.", negative="--no-benchmark"),
     ] = True,
+    triton_repo: Annotated[
+        Path | None,
+        _option(RUN, "Also write the run into this model repository of Triton Inference Server."),
+    ] = None,
     trt: Annotated[
         bool,
         _option(ENGINES, "Build TensorRT engines of the proven graph."),
@@ -253,7 +260,11 @@ def export_command(
     if imagenet is not None:
         from atm_export.commands.evaluate import evaluate
 
-        return evaluate(out, imagenet=imagenet, threads=threads)
+        code = evaluate(out, imagenet=imagenet, threads=threads)
+    if triton_repo is not None:
+        from atm_export.commands.triton import write_all
+
+        write_all(out, triton_repo)
     return code
 
 
@@ -322,6 +333,8 @@ app.command("atm_export.commands.evaluate:evaluate", name="evaluate")
 app.command("atm_export.commands.bench:bench", name="bench")
 app.command("atm_export.commands.tune:tune", name="tune")
 app.command("atm_export.commands.visualize:visualize", name="visualize")
+app.command("atm_export.commands.verify:verify", name="verify", help=commands.VERIFY)
+app.command("atm_export.commands.triton:triton", name="triton", help=commands.TRITON)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

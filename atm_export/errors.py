@@ -16,7 +16,10 @@ AtmExportError                1   anything else that has one clear line
 │   ├── MissingFileError          a file of the manifest is missing
 │   ├── ChangedFileError          a file's bytes are not those of the export
 │   ├── UnprovenError             parity with PyTorch was not proven
-│   └── EngineMismatchError       an engine for another TensorRT, GPU or flavor
+│   ├── RuntimeVersionError       the installed ONNX Runtime is too old for the graph
+│   ├── GoldenMismatchError       this machine does not give the numbers of the export
+│   └── EngineMismatchError       an engine for another GPU, flavor or graph
+│       └── EngineVersionError        an engine for another TensorRT version
 └── EngineBuildError         11   a parser or builder that does not take the graph
 Ctrl-C                      130
 """
@@ -111,8 +114,20 @@ class UnprovenError(RunFolderError):
     """The run's parity with PyTorch was not proven."""
 
 
+class RuntimeVersionError(RunFolderError):
+    """The installed ONNX Runtime is too old for the graph's opset."""
+
+
+class GoldenMismatchError(RunFolderError):
+    """This machine does not give the numbers of the export."""
+
+
 class EngineMismatchError(RunFolderError):
-    """An engine was built for another TensorRT version, flavor or GPU."""
+    """An engine was built for another flavor, GPU or graph."""
+
+
+class EngineVersionError(EngineMismatchError):
+    """An engine was built by another TensorRT version."""
 
 
 class EngineBuildError(AtmExportError):

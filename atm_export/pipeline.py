@@ -36,6 +36,8 @@ from atm_export.model.zoo import load_model
 from atm_export.preprocess import normalize
 from atm_export.report.facts import manifest_facts, summarize_method
 from atm_export.report.results import add_results, draw_report, pictures_of
+from atm_export.validate.golden import FILE as GOLDEN
+from atm_export.validate.golden import golden_vectors
 from atm_export.validate.inputs import cases
 from atm_export.validate.ladder import LadderResult, Subject, climb
 
@@ -380,12 +382,15 @@ def _write(
     work.write("config.yaml", config.to_yaml().encode())
     text = json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False)
     work.write("report.json", (text + "\n").encode())
+    golden, golden_facts = golden_vectors(model, plan)
+    work.write(GOLDEN, golden)
     facts = {
         "status": "proven" if proven else "unproven",
         "versions": artifacts.versions(),
+        "golden": golden_facts,
         **manifest_facts(config, model, plan),
     }
-    names = ["model.onnx", "config.yaml", "report.json"]
+    names = ["model.onnx", "config.yaml", "report.json", GOLDEN]
     draw_report(work, names, facts, pictures)
     return artifacts.publish(work, out, [*names, "report.html"], facts)
 

@@ -104,6 +104,20 @@ def check_file(folder: Path, name: str, facts: Mapping[str, Any]) -> None:
         )
 
 
+def read_checked(run: Run, name: str) -> bytes:
+    """The bytes of a listed file, hashed once more as read: what is checked is what is used."""
+    path = run.folder / name
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise MissingFileError(f"{run.folder}: {name} cannot be read; export again") from error
+    if hashlib.sha256(data).hexdigest() != run.manifest["files"][name]["sha256"]:
+        raise ChangedFileError(
+            f"{path} was changed after the export (sha256 differs); export again"
+        )
+    return data
+
+
 def sealed(manifest: Mapping[str, Any]) -> bytes:
     """The bytes of a manifest file, seal included."""
     text = json.dumps({**manifest, "seal": BLANK}, indent=1, sort_keys=True, ensure_ascii=False)

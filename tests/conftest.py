@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -39,3 +40,19 @@ if hasattr(torch_registration, "onnxscript_apis"):
 onnxruntime.set_global_thread_pool_sizes = _no_shared_pool
 
 from tests.runs import digits, finished_run, run_copy  # noqa: E402, F401  (fixtures for all)
+
+
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the demo model, adaptive, without its ladder; tests must not change it."""
+    from tests.run_folders import real_run
+
+    return real_run(tmp_path_factory.mktemp("runs") / "demo_folder", model="demo")
+
+
+@pytest.fixture(scope="session")
+def uint8_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a tiny model with uint8 input; tests must not change it."""
+    from tests.run_folders import tiny_run
+
+    return tiny_run(tmp_path_factory.mktemp("runs") / "uint8_folder", "uint8")

@@ -44,7 +44,7 @@ def test_demo_is_proven_and_complete(demo_run: Path) -> None:
     manifest = read_manifest(demo_run)
     assert manifest is not None
     assert manifest["status"] == "proven"
-    names = {"model.onnx", "report.json", "report.html", "config.yaml"}
+    names = {"model.onnx", "report.json", "report.html", "config.yaml", "golden.safetensors"}
     assert set(manifest["files"]) == names
     assert {path.name for path in demo_run.iterdir()} == names | {"manifest.json"}
     for name, facts in manifest["files"].items():

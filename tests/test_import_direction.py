@@ -11,7 +11,9 @@ import atm_export
 
 PACKAGE = Path(atm_export.__file__).parent
 ORDER = (
-    ("errors", "registry", "runfolder", "artifacts", "preprocess", "demo"),
+    ("errors", "registry", "runfolder", "artifacts", "preprocess", "demo", "tensors"),
+    ("runtime",),
+    ("triton",),
     ("config",),
     ("resolve",),
     ("model",),
@@ -24,7 +26,7 @@ ORDER = (
     ("engines",),
     ("pipeline",),
     ("commands",),
-    ("cli",),
+    ("cli", "pytest_plugin"),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 

@@ -35,7 +35,8 @@ def test_every_command_of_the_readme_parses(line: str) -> None:
 
 def test_extras_and_entry_point_exist() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert set(project["optional-dependencies"]) == {"data", "dev", "ray", "rtx", "trt", "tune"}
+    extras = {"data", "dev", "ray", "rtx", "runtime", "service", "trt", "tune"}
+    assert set(project["optional-dependencies"]) == extras
     assert project["scripts"] == {"atm-export": "atm_export.cli:main"}
 
 

@@ -31,8 +31,8 @@ CODES = {
 def test_exit_codes_are_what_they_always_were() -> None:
     kinds = {name: kind for name, kind in vars(errors).items() if inspect.isclass(kind)}
     found = {name: k.exit_code for name, k in kinds.items() if issubclass(k, AtmExportError)}
-    refined = [n for n, k in kinds.items() if RunFolderError in getattr(k, "__bases__", ())]
-    assert len(refined) == 7 and {found.pop(name) for name in refined} == {10}
+    refined = [n for n, k in kinds.items() if RunFolderError in k.__mro__[1:]]
+    assert len(refined) == 10 and {found.pop(name) for name in refined} == {10}
     assert found == CODES
 
 

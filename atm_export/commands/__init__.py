@@ -1,1 +1,22 @@
-"""Subcommands of the command line, one file each; `cli.py` loads them by name when asked for."""
+"""Subcommands of the command line, one file each; `cli.py` loads them by name when asked for.
+
+Their help stands here, so that the list of commands needs none of their imports.
+"""
+
+VERIFY = """Prove a run folder again: every byte in the manifest, every golden vector.
+
+Exit code 0 only when all of it holds; 10 for bytes that are not those of the export, 5 for numbers
+that are not PyTorch's. Needs no PyTorch: the golden vectors were stored by it.
+
+    atm-export verify build/deit_s
+    atm-export verify build/deit_s build/deit_t --providers cpu
+"""
+
+TRITON = """Write a run folder into a model repository of Triton Inference Server.
+
+config.pbtxt with dynamic batching, a warm-up with a real image, labels, a version folder; for the
+ONNX Runtime backend, or with --engine for TensorRT's.
+
+    atm-export triton build/deit_s --triton-repo models
+    atm-export deit_s --merge per-image --triton-repo models      export and write at once
+"""

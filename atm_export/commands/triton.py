@@ -1,0 +1,51 @@
+"""`atm-export triton RUN --triton-repo DIR`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from atm_export.triton import Repository
+
+
+def triton(
+    run: Annotated[Path, Parameter(help="The folder that `atm-export MODEL` wrote.")],
+    /,
+    *,
+    triton_repo: Annotated[Path, Parameter(help="The model repository to write into.")],
+    engine: Annotated[
+        str | None,
+        Parameter(help="Serve this TensorRT engine of the run (auto: the first) instead."),
+    ] = None,
+    name: Annotated[str | None, Parameter(help="The model's name (default: the run's).")] = None,
+) -> int:
+    """See `commands.TRITON`."""
+    from atm_export.triton import write_repository
+
+    _show(write_repository(run, triton_repo, engine=engine, name=name))
+    return 0
+
+
+def write_all(run: Path, repository: Path) -> None:
+    """The run for ONNX Runtime, and each engine that Triton can load under a name of its own."""
+    from atm_export.runfolder import open_run
+    from atm_export.triton import SERVED_FLAVOR, write_repository
+
+    opened = open_run(run)
+    _show(write_repository(opened, repository))
+    for file, facts in opened.manifest.get("engines", {}).items():
+        if facts["flavor"] == SERVED_FLAVOR:
+            name = f"{run.resolve().name}-trt-{facts['precision']}"
+            _show(write_repository(opened, repository, engine=file, name=name))
+        else:
+            print(f"atm-export: Triton does not load {file} (TensorRT-RTX)", file=sys.stderr)
+
+
+def _show(written: Repository) -> None:
+    for warning in written.warnings:
+        print(f"atm-export: {warning}", file=sys.stderr)
+    print(f"written {written.folder}/")

@@ -1,0 +1,15 @@
+"""What a service embeds: load a run folder and ask it. Neither torch, timm, onnx nor pydantic.
+
+    from atm_export.runtime import load
+
+    session = load("build/deit_s")
+    session.predict(["cat.jpeg", "dog.jpeg"])     # logits [2, classes]
+    session.classify("cat.jpeg", top_k=3)[0]      # labels with probabilities
+
+Needs onnxruntime, numpy and pillow; docs/runtime.md says how to install just these.
+"""
+
+from atm_export.runtime.golden import Finding, check_golden
+from atm_export.runtime.session import Label, Session, load
+
+__all__ = ["Finding", "Label", "Session", "check_golden", "load"]

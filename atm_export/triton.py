@@ -1,0 +1,205 @@
+"""A model repository for Triton Inference Server, from a checked run folder.
+
+    DIR/<model>/config.pbtxt  labels.txt  1/model.onnx (or model.plan)  warmup/image
+
+Source of the format: Triton's model_config.proto and model_configuration.md. The folder is written
+beside DIR first and moved in whole.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from atm_export.errors import ConfigError, RunFolderError
+from atm_export.preprocess import normalize
+from atm_export.runfolder import Run, open_run, read_checked
+from atm_export.runtime.pictures import preprocessing
+from atm_export.tensors import unpacked
+
+MAX_BATCH = 32
+SERVED_FLAVOR = "tensorrt"
+QUEUE_MICROSECONDS = 2000
+TYPES = {
+    "float32": "TYPE_FP32",
+    "float16": "TYPE_FP16",
+    "bfloat16": "TYPE_BF16",
+    "uint8": "TYPE_UINT8",
+    "int32": "TYPE_INT32",
+    "int64": "TYPE_INT64",
+}
+ADAPTIVE = (
+    "the policy is adaptive: the images that Triton batches share their number of merges, so an "
+    "answer depends on its neighbours; export with --merge per-image or frozen where it must not"
+)
+
+
+@dataclass(frozen=True)
+class Repository:
+    """What was written: the model's folder, and warnings to be shown."""
+
+    folder: Path
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What Triton runs: a file of the run, its backend, and the batch sizes it takes.
+
+    dtypes: of inputs and outputs, where they differ from the manifest's interface.
+    """
+
+    file: str
+    backend: str
+    max_batch: int
+    preferred: tuple[int, ...]
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+
+    def kind(self, name: str, facts: Mapping[str, Any]) -> str:
+        """Triton's type of one tensor."""
+        return TYPES[self.dtypes.get(name, facts["dtype"])]
+
+    @property
+    def name(self) -> str:
+        return "model.plan" if self.backend == "tensorrt" else "model.onnx"
+
+
+ONNX = Graph("model.onnx", "onnxruntime", MAX_BATCH, (8, 16, 32))
+
+
+def write_repository(
+    run: Run | Path, repository: Path, *, engine: str | None = None, name: str | None = None
+) -> Repository:
+    """Write `run` into `repository` as one model; an older one of that name is replaced.
+
+    engine: a TensorRT engine of the run, instead of model.onnx for ONNX Runtime.
+    """
+    run = run if isinstance(run, Run) else open_run(run)
+    graph = _engine(run, engine) if engine else ONNX
+    name = name or re.sub(r"[^A-Za-z0-9_.-]", "_", run.folder.resolve().name)
+    target, part = repository / name, repository / f".{name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    (part / "1").mkdir(parents=True)
+    (part / "warmup").mkdir()
+    (part / "1" / graph.name).write_bytes(read_checked(run, graph.file))
+    (part / "warmup" / "image").write_bytes(_warm_up_image(run))
+    (part / "labels.txt").write_text("\n".join(_labels(run)) + "\n", encoding="utf-8")
+    (part / "config.pbtxt").write_text(config_text(run, graph, name), encoding="utf-8")
+    if target.exists():
+        shutil.rmtree(target)
+    part.replace(target)
+    adaptive = run.manifest["method"]["merge"] == "adaptive"
+    return Repository(target, (ADAPTIVE,) if adaptive else ())
+
+
+def config_text(run: Run, graph: Graph, name: str) -> str:
+    """config.pbtxt of one model, in protobuf's text format."""
+    method, outputs = run.manifest["method"], run.manifest["interface"]["outputs"]
+    batched = {key: facts for key, facts in outputs.items() if facts["shape"][0] == "batch"}
+    lines = [
+        f"# {method['summary']}",
+        *([f"# Note: {ADAPTIVE}"] if method["merge"] == "adaptive" else []),
+        *(f"# Not served: {key}, which has no batch axis" for key in outputs if key not in batched),
+        f'name: "{name}"',
+        f'backend: "{graph.backend}"',
+        f"max_batch_size: {graph.max_batch}",
+        f'default_model_filename: "{graph.name}"',
+        _input(run.input, graph),
+        *(_output(key, facts, graph) for key, facts in batched.items()),
+        *([_batching(graph)] if graph.max_batch > 1 else []),
+        _instances(graph),
+        _warm_up(run.input, graph),
+        _text(
+            "parameters",
+            'key: "atm_export_policy"',
+            f'value {{ string_value: "{method["merge"]}" }}',
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _engine(run: Run, name: str) -> Graph:
+    facts: Mapping[str, Any] = run.manifest.get("engines", {})
+    if name == "auto":
+        name = next(iter(sorted(facts)), "")
+    if name not in facts:
+        raise ConfigError(
+            f"{run.folder} has no engine '{name}'; it has: {', '.join(facts) or 'none (add --trt)'}"
+        )
+    if facts[name]["flavor"] != SERVED_FLAVOR:
+        raise ConfigError(
+            f"{name} is a TensorRT-RTX engine, and Triton's TensorRT backend loads enterprise "
+            "engines only; build one with --trt-flavor tensorrt, or serve model.onnx"
+        )
+    profiles = [[int(n) for n in text.split(":")] for text in facts[name]["profiles"]]
+    largest = max(profile[2] for profile in profiles)
+    preferred = sorted({profile[1] for profile in profiles if profile[1] > 1} | {largest})
+    dtypes = {key: tensor["dtype"] for key, tensor in facts[name]["tensors"].items()}
+    return Graph(name, "tensorrt", largest, tuple(preferred), dtypes)
+
+
+def _input(facts: Mapping[str, Any], graph: Graph) -> str:
+    name = facts["name"]
+    kind = f"data_type: {graph.kind(name, facts)}"
+    return _text("input", f'name: "{name}"', kind, _dims(facts["shape"][1:]))
+
+
+def _output(name: str, facts: Mapping[str, Any], graph: Graph) -> str:
+    label = ['label_filename: "labels.txt"'] if name == "logits" else []
+    kind = f"data_type: {graph.kind(name, facts)}"
+    return _text("output", f'name: "{name}"', kind, _dims(facts["shape"][1:]), *label)
+
+
+def _dims(shape: Sequence[int]) -> str:
+    return f"dims: [ {', '.join(map(str, shape))} ]"
+
+
+def _batching(graph: Graph) -> str:
+    sizes = ", ".join(str(size) for size in graph.preferred)
+    return _text(
+        "dynamic_batching",
+        f"preferred_batch_size: [ {sizes} ]",
+        f"max_queue_delay_microseconds: {QUEUE_MICROSECONDS}",
+    )
+
+
+def _instances(graph: Graph) -> str:
+    """One instance: on a GPU for engines; ONNX Runtime takes one where there is one."""
+    kind = "KIND_GPU" if graph.backend == "tensorrt" else "KIND_AUTO"
+    return _text("instance_group", "count: 1", f"kind: {kind}")
+
+
+def _warm_up(facts: Mapping[str, Any], graph: Graph) -> str:
+    kind = graph.kind(facts["name"], facts)
+    value = f'data_type: {kind} {_dims(facts["shape"][1:])} input_data_file: "image"'
+    return _text(
+        "model_warmup",
+        'name: "a real image"',
+        "batch_size: 1",
+        f'inputs {{ key: "{facts["name"]}" value {{ {value} }} }}',
+    )
+
+
+def _text(name: str, *fields: str) -> str:
+    return "\n".join([f"{name} {{", *(f"  {field}" for field in fields), "}"])
+
+
+def _warm_up_image(run: Run) -> bytes:
+    """The first golden image, as the input's raw bytes."""
+    golden = run.manifest.get("golden")
+    if golden is None:
+        raise RunFolderError(f"{run.folder} holds no golden images to warm up with; export again")
+    images = unpacked(read_checked(run, golden["file"]), golden["file"])["images"]
+    if run.input["dtype"] == "uint8":
+        return bytes(images[0].tobytes())
+    return normalize(images[:1], preprocessing(run.manifest)).tobytes()
+
+
+def _labels(run: Run) -> list[str]:
+    classes = run.manifest["interface"]["outputs"]["logits"]["shape"][1]
+    labels = run.manifest["labels"] or [str(index) for index in range(classes)]
+    return [" ".join(label.split()) for label in labels]

@@ -1,0 +1,144 @@
+"""Golden vectors: pictures and the logits that the eager reference gives for them.
+
+They travel in the run folder, so that any runtime on any machine can prove itself without PyTorch.
+The pictures are the demo's digits and drawn scenes, never the user's images: a run folder may go
+where those must not.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
+
+from atm_export import demo
+from atm_export.model.backbone import LoadedModel
+from atm_export.model.reference import run_reference
+from atm_export.model.schedule import MergePlan
+from atm_export.preprocess import Preprocessing, crop, normalize
+from atm_export.tensors import packed
+from atm_export.validate.margins import trace_margin
+from atm_export.validate.tolerances import FP32_LOGITS, MARGIN
+
+Pixels = NDArray[np.uint8]
+FILE = "golden.safetensors"
+MOST_BYTES = 1_300_000
+TRIES = 24
+PICTURE = (400, 300)
+PICTURE_LOGITS = 1e-3
+SOURCE = "handwritten digits (CC BY 4.0) and drawn scenes"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the reference makes of pixels [B, H, W, 3]: logits [B, K] and its margin (a cosine)."""
+
+    pixels: Pixels
+    logits: NDArray[np.float32]
+    margin: float
+
+
+def golden_vectors(model: LoadedModel, plan: MergePlan) -> tuple[bytes, dict[str, Any]]:
+    """The golden file's bytes, and what the manifest says of it.
+
+    images [n, H, W, 3] uint8, as after the crop; logits [n, K]: each image alone; batch_logits
+    [b, K]: the first b in one batch. picture [bytes]: a JPEG file; picture_pixels [H, W, 3]: it
+    after the crop; picture_logits [K]: it alone.
+    """
+    how = model.preprocessing
+    size = max(1, min(8, MOST_BYTES // (how.size[0] * how.size[1] * 3)))
+    alone = _decided((_answer(model, plan, pixels) for pixels in _candidates(how)), size)
+    images = np.concatenate([answer.pixels for answer in alone])
+    batches = (_answer(model, plan, images[:n]) for n in range(len(images), 0, -1))
+    batch = _decided(batches, 1)[0]
+    jpegs = [_jpeg(scene(PICTURE, 1000 + seed)) for seed in range(TRIES)]
+    opened = (crop(Image.open(io.BytesIO(jpeg)), how)[None] for jpeg in jpegs)
+    shown = _decided((_answer(model, plan, pixels) for pixels in opened), 1)[0]
+    chosen = next(j for j in jpegs if (crop(Image.open(io.BytesIO(j)), how) == shown.pixels).all())
+    arrays = {
+        "images": images,
+        "logits": np.concatenate([answer.logits for answer in alone]),
+        "batch_logits": batch.logits,
+        "picture": np.frombuffer(chosen, np.uint8),
+        "picture_pixels": shown.pixels[0],
+        "picture_logits": shown.logits[0],
+    }
+    return packed(arrays), _facts(arrays)
+
+
+def _facts(arrays: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "file": FILE,
+        "source": SOURCE,
+        "images": len(arrays["images"]),
+        "batch": len(arrays["batch_logits"]),
+        "reference": "PyTorch, eager, FP32",
+        "tolerance": {
+            "logits": FP32_LOGITS.logits,
+            "logits_reason": FP32_LOGITS.reason,
+            "picture_logits": PICTURE_LOGITS,
+            "picture_grey_levels": 1,
+            "picture_reason": "another JPEG decoder or resize may round a pixel the other way",
+        },
+    }
+
+
+def _decided(answers: Iterator[Answer], count: int) -> list[Answer]:
+    """The first `count` answers that clear FP32 noise; where none does, the firmest one."""
+    found: list[Answer] = []
+    firmest: Answer | None = None
+    for answer in answers:
+        if answer.margin >= MARGIN:
+            found.append(answer)
+        if firmest is None or answer.margin > firmest.margin:
+            firmest = answer
+        if len(found) == count:
+            break
+    assert firmest is not None
+    return found or [firmest]
+
+
+def _answer(model: LoadedModel, plan: MergePlan, pixels: Pixels) -> Answer:
+    trace = run_reference(
+        model.backbone, plan, torch.from_numpy(normalize(pixels, model.preprocessing))
+    )
+    return Answer(pixels, trace.logits.numpy().astype(np.float32), trace_margin(trace))
+
+
+def _candidates(how: Preprocessing) -> Iterator[Pixels]:
+    """Digits and scenes by turns, [1, H, W, 3]."""
+    digits, _ = demo.heldout()
+    for i in range(TRIES // 2):
+        yield crop(digits[i], how)[None]
+        yield crop(scene(how.size[::-1], i), how)[None]
+
+
+def scene(size: tuple[int, int], seed: int) -> Image.Image:
+    """A drawn picture (width, height): a sky of two colours, soft shapes, a little grain."""
+    draw = np.random.default_rng(seed)
+    width, height = size
+    top, bottom = draw.integers(0, 256, (2, 3))
+    ramp = np.linspace(0, 1, height)[:, None, None]
+    sky = np.broadcast_to(top * (1 - ramp) + bottom * ramp, (height, width, 3))
+    image = Image.fromarray(sky.astype(np.uint8))
+    pen = ImageDraw.Draw(image)
+    for _ in range(12):
+        x, y = draw.integers(0, (width, height)).tolist()
+        wide, high = draw.integers(8, (max(9, width // 2), max(9, height // 2))).tolist()
+        shape = pen.ellipse if draw.integers(2) else pen.rectangle
+        shape((x, y, x + wide, y + high), fill=tuple(draw.integers(0, 256, 3).tolist()))
+    soft = np.asarray(image.filter(ImageFilter.GaussianBlur(1.5)), np.int16)
+    grain = draw.integers(-6, 7, soft.shape, dtype=np.int16)
+    return Image.fromarray(np.clip(soft + grain, 0, 255).astype(np.uint8))
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90, subsampling=2)
+    return buffer.getvalue()

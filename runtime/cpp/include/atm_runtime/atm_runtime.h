@@ -1,0 +1,78 @@
+/* The C boundary of the runtime: no exception crosses it, every function says how it ended.
+ * A session may be shared between threads; atm_last_error() is each thread's own. */
+#ifndef ATM_RUNTIME_H
+#define ATM_RUNTIME_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define ATM_API __declspec(dllexport)
+#else
+#define ATM_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum atm_status {
+  ATM_OK = 0,
+  ATM_NOT_A_RUN = 1,        /* no manifest there */
+  ATM_MANIFEST = 2,         /* the manifest is damaged or was changed */
+  ATM_RUN_FORMAT = 3,       /* written by another format version */
+  ATM_MISSING_FILE = 4,     /* a file of the manifest is missing */
+  ATM_CHANGED_FILE = 5,     /* a file's bytes are not those of the export */
+  ATM_UNPROVEN = 6,         /* parity with PyTorch was not proven */
+  ATM_ENGINE_MISMATCH = 7,  /* an engine for another GPU, flavor or graph */
+  ATM_ENGINE_VERSION = 8,   /* an engine of another TensorRT version */
+  ATM_GOLDEN_MISMATCH = 9,  /* this machine does not give the numbers of the export */
+  ATM_IMAGE = 10,           /* an image that cannot be read */
+  ATM_ARGUMENT = 11,        /* an argument that cannot be meant */
+  ATM_BACKEND = 12,         /* ONNX Runtime or TensorRT failed */
+  ATM_NO_MEMORY = 13,
+  ATM_OTHER = 14
+} atm_status;
+
+typedef struct atm_session atm_session;
+
+typedef struct atm_options {
+  const char* engine; /* NULL: ONNX Runtime; else the name of an engine of the folder */
+  int threads;        /* 0: all cores */
+  int cuda;           /* 1: ONNX Runtime's CUDA provider */
+  int no_warm_up;
+  int allow_unproven;
+} atm_options;
+
+/* options may be NULL. *session is NULL unless ATM_OK is returned. */
+ATM_API atm_status atm_open(const char* folder, const atm_options* options, atm_session** session);
+ATM_API void atm_close(atm_session* session);
+
+ATM_API size_t atm_classes(const atm_session* session);
+ATM_API size_t atm_image_bytes(const atm_session* session);
+ATM_API const char* atm_about(const atm_session* session);
+ATM_API const char* atm_policy(const atm_session* session);
+/* Name of a class, or "" beyond the last; valid while the session is. */
+ATM_API const char* atm_label(const atm_session* session, size_t index);
+
+/* logits: room for atm_classes() floats. */
+ATM_API atm_status atm_predict_jpeg(const atm_session* session, const uint8_t* data, size_t size,
+                                    float* logits);
+ATM_API atm_status atm_predict_rgb(const atm_session* session, const uint8_t* rgb, size_t width,
+                                   size_t height, float* logits);
+/* image: `images` prepared images of atm_image_bytes() each; logits: images * atm_classes(). */
+ATM_API atm_status atm_run(const atm_session* session, const void* image, size_t images,
+                           float* logits);
+/* indices and probabilities: room for k; k at most atm_classes(). */
+ATM_API atm_status atm_top_k(const atm_session* session, const float* logits, size_t k,
+                             size_t* indices, double* probabilities);
+/* ATM_OK only if every golden vector holds. */
+ATM_API atm_status atm_check_golden(const atm_session* session);
+
+/* What went wrong in this thread's last call, in words. */
+ATM_API const char* atm_last_error(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

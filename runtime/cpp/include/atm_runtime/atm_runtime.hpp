@@ -1,0 +1,112 @@
+// A run folder of atm-export as a C++ session: checked, loaded, warmed up, thread-safe.
+//
+//   atm::Session session("build/deit_s");
+//   auto labels = session.top_k(session.predict({atm::read_jpeg("cat.jpeg")}).data(), 5);
+//
+// Every failure is an atm::Error with a status of its own. C callers: atm_runtime.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "atm_runtime/atm_runtime.h"
+
+namespace atm {
+
+class Error : public std::runtime_error {
+ public:
+  Error(atm_status status, const std::string& message)
+      : std::runtime_error(message), status_(status) {}
+  atm_status status() const noexcept { return status_; }
+
+ private:
+  atm_status status_;
+};
+
+// RGB, 8 bits a channel, rows from top to bottom, [height, width, 3].
+struct Picture {
+  std::size_t width = 0;
+  std::size_t height = 0;
+  std::vector<std::uint8_t> rgb;
+};
+
+constexpr std::size_t kMostPixels = 178956970;  // Pillow's own limit
+
+// Decode a JPEG file as Pillow does (EXIF orientation is ignored there too).
+Picture decode_jpeg(const std::uint8_t* data, std::size_t size,
+                    std::size_t most_pixels = kMostPixels);
+Picture read_jpeg(const std::string& path);
+
+struct Options {
+  std::string engine;           // a TensorRT engine of the folder; empty: ONNX Runtime
+  int threads = 0;              // intra-op threads; 0: all cores
+  bool cuda = false;            // ONNX Runtime's CUDA provider 
+  bool warm_up = true;          // run golden images and compare, before the first request
+  bool allow_unproven = false;  // take a run whose parity was not proven
+};
+
+struct Label {
+  std::size_t index = 0;
+  std::string name;
+  double probability = 0;  // softmax over all classes
+};
+
+// One comparison with the numbers that PyTorch gave at export time.
+struct Finding {
+  std::string what;
+  double difference = 0;
+  double allowed = 0;
+  bool same_top1 = true;
+  bool ok() const { return difference <= allowed && same_top1; }
+};
+
+class Backend;
+class Run;
+
+class Session {
+ public:
+  // Checks every byte of the folder against its manifest first. Throws Error.
+  explicit Session(const std::string& folder, const Options& options = {});
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  // Logits [pictures, classes], row by row. All pictures go in as one batch; with the policy
+  // "adaptive" what shares a batch shares its number of merges. Safe from any thread.
+  std::vector<float> predict(const std::vector<Picture>& pictures) const;
+
+  // Logits of what the graph takes: float32 [n, 3, H, W] normalised, or uint8 [n, H, W, 3].
+  std::vector<float> run(const void* image, std::size_t images) const;
+
+  // The array that `run` takes, for one picture: bytes of float32 or uint8.
+  std::vector<std::uint8_t> prepare(const Picture& picture) const;
+
+  // The k likeliest classes of one row of logits.
+  std::vector<Label> top_k(const float* logits, std::size_t k) const;
+
+  // Every golden vector: each image alone, a batch, a JPEG file.
+  std::vector<Finding> check_golden() const;
+
+  std::size_t classes() const;
+  std::size_t image_bytes() const;  // of one prepared image
+  std::string label(std::size_t index) const;
+  const std::string& about() const;   // what runs the model
+  const std::string& policy() const;  // adaptive, per-image or frozen
+
+ private:
+  std::vector<float> run_pixels(const std::uint8_t* pixels, std::size_t images) const;
+  std::size_t pixel_bytes() const;  // of one image after the crop
+  Finding judge(const std::string& what, const std::vector<float>& ours,
+                const std::vector<float>& theirs, double tolerance) const;
+  void warm_up() const;
+
+  std::unique_ptr<Run> run_;
+  std::string engine_;
+  std::unique_ptr<Backend> backend_;
+};
+
+}  // namespace atm

@@ -1,0 +1,99 @@
+#include <array>
+
+#include <onnxruntime_cxx_api.h>
+
+#include "backend.hpp"
+
+namespace atm {
+namespace {
+
+// One environment for the process, as ONNX Runtime asks; never destroyed, so that sessions of
+// static lifetime may end after it.
+Ort::Env& environment() {
+  static auto* env = new Ort::Env(ORT_LOGGING_LEVEL_FATAL, "atm");
+  return *env;
+}
+
+// TF32 rounds similarities to 10 bits, and thresholds then decide otherwise than in PyTorch.
+void append_cuda(Ort::SessionOptions& options) {
+  const OrtApi& api = Ort::GetApi();
+  OrtCUDAProviderOptionsV2* made = nullptr;
+  Ort::ThrowOnError(api.CreateCUDAProviderOptions(&made));
+  const std::unique_ptr<OrtCUDAProviderOptionsV2, void (*)(OrtCUDAProviderOptionsV2*)> cuda(
+      made, api.ReleaseCUDAProviderOptions);
+  const char* key = "use_tf32";
+  const char* value = "0";
+  Ort::ThrowOnError(api.UpdateCUDAProviderOptions(cuda.get(), &key, &value, 1));
+  options.AppendExecutionProvider_CUDA_V2(*cuda);
+}
+
+Ort::SessionOptions session_options(const Options& options) {
+  Ort::SessionOptions made;
+  made.SetIntraOpNumThreads(options.threads);
+  made.SetGraphOptimizationLevel(ORT_ENABLE_ALL);
+  if (options.cuda) append_cuda(made);
+  return made;
+}
+
+class OnnxBackend final : public Backend {
+ public:
+  OnnxBackend(const Bytes& graph, const Facts& facts, const Options& options)
+      : facts_(facts),
+        session_(environment(), graph.data(), graph.size(), session_options(options)),
+        memory_(Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault)) {
+    about = "ONNX Runtime " + Ort::GetVersionString() + (options.cuda ? ", CUDA" : ", CPU");
+  }
+
+  std::vector<float> run(const void* image, std::size_t images) override {
+    try {
+      return run_or_throw(image, images);
+    } catch (const Ort::Exception& error) {
+      throw Error(ATM_BACKEND, std::string("ONNX Runtime failed: ") + error.what());
+    }
+  }
+
+ private:
+  std::vector<float> run_or_throw(const void* image, std::size_t images) {
+    const Ort::Value input = tensor(image, images);
+    const char* in = facts_.input.c_str();
+    const char* out = "logits";
+    const auto outputs = session_.Run(Ort::RunOptions{nullptr}, &in, &input, 1, &out, 1);
+    const std::size_t count = outputs[0].GetTensorTypeAndShapeInfo().GetElementCount();
+    if (count != images * facts_.classes) throw Error(ATM_BACKEND, "logits of another shape");
+    const float* logits = outputs[0].GetTensorData<float>();
+    return {logits, logits + count};
+  }
+
+  // A view of the caller's image; ONNX Runtime does not write to inputs.
+  Ort::Value tensor(const void* image, std::size_t images) const {
+    const auto n = static_cast<std::int64_t>(images);
+    const auto height = static_cast<std::int64_t>(facts_.preprocessing.height);
+    const auto width = static_cast<std::int64_t>(facts_.preprocessing.width);
+    const std::size_t count = images * static_cast<std::size_t>(3 * height * width);
+    if (facts_.uint8) {
+      const std::array<std::int64_t, 4> shape = {n, height, width, 3};
+      auto* data = const_cast<std::uint8_t*>(static_cast<const std::uint8_t*>(image));
+      return Ort::Value::CreateTensor<std::uint8_t>(memory_, data, count, shape.data(), 4);
+    }
+    const std::array<std::int64_t, 4> shape = {n, 3, height, width};
+    auto* data = const_cast<float*>(static_cast<const float*>(image));
+    return Ort::Value::CreateTensor<float>(memory_, data, count, shape.data(), 4);
+  }
+
+  Facts facts_;
+  Ort::Session session_;
+  Ort::MemoryInfo memory_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_onnx_backend(const Bytes& graph, const Facts& facts,
+                                           const Options& options) {
+  try {
+    return std::make_unique<OnnxBackend>(graph, facts, options);
+  } catch (const Ort::Exception& error) {
+    throw Error(ATM_BACKEND, std::string("ONNX Runtime does not load the model: ") + error.what());
+  }
+}
+
+}  // namespace atm

@@ -1,0 +1,80 @@
+#include "preprocess.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+namespace atm {
+namespace {
+
+// Python's round: halves go to the even neighbour, as nearbyint does by default.
+std::int64_t rounded(double x) { return static_cast<std::int64_t>(std::nearbyint(x)); }
+
+struct Size {
+  std::size_t width, height;
+};
+
+std::size_t at_least_one(std::int64_t n) { return static_cast<std::size_t>(std::max<std::int64_t>(n, 1)); }
+
+// Width and height after the resize, with the rounding of torchvision's and timm's rules.
+Size resized(const Picture& picture, const Preprocessing& how) {
+  if (how.squash) return {how.cover_width, how.cover_height};
+  const auto width = static_cast<double>(picture.width);
+  const auto height = static_cast<double>(picture.height);
+  const auto cover_w = static_cast<double>(how.cover_width);
+  const auto cover_h = static_cast<double>(how.cover_height);
+  if (how.cover_height == how.cover_width) {
+    if (picture.width <= picture.height) {
+      return {how.cover_width, at_least_one(static_cast<std::int64_t>(cover_w * height / width))};
+    }
+    return {at_least_one(static_cast<std::int64_t>(cover_h * width / height)), how.cover_height};
+  }
+  const double ratio = std::min(height / cover_h, width / cover_w);
+  return {at_least_one(rounded(width / ratio)), at_least_one(rounded(height / ratio))};
+}
+
+}  // namespace
+
+Bytes crop(const Picture& picture, const Preprocessing& how) {
+  if (picture.width == 0 || picture.height == 0 ||
+      picture.rgb.size() / 3 / picture.width != picture.height) {
+    throw Error(ATM_IMAGE, "a picture's bytes do not fit its width and height");
+  }
+  const Size size = resized(picture, how);
+  if (size.width > kMostPixels / size.height) {
+    throw Error(ATM_IMAGE, "the image is too long and thin to be resized");
+  }
+  const Picture whole = resize(picture, size.width, size.height, how.interpolation);
+  const auto from_top = static_cast<double>(whole.height) - static_cast<double>(how.height);
+  const auto from_left = static_cast<double>(whole.width) - static_cast<double>(how.width);
+  const std::int64_t top = rounded(from_top / 2), left = rounded(from_left / 2);
+  Bytes pixels(how.height * how.width * 3, 0);  // black beyond the picture, as in Pillow
+  for (std::size_t y = 0; y < how.height; ++y) {
+    const std::int64_t row = top + static_cast<std::int64_t>(y);
+    if (row < 0 || row >= static_cast<std::int64_t>(whole.height)) continue;
+    const std::int64_t begin = std::max<std::int64_t>(left, 0);
+    const std::int64_t end = std::min(left + static_cast<std::int64_t>(how.width),
+                                      static_cast<std::int64_t>(whole.width));
+    const auto line = whole.rgb.begin() + row * static_cast<std::int64_t>(whole.width) * 3;
+    const auto to = pixels.begin() + (static_cast<std::int64_t>(y * how.width) + begin - left) * 3;
+    if (begin < end) std::copy(line + begin * 3, line + end * 3, to);
+  }
+  return pixels;
+}
+
+std::vector<float> normalize(const std::uint8_t* pixels, std::size_t images,
+                             const Preprocessing& how) {
+  const std::size_t area = how.height * how.width;
+  std::vector<float> image(images * area * 3);
+  for (std::size_t i = 0; i < images; ++i) {
+    for (std::size_t c = 0; c < 3; ++c) {
+      const std::uint8_t* from = pixels + i * area * 3 + c;
+      float* to = image.data() + (i * 3 + c) * area;
+      for (std::size_t p = 0; p < area; ++p) {
+        to[p] = (static_cast<float>(from[3 * p]) / 255.0f - how.mean[c]) / how.deviation[c];
+      }
+    }
+  }
+  return image;
+}
+
+}  // namespace atm

@@ -1,0 +1,80 @@
+// A run folder, trusted only when every byte is what the export wrote (as atm_export/runfolder.py).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "atm_runtime/atm_runtime.hpp"
+
+namespace atm {
+
+using Bytes = std::vector<std::uint8_t>;
+
+// Input size, resize rule and normalisation, as atm_export/preprocess.py.
+struct Preprocessing {
+  std::size_t height = 0, width = 0;                // of the graph's input
+  std::size_t cover_height = 0, cover_width = 0;    // before the crop
+  std::string interpolation;                        // bicubic, bilinear, lanczos, nearest
+  bool squash = false;                              // both sides, aspect ratio not kept
+  float mean[3] = {0, 0, 0}, deviation[3] = {1, 1, 1};
+};
+
+struct Golden {
+  std::string file;
+  double logits = 0, picture_logits = 0, grey_levels = 0;  // what may differ
+};
+
+struct EngineFacts {
+  std::string flavor, tensorrt;  // tensorrt or rtx; the version, four numbers
+  std::vector<int> sms;
+  bool any_version = false, any_gpu = false;  // built compatible
+  bool fits_source = false;                   // built from a graph of this folder
+  double cosine = 0;                          // least cosine of logits with PyTorch's
+};
+
+// What the manifest says, in the types that the runtime uses.
+struct Facts {
+  std::string policy;
+  std::string input;
+  bool uint8 = false;
+  std::size_t classes = 0;
+  Preprocessing preprocessing;
+  std::vector<std::string> labels;  // empty: none known
+  bool has_golden = false;
+  Golden golden;
+  std::map<std::string, EngineFacts> engines;
+};
+
+struct FileFacts {
+  std::uint64_t bytes = 0;
+  std::string sha256;
+};
+
+struct Manifest {
+  Facts facts;
+  std::map<std::string, FileFacts> files;
+  bool proven = false;
+};
+
+// Parse and check a manifest's bytes: seal, format, and everything that Facts holds.
+Manifest manifest_from(const Bytes& data, const std::string& path);
+
+Bytes read_file(const std::string& path, atm_status missing);
+
+class Run {
+ public:
+  Run(const std::string& folder, bool allow_unproven);
+  const Facts& facts() const { return manifest_.facts; }
+  const std::string& folder() const { return folder_; }
+  // A listed file's bytes, hashed as read: what is checked is what is used.
+  Bytes read(const std::string& name) const;
+
+ private:
+  std::string folder_;
+  Manifest manifest_;
+};
+
+}  // namespace atm

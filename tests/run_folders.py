@@ -1,0 +1,77 @@
+"""Run folders for the tests of what comes after an export: written as `pipeline` writes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from atm_export import pipeline
+from atm_export.artifacts import WorkFolder, working
+from atm_export.config import RunConfig
+from atm_export.evaluate.images import ImageSet
+from atm_export.evaluate.insight import study
+from atm_export.model.backbone import LoadedModel
+from atm_export.model.schedule import MergePlan, plan_merges
+from atm_export.model.zoo import load_model
+from atm_export.preprocess import Preprocessing
+from atm_export.resolve import Choice, resolve
+from atm_export.validate.ladder import LadderResult
+from tests.exports import VARIANTS, exported
+from tests.shared_data import shared
+from tests.tiny import MEAN, SIZE, STD
+
+LABELS = ("no", "one", "two", 'th"ree', "four", "five", "six")
+
+
+def tiny_run(out: Path, variant: str, merge: str = "adaptive") -> Path:
+    """A run of one of the tiny models, 48 x 48, 7 classes; its parity is tested elsewhere."""
+    made = exported(variant)
+    config = resolve(Choice(model="demo", merge=merge, uint8_input=VARIANTS[variant].uint8))
+    how = Preprocessing((SIZE, SIZE), 0.9, "bicubic", MEAN, STD)
+    digest = {"source": "random", "sha256": "0" * 64, "meaningless_accuracy": True}
+    model = LoadedModel("tiny", made.backbone, how, digest, LABELS)
+    with working(out, "key") as work:
+        _write(config, model, made.plan, made.shipped, work, out)
+    return out
+
+
+def real_run(out: Path, **options: Any) -> Path:
+    """A run of a real model (`Choice`'s options), without the ladder and the measurements."""
+    config = resolve(Choice(**options))
+    model = load_model(config.model)
+    plan = plan_merges(
+        config.method,
+        len(model.backbone.parts()),
+        pooled=model.backbone.pooled,
+        proportional=model.backbone.proportional,
+    )
+    with working(out, "key") as work:
+        _, shipped = pipeline._translate(config, model, plan, work, lambda text: None)
+        _write(config, model, plan, shipped, work, out)
+    return out
+
+
+def _write(
+    config: RunConfig,
+    model: LoadedModel,
+    plan: MergePlan,
+    shipped: onnx.ModelProto,
+    work: WorkFolder,
+    out: Path,
+) -> None:
+    """The pipeline's end, on noise and with nothing compared."""
+    size = model.backbone.image_size
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
+    images = ImageSet(pixels, "noise")
+    report = pipeline._report(config, model, plan, images, LadderResult((), ()))
+    report |= study(model.backbone, plan, pipeline._batches(model, pixels, 2)[0])[0]
+    pipeline._write(config, model, plan, shipped, report, "", work, out)
+
+
+def deit_t_run(out: Path) -> Path:
+    """DeiT-T with real weights; skips where they are absent."""
+    weights = shared("data", "weights", "deit_tiny_patch16_224.safetensors")
+    return real_run(out, model="deit_t", weights=str(weights))

@@ -1,0 +1,191 @@
+"""The C++ runtime, built by tools/check_cpp.sh: Python's answers, and no trust misplaced."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from atm_export.model.reference import run_reference
+from atm_export.model.schedule import MergePlan
+from atm_export.model.vit import TimmBackbone
+from atm_export.preprocess import Preprocessing, crop, normalize
+from atm_export.runtime import load
+from atm_export.runtime.session import Session
+from atm_export.validate.again import _rebuilt
+from atm_export.validate.golden import scene
+from tests.run_folders import LABELS, deit_t_run, tiny_run
+from tests.shared_data import sample_images
+from tests.tiny import MEAN, STD
+
+BUILD = os.environ.get("ATM_CPP_BUILD")
+pytestmark = pytest.mark.skipif(BUILD is None, reason="run by tools/check_cpp.sh, which builds it")
+FUZZ_SECONDS = 60
+REFUSED = range(11, 20)
+
+
+def call(name: str, *arguments: object, kind: str = "plain") -> subprocess.CompletedProcess[bytes]:
+    """One of the built programs."""
+    program = Path(str(BUILD)) / kind / f"atm_{name}"
+    return subprocess.run([program, *map(str, arguments)], capture_output=True, timeout=540)
+
+
+def logits(run: Path, mode: str, *files: object) -> np.ndarray:
+    done = call("logits", run, mode, *files)
+    assert done.returncode == 0, done.stderr.decode()
+    return np.frombuffer(done.stdout, np.float32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fuzzing(demo_folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Runs beside the other tests; its outcome is asked for at the end."""
+    if BUILD is None:
+        pytest.skip("not built")
+    program = [Path(BUILD) / "sanitized" / "atm_fuzz", demo_folder, str(FUZZ_SECONDS), "7"]
+    process = subprocess.Popen(
+        ["nice", "-n", "5", *program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    yield process
+    process.kill()
+
+
+@pytest.fixture(scope="module")
+def jpegs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Files of odd sizes, colours and encodings."""
+    folder = tmp_path_factory.mktemp("jpegs")
+    kinds = [
+        ((300, 200), "RGB", {"quality": 90}),
+        ((201, 333), "RGB", {"quality": 40, "progressive": True}),
+        ((97, 31), "L", {"quality": 80}),
+        ((64, 64), "CMYK", {"quality": 95}),
+        ((56, 56), "RGB", {"quality": 100, "subsampling": 0}),
+        ((1, 1), "RGB", {"quality": 90}),
+        ((700, 5), "RGB", {"quality": 90, "subsampling": 1}),
+        ((33, 900), "RGB", {"quality": 75, "optimize": True}),
+    ]
+    paths = []
+    for i, (size, mode, options) in enumerate(kinds):
+        paths.append(folder / f"{i}.jpg")
+        scene(size, i).convert(mode).save(paths[-1], **options)
+    return paths
+
+
+def test_golden_vectors_hold_through_the_c_boundary(demo_folder: Path, uint8_folder: Path) -> None:
+    for run in (demo_folder, uint8_folder):
+        for kind in ("plain", "sanitized"):
+            done = call("self_test", run, kind=kind)
+            assert done.returncode == 0, done.stderr.decode()
+
+
+def test_pictures_and_answers_equal_pythons(demo_folder: Path, jpegs: list[Path]) -> None:
+    session = load(demo_folder)
+    ours = np.concatenate([session.prepare(path) for path in jpegs])
+    theirs = logits(demo_folder, "pixels", *jpegs).reshape(ours.shape)
+    assert np.abs(theirs - ours).max() * 0.5 * 255 <= 1 + 1e-3, "grey levels"
+    assert_same(session, demo_folder, jpegs)
+
+
+def assert_same(session: Session, run: Path, files: list[Path]) -> None:
+    ours = session.predict(files, batch_size=1)
+    theirs = logits(run, "jpeg", *files).reshape(ours.shape)
+    assert np.abs(theirs - ours).max() < 1e-3
+    assert (theirs.argmax(axis=1) == ours.argmax(axis=1)).all()
+
+
+@pytest.mark.parametrize("mode", ["center", "squash"])
+@pytest.mark.parametrize("filters", ["bicubic", "bilinear", "lanczos", "nearest"])
+def test_every_resize_rule_equals_pillows(
+    uint8_folder: Path, jpegs: list[Path], tmp_path: Path, filters: str, mode: str
+) -> None:
+    from tests.test_verify import reseal
+
+    run = Path(shutil.copytree(uint8_folder, tmp_path / "run"))
+    how = Preprocessing((48, 48), 0.9, filters, MEAN, STD, mode)
+    reseal(run, preprocessing=how.facts(), golden=None)
+    done = call("logits", run, "pixels", *jpegs)
+    assert done.returncode == 0, done.stderr.decode()
+    theirs = np.frombuffer(done.stdout, np.uint8).reshape(-1, 48, 48, 3)
+    ours = np.stack([crop(Image.open(path), how) for path in jpegs])
+    assert np.abs(theirs.astype(int) - ours).max() <= 1
+
+
+def test_classify_prints_labels(uint8_folder: Path, jpegs: list[Path]) -> None:
+    done = call("classify", "--run", uint8_folder, "--top", 3, jpegs[0])
+    best = [label.name for label in load(uint8_folder).classify(jpegs[0], 3)[0]]
+    text = done.stdout.decode()
+    assert done.returncode == 0 and all(name in LABELS for name in best)
+    assert [line.split("%  ")[1] for line in text.splitlines()[1:]] == best
+    assert call("classify").returncode == 2
+    assert call("classify", "--run", uint8_folder, "absent.jpg").returncode == 20
+    assert call("classify", "--run", uint8_folder, "--engine", "x", jpegs[0]).returncode == 21
+
+
+def test_one_flipped_byte_anywhere_is_refused(uint8_folder: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(uint8_folder, tmp_path / "run"))
+    generator = random.Random(1)
+    for file in sorted(run.iterdir()):
+        whole = file.read_bytes()
+        for _ in range(12):
+            broken = bytearray(whole)
+            broken[generator.randrange(len(whole))] ^= 1 << generator.randrange(8)
+            file.write_bytes(broken)
+            assert call("self_test", run).returncode in REFUSED
+        file.write_bytes(whole)
+    assert call("self_test", run).returncode == 0
+    (run / "config.yaml").unlink()
+    assert call("self_test", run).returncode == 14
+    assert call("self_test", tmp_path).returncode == 11
+
+
+def test_8_threads_of_1000_requests_equal_one_thread(uint8_folder: Path) -> None:
+    done = call("stress", uint8_folder, 8, 1000)
+    assert done.returncode == 0, (done.stdout + done.stderr).decode()
+    assert b" 0 wrong" in done.stdout
+
+
+def eager(model: object, plan: MergePlan, image: np.ndarray) -> np.ndarray:
+    backbone: TimmBackbone = model.backbone  # type: ignore[attr-defined]
+    return run_reference(backbone, plan, torch.from_numpy(image)).logits.numpy()
+
+
+@pytest.mark.slow
+def test_python_cpp_and_eager_agree_on_100_images(tmp_path: Path, all_cores: None) -> None:
+    """The same top-1; logits within 1e-3 from the JPEG file on, 1e-4 from the same tensor on."""
+    run = deit_t_run(tmp_path / "deit_t")
+    session = load(run)
+    model, plan = _rebuilt(session.manifest)
+    files = sample_images(step=5)
+    pixels = [crop(Image.open(path), model.preprocessing)[None] for path in files]
+    tensor = np.concatenate([normalize(pixel, model.preprocessing) for pixel in pixels])
+    reference = np.concatenate([eager(model, plan, image[None]) for image in tensor])
+    (tmp_path / "tensor").write_bytes(tensor.tobytes())
+    python = session.predict(files, batch_size=1)
+    same = np.concatenate([session.run(image[None])["logits"] for image in tensor])
+    cpp = logits(run, "jpeg", *files).reshape(reference.shape)
+    cpp_same = logits(run, "tensor", tmp_path / "tensor").reshape(reference.shape)
+    assert len(files) == 100
+    for answers, allowed in ((python, 1e-3), (cpp, 1e-3), (same, 1e-4), (cpp_same, 1e-4)):
+        assert np.abs(answers - reference).max() < allowed
+        assert (answers.argmax(axis=1) == reference.argmax(axis=1)).all()
+
+
+@pytest.mark.slow
+def test_the_per_image_policy_answers_alike_in_any_batch(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "run", "per image", merge="per-image")
+    assert call("self_test", run).returncode == 0
+
+
+def test_a_minute_of_fuzzing_found_nothing(fuzzing: subprocess.Popen[str]) -> None:
+    out, _ = fuzzing.communicate(timeout=FUZZ_SECONDS + 120)
+    assert fuzzing.returncode == 0, out[-4000:]
+    refused = {line.split(":")[0]: int(line.split()[-4]) for line in out.strip().splitlines()}
+    assert set(refused) == {"manifests", "golden files", "images", "models"}
+    assert all(count > 10 for count in refused.values()), out

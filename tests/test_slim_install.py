@@ -1,0 +1,38 @@
+"""The slim install, for real: a new virtual environment that has neither torch nor timm."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CODE = """
+import importlib.util, sys
+for name in ('torch', 'timm', 'onnx', 'pydantic'):
+    assert importlib.util.find_spec(name) is None, name
+from PIL import Image
+from atm_export.runtime import load
+session = load(sys.argv[1])
+print(session.classify(Image.new('RGB', (80, 60)), 1)[0][0].name, session.about)
+"""
+
+
+@pytest.mark.slow
+def test_without_dependencies_of_the_exporter_it_answers(demo_folder: Path, tmp_path: Path) -> None:
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    try:
+        subprocess.run([*pip, "--no-deps", str(ROOT)], check=True, timeout=300)
+        subprocess.run([*pip, "onnxruntime", "numpy", "pillow"], check=True, timeout=300)
+    except subprocess.SubprocessError as error:
+        pytest.skip(f"no package registry: {error}")
+    run = str(demo_folder)
+    done = subprocess.run([str(python), "-c", CODE, run], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    verify = [str(python), "-m", "atm_export.runtime", "verify", run]
+    done = subprocess.run(verify, capture_output=True, text=True)
+    assert done.returncode == 0 and "logits of a JPEG file" in done.stdout, done.stderr

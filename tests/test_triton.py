@@ -1,0 +1,169 @@
+"""Model repositories, read back by Triton's own protobuf and held against rules."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from google.protobuf import text_format
+
+from atm_export import errors
+from atm_export.cli import main
+from atm_export.runfolder import MANIFEST, sealed
+from atm_export.tensors import read_tensors
+from atm_export.triton import write_repository
+from tests.test_verify import reseal
+
+
+def protobuf() -> Any:
+    """tritonclient's model_config_pb2, without the gRPC that its package imports."""
+    found = importlib.util.find_spec("tritonclient")
+    assert found is not None and found.submodule_search_locations
+    path = Path(found.submodule_search_locations[0]) / "grpc" / "model_config_pb2.py"
+    spec = importlib.util.spec_from_file_location("model_config_pb2", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+PB = protobuf()
+
+
+def parsed(folder: Path) -> Any:
+    text = (folder / "config.pbtxt").read_text(encoding="utf-8")
+    return text_format.Parse(text, PB.ModelConfig())
+
+
+def check_rules(folder: Path, config: Any) -> None:
+    """What Triton asks of a model's folder."""
+    assert config.name == folder.name
+    assert config.backend in ("onnxruntime", "tensorrt") and not config.platform
+    assert (folder / "1" / config.default_model_filename).is_file()
+    suffix = {"onnxruntime": ".onnx", "tensorrt": ".plan"}[config.backend]
+    assert config.default_model_filename == f"model{suffix}"
+    assert config.max_batch_size > 0
+    for tensor in (*config.input, *config.output):
+        assert tensor.data_type != PB.TYPE_INVALID and tensor.dims
+        assert all(dim > 0 for dim in tensor.dims), "the batch axis is left out, others are fixed"
+    assert len(config.input) == 1 and config.output[0].name == "logits"
+    labels = (folder / config.output[0].label_filename).read_text("utf-8").splitlines()
+    assert len(labels) == config.output[0].dims[0]
+    preferred = list(config.dynamic_batching.preferred_batch_size)
+    assert preferred == sorted(preferred) and preferred[-1] <= config.max_batch_size
+    assert config.dynamic_batching.max_queue_delay_microseconds > 0
+    kind = PB.ModelInstanceGroup.KIND_GPU if config.backend == "tensorrt" else 0
+    assert [(group.count, group.kind) for group in config.instance_group] == [(1, kind)]
+    check_warm_up(folder, config)
+    assert {path.name for path in folder.iterdir()} == {
+        "1", "config.pbtxt", "labels.txt", "warmup"
+    }  # fmt: skip
+
+
+def check_warm_up(folder: Path, config: Any) -> None:
+    (warm_up,) = config.model_warmup
+    ((name, sample),) = warm_up.inputs.items()
+    tensor = config.input[0]
+    assert name == tensor.name and sample.data_type == tensor.data_type
+    assert list(sample.dims) == list(tensor.dims) and warm_up.batch_size == 1
+    width = 1 if tensor.data_type == PB.TYPE_UINT8 else 4
+    size = (folder / "warmup" / sample.input_data_file).stat().st_size
+    assert size == width * int(np.prod(list(tensor.dims)))
+
+
+def test_the_onnx_backend(demo_folder: Path, tmp_path: Path) -> None:
+    written = write_repository(demo_folder, tmp_path, name="demo")
+    config = parsed(written.folder)
+    check_rules(written.folder, config)
+    assert config.backend == "onnxruntime"
+    assert config.parameters["atm_export_policy"].string_value == "adaptive"
+    assert "neighbours" in written.warnings[0]
+    session = onnxruntime.InferenceSession(written.folder / "1" / "model.onnx")
+    dims = tuple(config.input[0].dims)
+    image = np.frombuffer((written.folder / "warmup" / "image").read_bytes(), np.float32)
+    (logits,) = session.run(["logits"], {"image": image.reshape(1, *dims)})
+    golden = read_tensors(demo_folder / "golden.safetensors")["logits"][:1]
+    assert np.abs(logits - golden).max() < 1e-4
+    assert session.get_inputs()[0].name == config.input[0].name
+    assert session.get_inputs()[0].shape[1:] == list(dims)
+
+
+@pytest.mark.parametrize("policy", ["frozen", "per-image"])
+def test_policies_without_neighbours_do_not_warn(
+    uint8_folder: Path, tmp_path: Path, policy: str
+) -> None:
+    run = Path(shutil.copytree(uint8_folder, tmp_path / "run"))
+    method = json.loads((run / MANIFEST).read_text())["method"]
+    reseal(run, method={**method, "merge": policy})
+    written = write_repository(run, tmp_path / "models")
+    assert not written.warnings
+    config = parsed(written.folder)
+    check_rules(written.folder, config)
+    assert config.input[0].data_type == PB.TYPE_UINT8 and list(config.input[0].dims) == [48, 48, 3]
+
+
+def with_engine(run: Path, flavor: str) -> str:
+    """An engine of another machine, as an export lists it."""
+    name = f"model.fp16.{flavor}.sm90.plan"
+    (run / name).write_bytes(b"plan")
+    manifest = json.loads((run / MANIFEST).read_text())
+    manifest["files"][name] = {"bytes": 4, "sha256": hashlib.sha256(b"plan").hexdigest()}
+    tensors = {"image": {"dtype": "uint8"}, "logits": {"dtype": "float16"}}
+    entry = {"flavor": flavor, "precision": "fp16", "profiles": ["1:1:1", "2:8:24"]}
+    manifest["engines"] = {name: {**entry, "tensors": tensors}}
+    (run / MANIFEST).write_bytes(sealed(manifest))
+    return name
+
+
+def test_the_tensorrt_backend(uint8_folder: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(uint8_folder, tmp_path / "run"))
+    name = with_engine(run, "tensorrt")
+    written = write_repository(run, tmp_path / "models", engine="auto", name="deit-trt")
+    config = parsed(written.folder)
+    check_rules(written.folder, config)
+    assert config.max_batch_size == 24
+    assert list(config.dynamic_batching.preferred_batch_size) == [8, 24]
+    assert config.output[0].data_type == PB.TYPE_FP16
+    assert (written.folder / "1" / "model.plan").read_bytes() == b"plan"
+    with pytest.raises(errors.ConfigError, match=f"it has: {name}"):
+        write_repository(run, tmp_path / "models", engine="other")
+
+
+def test_rtx_engines_are_not_for_triton(uint8_folder: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(uint8_folder, tmp_path / "run"))
+    with_engine(run, "rtx")
+    with pytest.raises(errors.ConfigError, match="enterprise engines only"):
+        write_repository(run, tmp_path / "models", engine="auto")
+
+
+def test_the_command_replaces_what_was_there(
+    uint8_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = tmp_path / "models"
+    for _ in range(2):
+        assert main(["triton", str(uint8_folder), "--triton-repo", str(models)]) == 0
+        (models / uint8_folder.name / "1" / "stale").write_bytes(b"")
+    assert main(["triton", str(uint8_folder), "--triton-repo", str(models)]) == 0
+    assert [path.name for path in models.iterdir()] == [uint8_folder.name]
+    assert not (models / uint8_folder.name / "1" / "stale").exists()
+    assert "neighbours" in capsys.readouterr().err
+    assert main(["triton", str(tmp_path), "--triton-repo", str(models)]) == 10
+
+
+def test_outputs_without_a_batch_axis_are_not_served(uint8_folder: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(uint8_folder, tmp_path / "run"))
+    interface = json.loads((run / MANIFEST).read_text())["interface"]
+    interface["outputs"]["tokens_per_block"] = {"shape": [2], "dtype": "int64"}
+    interface["outputs"]["patch_to_token"] = {"shape": ["batch", 36], "dtype": "int64"}
+    reseal(run, interface=interface)
+    written = write_repository(run, tmp_path / "models")
+    config = parsed(written.folder)
+    assert [output.name for output in config.output] == ["logits", "patch_to_token"]
+    assert "# Not served: tokens_per_block" in (written.folder / "config.pbtxt").read_text()

@@ -1,0 +1,189 @@
+"""`verify`: zero only when every byte and every golden vector holds."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from atm_export import errors
+from atm_export.cli import main
+from atm_export.runfolder import MANIFEST, Run, load_manifest, open_run, sealed
+from atm_export.runtime import Session, check_golden, load
+from atm_export.runtime.__main__ import main as slim
+from atm_export.runtime.engines import Here, check_engine, open_engine, pick_engine
+from atm_export.tensors import packed, read_tensors
+
+ENGINE = "model.fp16.rtx.sm89.plan"
+HERE = Here("rtx", "1.7.1.116", 89)
+
+
+@pytest.fixture
+def run(uint8_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(uint8_folder, tmp_path / "run"))
+
+
+def reseal(run: Path, **changes: object) -> None:
+    """Write the manifest anew, its hashes true, as an export would have."""
+    import hashlib
+
+    manifest = {**json.loads((run / MANIFEST).read_text()), **changes}
+    manifest["files"] = {
+        name: {
+            "bytes": (run / name).stat().st_size,
+            "sha256": hashlib.sha256((run / name).read_bytes()).hexdigest(),
+        }
+        for name in manifest["files"]
+    }
+    (run / MANIFEST).write_bytes(sealed(manifest))
+
+
+def test_a_whole_run_is_verified(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    assert main(["verify", str(run)]) == 0
+    text = capsys.readouterr().out
+    assert "5 files and the manifest's seal hold" in text and "verified 1 run folder" in text
+    assert slim(["verify", str(run), "--providers", "cpu"]) == 0
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
+    assert main(["verify"]) == errors.ConfigError.exit_code
+
+
+def test_one_flipped_byte_anywhere_is_refused_by_load_and_verify(run: Path) -> None:
+    generator = random.Random(0)
+    for file in sorted(run.iterdir()):
+        whole = file.read_bytes()
+        for _ in range(25):
+            broken = bytearray(whole)
+            broken[generator.randrange(len(whole))] ^= 1 << generator.randrange(8)
+            file.write_bytes(broken)
+            with pytest.raises(errors.RunFolderError):
+                load(run)
+            assert main(["verify", str(run)]) == 10
+            assert slim(["verify", str(run)]) == 10
+        file.write_bytes(whole)
+    assert main(["verify", str(run)]) == 0
+
+
+def test_golden_numbers_that_do_not_hold_are_refused(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run / "golden.safetensors"
+    for name in ("logits", "batch_logits", "picture_logits", "picture_pixels"):
+        arrays = dict(read_tensors(path))
+        whole = path.read_bytes()
+        step = 2 if name == "picture_pixels" else np.float32(0.01)
+        arrays[name] = arrays[name] + arrays[name].dtype.type(step)
+        path.write_bytes(packed(arrays))
+        reseal(run)
+        assert main(["verify", str(run)]) == errors.ParityError.exit_code, name
+        if name == "logits":
+            with pytest.raises(errors.GoldenMismatchError, match="does not compute"):
+                load(run)
+            load(run, warm_up=False)
+        path.write_bytes(whole)
+        reseal(run)
+    assert "differs by 0.01" in capsys.readouterr().err
+    assert main(["verify", str(run)]) == 0
+
+
+def test_a_run_without_golden_vectors_cannot_be_verified(run: Path) -> None:
+    reseal(run, golden=None)
+    load(run)
+    assert main(["verify", str(run)]) == errors.RunFolderError.exit_code
+
+
+def test_another_opset_and_unproven_runs_have_their_own_errors(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reseal(run, status="unproven")
+    with pytest.raises(errors.UnprovenError):
+        load(run)
+    load(run, allow_unproven=True)
+    reseal(run, status="proven")
+    monkeypatch.setattr("onnxruntime.__version__", "1.16.3")
+    with pytest.raises(errors.RuntimeVersionError):
+        load(run)
+
+
+def with_engine(run: Path, **facts: object) -> Run:
+    manifest = dict(load_manifest(run))
+    source = {"file": "model.onnx", "sha256": manifest["files"]["model.onnx"]["sha256"]}
+    entry = {"flavor": "rtx", "tensorrt": "1.7.1.116", "sms": [86, 89], "source": source, **facts}
+    manifest["engines"] = {ENGINE: entry}
+    manifest["files"] = {**manifest["files"], ENGINE: {"bytes": 1, "sha256": "0" * 64}}
+    return Run(run, manifest)
+
+
+def test_engines_are_checked_before_they_are_opened(run: Path) -> None:
+    assert check_engine(with_engine(run), ENGINE, HERE)["flavor"] == "rtx"
+    assert pick_engine(with_engine(run), HERE) == ENGINE
+    other = {"file": "model.onnx", "sha256": "1" * 64}
+    for facts, error, message in (
+        ({"flavor": "tensorrt"}, errors.EngineMismatchError, "flavor tensorrt, this is rtx"),
+        ({"sms": [86]}, errors.EngineMismatchError, "SM 86, this GPU is SM 89"),
+        ({"tensorrt": "1.6.0.1"}, errors.EngineVersionError, r"1\.7\.1\.116 is installed"),
+        ({"source": other}, errors.EngineMismatchError, "another model"),
+    ):
+        with pytest.raises(error, match=message):
+            check_engine(with_engine(run, **facts), ENGINE, HERE)
+    with pytest.raises(errors.MissingFileError, match="has no engine"):
+        check_engine(open_run(run), "x.plan", HERE)
+    with pytest.raises(errors.EngineMismatchError, match="none was built"):
+        pick_engine(open_run(run), HERE)
+
+
+def test_compatible_engines_run_elsewhere(run: Path) -> None:
+    for settings, here in (
+        ({"version_compatible": True}, Here("rtx", "1.9.0.1", 89)),
+        ({"hardware_compatible": True}, Here("rtx", "1.7.1.116", 120)),
+    ):
+        check_engine(with_engine(run, settings=settings), ENGINE, here)
+        with pytest.raises(errors.EngineMismatchError):
+            check_engine(with_engine(run), ENGINE, here)
+
+
+class HalfAnswers:
+    """A backend that answers like an FP16 engine."""
+
+    about, providers = "TensorRT rtx", ("TensorRT rtx",)
+    facts: ClassVar = {"validation": {"tolerance": {"min_cosine_logits": 0.995}}}
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        return {"logits": self.session.run(image)["logits"] * np.float32(1.01)}
+
+
+def test_engines_are_judged_by_their_precision(run: Path) -> None:
+    exact = load(run)
+    half = Session(exact.run_folder, HalfAnswers(exact))
+    assert half.engine is not None and all(finding.ok for finding in check_golden(half))
+    HalfAnswers.facts["validation"]["tolerance"]["min_cosine_logits"] = 1.1
+    assert not all(finding.ok for finding in check_golden(half))
+
+
+def test_engines_without_tensorrt_name_the_extra(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "atm_export.backends.tensorrt.api", None)
+    with pytest.raises(errors.MissingDependencyError, match="trt"):
+        open_engine(open_run(run), "auto")
+
+
+def test_the_slim_command_labels_images(
+    demo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (30, 30)).save(tmp_path / "a.png")
+    assert slim(["classify", str(demo_folder), str(tmp_path / "a.png"), "--top-k", "2"]) == 0
+    assert capsys.readouterr().out.count("%") == 2
+    assert slim(["classify", str(demo_folder), "absent.png"]) == errors.DataError.exit_code
