@@ -160,8 +160,7 @@ def _with_engines(
         policy=_policy(plan),
     )
     entries = add_engines(outcome.out, source, settings, progress)
-    add_results(outcome.out, {})
-    manifest = artifacts.read_manifest(outcome.out) or outcome.manifest
+    manifest = add_results(outcome.out, {})  # the report now shows the engines
     return replace(outcome, report={**outcome.report, "engines": entries}, manifest=manifest)
 
 

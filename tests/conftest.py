@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -29,13 +28,6 @@ def _no_shared_pool(*_: int) -> None:
 
 
 import onnxruntime  # noqa: E402
-import torch.onnx._internal.exporter._registration as torch_registration  # noqa: E402
-
-# torch parses its 500 translations anew for every export, which is a third of the time; tests that
-# export hundreds of pieces do it once. Private: where a version lacks it, tests are slower.
-if hasattr(torch_registration, "onnxscript_apis"):
-    apis = torch_registration.onnxscript_apis
-    apis.get_torchlib_ops = cache(apis.get_torchlib_ops)
 
 onnxruntime.set_global_thread_pool_sizes = _no_shared_pool
 

@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from atm_export.graph import translations, translations_ragged
+from atm_export.graph.once import parsed_once
 from atm_export.model.backbone import Backbone
 from atm_export.model.schedule import MergePlan
 from atm_export.rewrite.twin import Merge, Twin, TwinBlock
@@ -248,7 +249,7 @@ def _translate(
     level = quiet.level
     quiet.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), parsed_once():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 piece.eval(),
