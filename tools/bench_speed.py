@@ -71,7 +71,7 @@ from atm_export.evaluate.images import load_images
 from atm_export.graph.assemble import onnx_from_model
 from atm_export.graph.optimize import optimize, with_outputs
 from atm_export.model.backbone import LoadedModel
-from atm_export.model.calibrate import measured_r, paper_r
+from atm_export.model.calibrate import frozen_gmacs, measured_r, paper_r
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.reference import run_reference
 from atm_export.model.schedule import MergePlan, plan_merges
@@ -245,6 +245,8 @@ def gmacs_at(subject: Subject, name: str, batch: int, rounds: int) -> float:
     backbone, plan, feeds = subject.model.backbone, subject.plans[name], subject.feeds[batch]
     if not plan.merges:
         return unmerged_gmacs(backbone)
+    if not plan.adaptive:
+        return frozen_gmacs(backbone, plan, [block.r or 0 if block else 0 for block in plan.blocks])
     spent = [
         float(trace_gmacs(backbone, run_reference(backbone, plan, torch.from_numpy(feed))).mean())
         for feed in feeds
