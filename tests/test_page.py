@@ -74,6 +74,8 @@ def test_results_are_added_to_the_page(run_copy: Path, digits: Path) -> None:
     assert "Not measured yet" in before
     arguments = ["--imagenet", str(digits), "--batch", "20", "--workers", "0"]
     assert main(["evaluate", str(run_copy), *arguments]) == 0
+    eager = ["--runner", "eager", "--no-unmerged", "--limit", "20"]
+    assert main(["evaluate", str(run_copy), *arguments, *eager]) == 0
     html = html_of(run_copy)
     facts = json.loads((run_copy / "evaluation-onnxruntime.json").read_text())
     assert f"{facts['top1']['percent']:.2f} % ({facts['top1']['low']:.1f} to" in html

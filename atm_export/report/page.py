@@ -55,7 +55,7 @@ def page(
             method=manifest["method"],
             preset=preset,
             paper=manifest["config"]["model"]["config"]["paper"],
-            evaluations=[(facts, evaluation_lines(facts)) for facts in evaluations],
+            evaluations=[({"unmerged": {}, **f}, evaluation_lines(f)) for f in evaluations],
             charts={name: Markup(svg) for name, svg in charts},
             pictures=Markup(PICTURES[0] + pictures + PICTURES[1]),
             bench=bench,
