@@ -71,7 +71,7 @@ def kept_pictures(html: str) -> str:
 
 
 def picture_section(pictures: Sequence[Mapping[str, Any]], sorted_by_tokens: bool) -> str:
-    """Figures for `page`; each picture: name, tokens, patches, gflops, plain and drawn (URLs)."""
+    """Figures for `page`; each picture: name, tokens, whole, gflops, plain and drawn (URLs)."""
     template = _environment().get_template("pictures.html.j2")
     return template.render(pictures=pictures, sorted_by_tokens=sorted_by_tokens)
 
