@@ -115,6 +115,7 @@ def _export(
             images.names,
             fate,
             model.backbone.grid,
+            model.backbone.prefix,
             decided_per_image=plan.adaptive,
         )
         manifest = _write(config, model, plan, shipped, report, pictures, work, out)

@@ -125,6 +125,7 @@ VARIANTS = {
     "alike": Variant({"positions": False, "depth": 3}, _merge_alike),
     "uint8": Variant({"depth": 2}, uint8=True),
     "unmerged": Variant({}, no_merges),
+    "unmerged, opset 23": Variant({"depth": 2}, no_merges, opset=23),
 }
 
 

@@ -14,6 +14,9 @@ import pytest
 from atm_export.backends.runner import Array
 from atm_export.cli import main
 from atm_export.evaluate.bench import interleaved, median_interval, recommend, row_of
+from atm_export.evaluate.candidates import candidates
+from atm_export.evaluate.subject import load_subject
+from atm_export.runfolder import open_run
 
 
 class Recorder:
@@ -89,12 +92,12 @@ def test_bench_ends_with_a_recommendation_and_one_json_line(
 ) -> None:
     arguments = ["--images", str(digits), "--batches", "2", "--rounds", "2", "--no-policies"]
     backends = ["--backends", "onnxruntime,eager,tensorrt"]
-    assert main(["bench", str(run_copy), *arguments, *backends, "--against", "tome:8"]) == 0
+    assert main(["bench", str(run_copy), *arguments, *backends]) == 0
     lines = capsys.readouterr().out.splitlines()
     facts = json.loads(lines[-1])
     assert lines[-2] == facts["recommendation"]
     measured = {(row["backend"], row["candidate"]) for row in facts["rows"]}
-    names = ("unmerged", "adaptive", "tome:8")
+    names = ("unmerged", "adaptive")
     assert measured == {(b, c) for b in ("onnxruntime", "eager") for c in names}
     assert {row["backend"] for row in facts["missing"]} == {"tensorrt"}
     assert all("--trt" in row["reason"] for row in facts["missing"])
@@ -124,3 +127,12 @@ def test_mistakes_are_one_line(
 ) -> None:
     assert main(["bench", str(finished_run), *arguments]) == code
     assert says in capsys.readouterr().err
+
+
+def test_tome_is_planned_from_its_name(finished_run: Path) -> None:
+    subject = load_subject(open_run(finished_run))
+    pixels = np.zeros((2, 56, 56, 3), np.uint8)
+    found = candidates(subject, pixels, "tome:8", policies=True)
+    assert [c.name for c in found] == ["unmerged", "adaptive", "frozen", "per-image", "tome:8"]
+    assert [block and block.r for block in found[-1].plan.blocks] == [8] * 12
+    assert not found[2].plan.adaptive and found[3].plan.per_image

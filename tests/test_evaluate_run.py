@@ -266,3 +266,13 @@ def test_grey_images_count_like_others(run_copy: Path, tmp_path: Path) -> None:
     place = Place(str(tmp_path / "images"))
     evaluation = evaluate_run(open_run(run_copy), place, FAST)
     assert evaluation.facts["top1"]["of"] == 2
+
+
+def test_the_main_command_evaluates_too(
+    run_copy: Path, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--images", str(digits), "--trace", "--no-benchmark", "--out", str(run_copy)]
+    assert main(["demo", *arguments, "--imagenet", str(digits)]) == 0
+    printed = capsys.readouterr().out
+    assert "reused" in printed and "top1 " in printed and "agreement " in printed
+    assert facts_of(run_copy)["top1"]["of"] == 40

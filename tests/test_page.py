@@ -15,14 +15,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from atm_export.cli import main
-from atm_export.evaluate.insight import information_loss
+from atm_export.evaluate.insight import Fates, information_loss
 from atm_export.report.charts import Series, bars, lines, number
 from atm_export.report.page import kept_pictures, page
 from atm_export.report.pictures import png, regions, side_by_side
-from atm_export.report.results import add_results
+from atm_export.report.results import add_results, pictures_of
 from atm_export.runfolder import open_run
 from tests.tiny import adaptive_plan, class_token_vit, no_merges, random_images
 
@@ -74,6 +75,8 @@ def test_results_are_added_to_the_page(run_copy: Path, digits: Path) -> None:
     assert "Not measured yet" in before
     arguments = ["--imagenet", str(digits), "--batch", "20", "--workers", "0"]
     assert main(["evaluate", str(run_copy), *arguments]) == 0
+    eager = ["--runner", "eager", "--no-unmerged", "--limit", "20"]
+    assert main(["evaluate", str(run_copy), *arguments, *eager]) == 0
     html = html_of(run_copy)
     facts = json.loads((run_copy / "evaluation-onnxruntime.json").read_text())
     assert f"{facts['top1']['percent']:.2f} % ({facts['top1']['low']:.1f} to" in html
@@ -83,13 +86,19 @@ def test_results_are_added_to_the_page(run_copy: Path, digits: Path) -> None:
     assert html_of(run_copy) == html
 
 
-def test_an_unmerged_export_has_a_page(tmp_path: Path, digits: Path) -> None:
-    out = tmp_path / "run"
-    arguments = ["--method", "none", "--images", str(digits), "--no-benchmark", "--out", str(out)]
-    assert main(["demo", *arguments]) == 0
-    html = html_of(out)
+def test_a_run_that_merges_nothing_has_a_page(finished_run: Path) -> None:
+    manifest, report = open_run(finished_run).manifest, report_of(finished_run)
+    nothing = {"theta_per_block": [None] * 12, "groups_per_block": [None] * 12}
+    method = {**report["method"], "name": "none", "operating_point": None, "preset": None} | nothing
+    report.pop("information_loss")
+    report |= {"method": method, "tokens": {"mean_after_block": [197.0] * 12}}
+    blank = torch.full((2,), 197)
+    fate = Fates(blank, torch.zeros(2, 196, dtype=torch.int64), blank / 1000)
+    pixels = np.zeros((2, 56, 56, 3), np.uint8)
+    pictures = pictures_of(pixels, [], fate, (14, 14), 1, decided_per_image=False)
+    html = page({**manifest, "method": method}, report, pictures=pictures)
     assert "The unmerged model." in html and "Nothing merges" in html
-    assert "Information loss" not in html
+    assert "Information loss" not in html and "Merges in each block" not in html
 
 
 def test_charts_are_well_formed_and_told_apart_without_colour() -> None:

@@ -43,8 +43,9 @@ def count_batches(
     options: Options,
     journal: Journal,
     progress: Progress = lambda done, total: None,
-) -> float:
-    """Run every batch that the journal lacks; returns the share of time spent in the models.
+) -> dict[str, Any]:
+    """Run every batch that the journal lacks; returns the rate of this session: images/s, images/s
+    while a model ran, and the share of time that it did (1: decoding costs nothing).
 
     Batches are fixed runs of the data set's order, so that the images that share r are the same
     however often an evaluation was interrupted. Raises DataError above the limit of unreadable
@@ -53,7 +54,7 @@ def count_batches(
     total = min(len(samples), options.limit or len(samples))
     batches = _chunks(total, options.batch)
     todo = [k for k in range(len(batches)) if k not in journal.entries]
-    done = sum(len(batches[k]) for k in journal.entries)
+    done = before = sum(len(batches[k]) for k in journal.entries)
     progress(done, total)
     busy, start = 0.0, time.perf_counter()
     chosen = [batches[k] for k in todo]
@@ -65,7 +66,15 @@ def count_batches(
         _check_unreadable(journal, options, total)
         done += len(batches[k])
         progress(done, total)
-    return round(busy / max(time.perf_counter() - start, 1e-9), 4)
+    wall, count = time.perf_counter() - start, done - before
+    if not count:
+        return {"images": 0}
+    return {
+        "images": count,
+        "images_per_s": round(count / wall, 3),
+        "in_model_images_per_s": round(count / busy, 3),
+        "share_in_model": round(busy / wall, 4),
+    }
 
 
 def _chunks(total: int, size: int) -> list[range]:
@@ -129,6 +138,8 @@ def summarize(
     top5 = [five for row in rows for five in row["top5"]] if images else []
     gmacs = np.array([g for row in rows for g in row.get("gmacs", [])])
     tokens = np.array([t for row in rows for t in row.get("tokens", [])], dtype=float)
+    if not images:
+        raise DataError(f"none of {len(samples)} images can be read")
     facts: dict[str, Any] = {
         "runner": options.runner,
         "device": engine.device,

@@ -79,10 +79,10 @@ def evaluate_run(
     path = run.folder.parent / f".{run.folder.name}.evaluation-{options.runner}.jsonl"
     say(f"opening the runner {options.runner}")
     with opener(subject) as engine, journal(path, _key(subject, samples, options)) as book:
-        share = count_batches(subject, engine, samples, options, book, progress)
+        rate = count_batches(subject, engine, samples, options, book, progress)
         facts = summarize(subject, engine, samples, options, book)
         facts["data"]["place"] = Path(place.images).name
-        facts |= {"threads": threads, "model_share_of_time": share, "versions": versions()}
+        facts |= {"threads": threads, "rate": rate, "versions": versions()}
         return Evaluation(facts, predictions_csv(samples, book), path)
 
 

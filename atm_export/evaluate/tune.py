@@ -25,6 +25,7 @@ from atm_export.evaluate.objective import Known, Limits, know, score
 from atm_export.evaluate.samples import Samples, open_samples
 from atm_export.evaluate.subject import Pixels
 from atm_export.evaluate.tuning import (
+    STARTS,
     LocalWorkers,
     Search,
     Workers,
@@ -93,11 +94,12 @@ def tune(
         unseen = _known(model, pixels, right, slice(cut, None), task)
     facts = known_facts(seen)
     study = open_study(journal, _key(task, model, pixels[:cut]))
-    points = [DEFAULT_POINT.point, *(p.point for p in config.presets.values() if not p.fine_tuned)]
+    own = [p.point for p in config.presets.values() if not p.fine_tuned]
+    points = [DEFAULT_POINT.point, *own[:6], *STARTS]
     plan = Search(task.trials, task.minutes, task.split, len(model.backbone.parts()))
     workers = make_workers(model.backbone, seen, task.limits)
     say("searching")
-    first = list({json.dumps(p.model_dump()): p for p in points}.values())[:6]
+    first = list({json.dumps(p.model_dump()): p for p in points}.values())
     results = search(study, workers, facts, task.limits, plan, first, progress)
     chosen = winner(results)
     confirmed = None

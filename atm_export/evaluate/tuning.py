@@ -21,6 +21,15 @@ SPACE = {
     "beta": (0.015, 0.05),
     "theta_min": (0.8, 0.945),
 }  # the paper's grid
+STARTS = tuple(  # near-lossless rows of table A2, worth a trial on any model
+    OperatingPoint(alpha=alpha, beta=beta, theta_min=theta_min)
+    for alpha, beta, theta_min in (
+        (0.995, 0.025, 0.895),
+        (0.975, 0.025, 0.91),
+        (0.985, 0.025, 0.885),
+        (0.995, 0.02, 0.91),
+    )
+)
 
 
 class Workers(Protocol):
@@ -83,9 +92,11 @@ def open_study(path: Path, key: str) -> Any:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = JournalFileOpenLock(str(path))
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
-    sampler = optuna.samplers.TPESampler(seed=0, multivariate=True, constant_liar=True)
     study = optuna.create_study(
-        storage=storage, study_name=key, sampler=sampler, direction="minimize", load_if_exists=True
+        storage=storage, study_name=key, direction="minimize", load_if_exists=True
+    )
+    study.sampler = optuna.samplers.TPESampler(
+        seed=len(study.trials), multivariate=True, constant_liar=True
     )
     for trial in study.trials:  # a killed process left these unfinished: measure them again
         if trial.state == optuna.trial.TrialState.RUNNING:

@@ -256,7 +256,9 @@ def _translate(
                 tuple(example),
                 dynamo=True,
                 dynamic_shapes=dynamic,
-                opset_version=opset,
+                # From 23 on torch would write the Attention operator, which builders refuse in
+                # FP32; no other operator that it writes differs.
+                opset_version=min(opset, 22),
                 custom_translation_table={**translations.TABLE, **translations_ragged.TABLE},
                 optimize=False,
                 verbose=False,

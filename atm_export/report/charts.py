@@ -76,7 +76,7 @@ def bars(
             left, up = axes.at(i + 0.1 + g * width, value)
             right, down = axes.at(i + 0.1 + (g + 1) * width, 0.0)
             parts.append(
-                f'<rect class="f{g}" x="{left:.1f}" y="{up:.1f}" width="{right - left:.1f}" '
+                f'<rect class="f{g % 5}" x="{left:.1f}" y="{up:.1f}" width="{right - left:.1f}" '
                 f'height="{max(0.0, down - up):.1f}"/>'
             )
             if len(names) * len(groups) <= 16:
@@ -160,7 +160,7 @@ def _legend(names: Sequence[str], kind: str = "c") -> str:
     keys = []
     for i, name in enumerate(names):
         mark = (
-            f'<rect class="f{i % 4}" x="1" y="1" width="14" height="10"/>'
+            f'<rect class="f{i % 5}" x="1" y="1" width="14" height="10"/>'
             if kind == "f"
             else f'<path class="c{i % 4}" stroke-dasharray="{DASHES[i % 4]}" d="M0 6H22"/>'
             + _marker(11, 6, i)

@@ -39,6 +39,12 @@ def evaluation_lines(facts: Mapping[str, Any]) -> list[str]:
         f"tokens     {' '.join(f'{n:.0f}' for n in tokens['mean_after_block'])}; "
         f"from {tokens['source']}",
     ]
+    rate = facts.get("rate", {})
+    if rate.get("images"):
+        lines.append(
+            f"rate       {rate['images_per_s']:.1f} images/s; the models had "
+            f"{100 * rate['share_in_model']:.0f} % of the time"
+        )
     return lines
 
 

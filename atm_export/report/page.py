@@ -55,7 +55,7 @@ def page(
             method=manifest["method"],
             preset=preset,
             paper=manifest["config"]["model"]["config"]["paper"],
-            evaluations=[(facts, evaluation_lines(facts)) for facts in evaluations],
+            evaluations=[({"unmerged": {}, **f}, evaluation_lines(f)) for f in evaluations],
             charts={name: Markup(svg) for name, svg in charts},
             pictures=Markup(PICTURES[0] + pictures + PICTURES[1]),
             bench=bench,
@@ -71,7 +71,7 @@ def kept_pictures(html: str) -> str:
 
 
 def picture_section(pictures: Sequence[Mapping[str, Any]], sorted_by_tokens: bool) -> str:
-    """Figures for `page`; each picture: name, tokens, patches, gflops, plain and drawn (URLs)."""
+    """Figures for `page`; each picture: name, tokens, whole, gflops, plain and drawn (URLs)."""
     template = _environment().get_template("pictures.html.j2")
     return template.render(pictures=pictures, sorted_by_tokens=sorted_by_tokens)
 

@@ -37,12 +37,13 @@ def pictures_of(
     names: Sequence[str],
     fate: Fates,
     grid: tuple[int, int],
+    prefix: int,
     *,
     decided_per_image: bool,
 ) -> str:
     """The easiest and hardest images by remaining tokens, as HTML for the report."""
-    patches = grid[0] * grid[1]
-    if int(fate.tokens.min()) >= patches:
+    whole = grid[0] * grid[1] + prefix
+    if int(fate.tokens.min()) >= whole:
         return picture_section([], sorted_by_tokens=False)
     order = sorted(range(len(fate.tokens)), key=lambda i: (int(fate.tokens[i]), i))
     if not decided_per_image:
@@ -53,7 +54,7 @@ def pictures_of(
             "name": names[i] if i < len(names) else f"image {i + 1}",
             "rank": ("easy: " if k < len(shown) / 2 else "hard: ") if decided_per_image else "",
             "tokens": int(fate.tokens[i]),
-            "patches": patches,
+            "whole": whole,
             "gflops": float(fate.gmacs[i]),
             "plain": data_url(enlarged(pixels[i])),
             "drawn": data_url(regions(pixels[i], fate.maps[i].numpy(), grid)),
@@ -80,9 +81,10 @@ def add_results(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def evaluations_of(folder: Path, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every evaluation in a run folder, by runner."""
+    """Every evaluation in a run folder, by runner; those that ran the unmerged model too first."""
     names = [name for name in sorted(manifest["files"]) if name.startswith("evaluation-")]
-    return [json.loads((folder / name).read_text(encoding="utf-8")) for name in names]
+    found = [json.loads((folder / name).read_text(encoding="utf-8")) for name in names]
+    return sorted(found, key=lambda facts: "agreement" not in facts)
 
 
 def _drawn_anew(folder: Path, manifest: Mapping[str, Any]) -> bytes | None:
