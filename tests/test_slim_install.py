@@ -27,7 +27,7 @@ def test_without_dependencies_of_the_exporter_it_answers(demo_folder: Path, tmp_
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     try:
         subprocess.run([*pip, "--no-deps", str(ROOT)], check=True, timeout=300)
-        subprocess.run([*pip, "onnxruntime", "numpy", "pillow"], check=True, timeout=300)
+        subprocess.run([*pip, "onnxruntime", "numpy", "pillow", "pytest"], check=True, timeout=300)
     except subprocess.SubprocessError as error:
         pytest.skip(f"no package registry: {error}")
     run = str(demo_folder)
@@ -36,3 +36,7 @@ def test_without_dependencies_of_the_exporter_it_answers(demo_folder: Path, tmp_
     verify = [str(python), "-m", "atm_export.runtime", "verify", run]
     done = subprocess.run(verify, capture_output=True, text=True)
     assert done.returncode == 0 and "logits of a JPEG file" in done.stdout, done.stderr
+    plugin = [str(python), "-m", "pytest", "--atm-run", run, "--junitxml", "parity.xml"]
+    done = subprocess.run(plugin, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and "2 passed, 1 skipped" in done.stdout, done.stdout
+    assert (tmp_path / "parity.xml").is_file()
