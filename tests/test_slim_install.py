@@ -21,18 +21,25 @@ print(session.classify(Image.new('RGB', (80, 60)), 1)[0][0].name, session.about)
 
 
 @pytest.mark.slow
-def test_without_dependencies_of_the_exporter_it_answers(demo_folder: Path, tmp_path: Path) -> None:
+def test_without_dependencies_of_the_exporter_it_answers(
+    demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     try:
         subprocess.run([*pip, "--no-deps", str(ROOT)], check=True, timeout=300)
-        subprocess.run([*pip, "onnxruntime", "numpy", "pillow"], check=True, timeout=300)
+        subprocess.run([*pip, "onnxruntime", "numpy", "pillow", "pytest"], check=True, timeout=300)
     except subprocess.SubprocessError as error:
         pytest.skip(f"no package registry: {error}")
     run = str(demo_folder)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     done = subprocess.run([str(python), "-c", CODE, run], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     verify = [str(python), "-m", "atm_export.runtime", "verify", run]
     done = subprocess.run(verify, capture_output=True, text=True)
     assert done.returncode == 0 and "logits of a JPEG file" in done.stdout, done.stderr
+    plugin = [str(python), "-m", "pytest", "--atm-run", run, "--junitxml", "parity.xml"]
+    done = subprocess.run(plugin, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and "2 passed, 1 skipped" in done.stdout, done.stdout
+    assert (tmp_path / "parity.xml").is_file()

@@ -167,3 +167,24 @@ def test_outputs_without_a_batch_axis_are_not_served(uint8_folder: Path, tmp_pat
     config = parsed(written.folder)
     assert [output.name for output in config.output] == ["logits", "patch_to_token"]
     assert "# Not served: tokens_per_block" in (written.folder / "config.pbtxt").read_text()
+
+
+def test_the_main_command_writes_graph_and_engines(
+    uint8_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = Path(shutil.copytree(uint8_folder, tmp_path / "run"))
+    monkeypatch.setattr("atm_export.cli._run", lambda *_: 0)
+    models = str(tmp_path / "models")
+    command = ["demo", "--out", str(run), "--triton-repo", models]
+    with_engine(run, "rtx")
+    assert main(command) == 0
+    assert [path.name for path in Path(models).iterdir()] == ["run"]
+    assert "does not load model.fp16.rtx" in capsys.readouterr().err
+    with_engine(run, "tensorrt")
+    assert main(command) == 0
+    assert sorted(path.name for path in Path(models).iterdir()) == ["run", "run-trt-fp16"]
+    for folder in Path(models).iterdir():
+        check_rules(folder, parsed(folder))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,7 +20,7 @@ from atm_export.cli import main
 from atm_export.runfolder import MANIFEST, Run, load_manifest, open_run, sealed
 from atm_export.runtime import Session, check_golden, load
 from atm_export.runtime.__main__ import main as slim
-from atm_export.runtime.engines import Here, check_engine, open_engine, pick_engine
+from atm_export.runtime.engines import EngineBackend, Here, check_engine, open_engine, pick_engine
 from atm_export.tensors import packed, read_tensors
 
 ENGINE = "model.fp16.rtx.sm89.plan"
@@ -30,8 +34,6 @@ def run(uint8_folder: Path, tmp_path: Path) -> Path:
 
 def reseal(run: Path, **changes: object) -> None:
     """Write the manifest anew, its hashes true, as an export would have."""
-    import hashlib
-
     manifest = {**json.loads((run / MANIFEST).read_text()), **changes}
     manifest["files"] = {
         name: {
@@ -176,6 +178,49 @@ def test_engines_without_tensorrt_name_the_extra(
     monkeypatch.setitem(sys.modules, "atm_export.backends.tensorrt.api", None)
     with pytest.raises(errors.MissingDependencyError, match="trt"):
         open_engine(open_run(run), "auto")
+
+
+def test_engines_without_a_gpu_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atm_export.backends.tensorrt.api.gpu_sm", lambda: None)
+    with pytest.raises(errors.EngineMismatchError, match=r"none is here|no engine"):
+        load(run, engine="auto")
+
+
+class Runner:
+    """A TensorRT runner that notices when two threads use it at once."""
+
+    made: ClassVar[list[Runner]] = []
+
+    def __init__(self, plan: Path, facts: object, *, static: bool) -> None:
+        self.busy, self.static = threading.Lock(), static
+        self.made.append(self)
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        assert self.busy.acquire(blocking=False), "a runner serves one thread"
+        time.sleep(0.002)
+        self.busy.release()
+        return {"logits": image * 2}
+
+
+def test_requests_at_once_have_runners_of_their_own(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("atm_export.backends.tensorrt.runner.TensorRTRunner", Runner)
+    (run / ENGINE).write_bytes(b"plan")
+    manifest = dict(load_manifest(run))
+    digest = hashlib.sha256(b"plan").hexdigest()
+    manifest["files"] = {**manifest["files"], ENGINE: {"bytes": 4, "sha256": digest}}
+    backend = EngineBackend(Run(run, manifest), ENGINE, {"flavor": "rtx", "tensorrt": "1.7.1.116"})
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda n: backend.run(np.full(1, n)), range(200)))
+    assert [int(answer["logits"][0]) for answer in answers] == [2 * n for n in range(200)]
+    assert 1 <= len(Runner.made) <= 8
+    (run / ENGINE).write_bytes(b"plat")
+    with pytest.raises(errors.ChangedFileError):
+        EngineBackend(Run(run, manifest), ENGINE, {"flavor": "rtx", "tensorrt": "1"})
 
 
 def test_the_slim_command_labels_images(

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The checks of this project, the same locally and in CI: format, lint, types, tests.
+# The checks of this project, the same locally and in CI: format, lint, types, tests, C++.
 # Usage: tools/check.sh [pytest arguments]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,3 +7,4 @@ ruff format --check .
 ruff check .
 mypy
 pytest "$@"
+tools/check_cpp.sh -m "not slow"

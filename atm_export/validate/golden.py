@@ -7,6 +7,7 @@ where those must not.
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from atm_export.model.reference import run_reference
 from atm_export.model.schedule import MergePlan
 from atm_export.preprocess import Preprocessing, crop, normalize
 from atm_export.tensors import packed
+from atm_export.validate.follow import follow
 from atm_export.validate.margins import trace_margin
 from atm_export.validate.tolerances import FP32_LOGITS, MARGIN
 
@@ -37,11 +39,39 @@ SOURCE = "handwritten digits (CC BY 4.0) and drawn scenes"
 
 @dataclass(frozen=True)
 class Answer:
-    """What the reference makes of pixels [B, H, W, 3]: logits [B, K] and its margin (a cosine)."""
+    """What the reference makes of pixels [B, H, W, 3]: logits [B, K], the margin of its decisions
+    (a cosine), and how far these logits are from FP64 ones. file: what the pixels were read from.
+    """
 
     pixels: Pixels
     logits: NDArray[np.float32]
     margin: float
+    noise: float
+    file: bytes = b""
+
+    @property
+    def firm(self) -> bool:
+        """Whether every correct backend gives these logits within the tolerance."""
+        return self.margin >= MARGIN and self.noise <= FP32_LOGITS.logits / 2
+
+
+class Oracle:
+    """The reference, in FP32, and in FP64 to tell how well conditioned an answer is."""
+
+    def __init__(self, model: LoadedModel, plan: MergePlan) -> None:
+        self.how, self.plan = model.preprocessing, plan
+        self.backbone = model.backbone
+        self.exact = copy.deepcopy(model.backbone).double()
+
+    def answer(self, pixels: Pixels, file: bytes = b"", *, noise: bool = True) -> Answer:
+        """Run [B, H, W, 3]; noise: measure it too (B = 1)."""
+        image = torch.from_numpy(normalize(pixels, self.how))
+        trace = run_reference(self.backbone, self.plan, image)
+        margin, miss = trace_margin(trace), 0.0
+        if noise and margin >= MARGIN:
+            exact = follow(self.exact, self.plan, image.double(), trace.maps)[0].logits
+            miss = float((trace.logits.double() - exact).abs().max())
+        return Answer(pixels, trace.logits.numpy().astype(np.float32), margin, miss, file)
 
 
 def golden_vectors(model: LoadedModel, plan: MergePlan) -> tuple[bytes, dict[str, Any]]:
@@ -51,25 +81,27 @@ def golden_vectors(model: LoadedModel, plan: MergePlan) -> tuple[bytes, dict[str
     [b, K]: the first b in one batch. picture [bytes]: a JPEG file; picture_pixels [H, W, 3]: it
     after the crop; picture_logits [K]: it alone.
     """
-    how = model.preprocessing
+    how, oracle = model.preprocessing, Oracle(model, plan)
     size = max(1, min(8, MOST_BYTES // (how.size[0] * how.size[1] * 3)))
-    alone = _decided((_answer(model, plan, pixels) for pixels in _candidates(how)), size)
+    alone = _firm((oracle.answer(pixels) for pixels in _candidates(how)), size)
     images = np.concatenate([answer.pixels for answer in alone])
-    batches = (_answer(model, plan, images[:n]) for n in range(len(images), 0, -1))
-    batch = _decided(batches, 1)[0]
-    jpegs = [_jpeg(scene(PICTURE, 1000 + seed)) for seed in range(TRIES)]
-    opened = (crop(Image.open(io.BytesIO(jpeg)), how)[None] for jpeg in jpegs)
-    shown = _decided((_answer(model, plan, pixels) for pixels in opened), 1)[0]
-    chosen = next(j for j in jpegs if (crop(Image.open(io.BytesIO(j)), how) == shown.pixels).all())
+    sizes = range(len(images), 0, -1)
+    batch = _firm((oracle.answer(images[:n], noise=False) for n in sizes), 1)[0]
+    jpegs = (_jpeg(scene(PICTURE, 1000 + seed)) for seed in range(TRIES))
+    shown = _firm((oracle.answer(_cropped(jpeg, how), jpeg) for jpeg in jpegs), 1)[0]
     arrays = {
         "images": images,
         "logits": np.concatenate([answer.logits for answer in alone]),
         "batch_logits": batch.logits,
-        "picture": np.frombuffer(chosen, np.uint8),
+        "picture": np.frombuffer(shown.file, np.uint8),
         "picture_pixels": shown.pixels[0],
         "picture_logits": shown.logits[0],
     }
     return packed(arrays), _facts(arrays)
+
+
+def _cropped(jpeg: bytes, how: Preprocessing) -> Pixels:
+    return crop(Image.open(io.BytesIO(jpeg)), how)[None]
 
 
 def _facts(arrays: dict[str, Any]) -> dict[str, Any]:
@@ -89,26 +121,19 @@ def _facts(arrays: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _decided(answers: Iterator[Answer], count: int) -> list[Answer]:
-    """The first `count` answers that clear FP32 noise; where none does, the firmest one."""
+def _firm(answers: Iterator[Answer], count: int) -> list[Answer]:
+    """The first `count` firm answers; where none is, the one with the largest margin."""
     found: list[Answer] = []
-    firmest: Answer | None = None
+    best: Answer | None = None
     for answer in answers:
-        if answer.margin >= MARGIN:
+        if answer.firm:
             found.append(answer)
-        if firmest is None or answer.margin > firmest.margin:
-            firmest = answer
+        if best is None or answer.margin > best.margin:
+            best = answer
         if len(found) == count:
             break
-    assert firmest is not None
-    return found or [firmest]
-
-
-def _answer(model: LoadedModel, plan: MergePlan, pixels: Pixels) -> Answer:
-    trace = run_reference(
-        model.backbone, plan, torch.from_numpy(normalize(pixels, model.preprocessing))
-    )
-    return Answer(pixels, trace.logits.numpy().astype(np.float32), trace_margin(trace))
+    assert best is not None
+    return found or [best]
 
 
 def _candidates(how: Preprocessing) -> Iterator[Pixels]:
