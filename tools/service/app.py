@@ -8,8 +8,8 @@ Batches and answers: with --merge per-image or frozen (at export) an image's ans
 its neighbours, so requests are batched. A run with the policy "adaptive" is served one image at a
 time, unless --share-batches says that neighbours may matter.
 
-Answers: 200 with labels; 408 for a body that does not arrive; 413 for too many bytes or pixels; 422 for what is no image; 503 with
-Retry-After when the queue is full.
+Answers: 200 with labels; 408 for a body that does not arrive; 413 for too many bytes or pixels; 422
+for what is no image; 503 with Retry-After when the queue is full.
 """
 
 from __future__ import annotations
