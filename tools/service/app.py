@@ -8,8 +8,8 @@ Batches and answers: with --merge per-image or frozen (at export) an image's ans
 its neighbours, so requests are batched. A run with the policy "adaptive" is served one image at a
 time, unless --share-batches says that neighbours may matter.
 
-Answers: 200 with labels; 413 for too many bytes or pixels; 422 for what is no image; 503 with
-Retry-After when the queue is full.
+Answers: 200 with labels; 408 for a body that does not arrive; 413 for too many bytes or pixels; 422
+for what is no image; 503 with Retry-After when the queue is full.
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ log = logging.getLogger("atm_export.service")
 @dataclass(frozen=True)
 class Settings:
     """most_bytes and most_pixels: of one image. room: requests under way at once. wait: seconds
-    that a batch waits for more images."""
+    that a batch waits for more images. patience: seconds that a body may take to arrive."""
 
     batch: int = 8
     wait: float = 0.003
     room: int = 64
+    patience: float = 10.0
     most_bytes: int = 10 * 2**20
     most_pixels: int = 40_000_000
     top_k: int = 5
@@ -77,7 +78,7 @@ def make_app(session: Session, settings: Settings) -> FastAPI:
     async def classify(request: Request) -> dict[str, Any]:
         try:
             with batcher.admitted():
-                data = await body_of(request, settings.most_bytes)
+                data = await body_of(request, settings)
                 image = await asyncio.to_thread(prepared, session, data, settings.most_pixels)
                 logits = await batcher.answer(image)
         except Full as error:
@@ -89,14 +90,18 @@ def make_app(session: Session, settings: Settings) -> FastAPI:
     return app
 
 
-async def body_of(request: Request, most: int) -> bytes:
-    """The body, read no further than `most` bytes; HTTPException 413."""
+async def body_of(request: Request, settings: Settings) -> bytes:
+    """The body, read no further than it may be and no longer; HTTPException 413 or 408."""
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > most:
-            raise HTTPException(413, f"an image may have {most} bytes at most")
-        parts.append(part)
+    try:
+        async with asyncio.timeout(settings.patience):
+            async for part in request.stream():
+                size += len(part)
+                if size > settings.most_bytes:
+                    raise HTTPException(413, f"{settings.most_bytes} bytes at most")
+                parts.append(part)
+    except TimeoutError as error:
+        raise HTTPException(408, "the body took too long to arrive") from error
     return b"".join(parts)
 
 
@@ -124,6 +129,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=8, help="images in one batch at most")
     parser.add_argument("--room", type=int, default=64, help="requests under way at most")
+    parser.add_argument("--patience", type=float, default=10.0, help="seconds for a body to arrive")
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
     parser.add_argument("--share-batches", action="store_true", help="batch an adaptive run too")
     options = parser.parse_args()
