@@ -114,6 +114,7 @@ def test_a_killed_search_goes_on_where_it_was(known: Known, tmp_path: Path) -> N
 def test_the_winner_and_the_front() -> None:
     def result(gflops: float, agreement: float, kept: bool, hopeless: bool = False) -> Any:
         return {
+            "distance": 100 - agreement,
             "gflops": gflops,
             "agreement": agreement,
             "keeps_limits": kept,
@@ -128,6 +129,8 @@ def test_the_winner_and_the_front() -> None:
         result(0.6, 50, False, hopeless=True),
     ]
     assert winner(rows) == rows[1]
+    steadier = result(0.82, 98.5, True)
+    assert winner([*rows, steadier]) == steadier
     assert winner(rows[3:]) is None
     assert pareto(rows) == [rows[3], rows[1], rows[0]]
 
