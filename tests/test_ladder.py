@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 from atm_export.errors import ParityError
@@ -192,3 +193,17 @@ def test_cases_cover_what_they_say() -> None:
                 assert (candidate == candidate[:1]).all()
     few = {(case.kind, case.batch): case for case in cases(images[:2])}
     assert few["images", 8].candidates[0].shape == (8, 48, 48, 3)
+
+
+def test_ill_conditioned_logits_may_differ_by_their_own_noise_and_no_more() -> None:
+    ours = torch.tensor([[3.0, 1.0, 0.0], [0.0, 5.0, 1.0]])
+
+    def compared(gap: float, noise: float) -> str | None:
+        theirs = ours + torch.tensor([[0.0, 0.0, gap], [0.0, 0.0, 0.0]])
+        return ladder._compare_logits(ours, theirs, lambda: torch.full((2,), noise))
+
+    assert compared(9e-5, 0.0) is None
+    assert compared(2e-4, 6e-5) is None
+    assert "image 0 differ by 2.00e-04 (at most 1.0e-04)" in str(compared(2e-4, 2e-6))
+    assert "at most 1.0e-03" in str(compared(2e-3, 1.0))
+    assert compared(float("nan"), 1.0) == "logits are not finite"
