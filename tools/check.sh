@@ -6,5 +6,6 @@ cd "$(dirname "$0")/.."
 ruff format --check .
 ruff check .
 mypy
-pytest "$@"
+# Files are spread over the cores; a file's tests share its fixtures.
+pytest -n auto --dist loadfile "$@"
 tools/check_cpp.sh -m "not slow"
