@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +75,18 @@ class Oracle:
         return Answer(pixels, trace.logits.numpy().astype(np.float32), margin, miss, file)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums come in another order on another number of threads, and with them the last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_one_thread()
 def golden_vectors(model: LoadedModel, plan: MergePlan) -> tuple[bytes, dict[str, Any]]:
     """The golden file's bytes, and what the manifest says of it.
 
