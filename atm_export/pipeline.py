@@ -351,9 +351,9 @@ def _latency(
     ):
         for batch, rounds in ((1, 12), (8, 4)):
             progress(f"measuring latency: batch {batch}")
-            pixels = images.pixels[np.arange(4 * batch) % len(images.pixels)]
+            pixels = images.pixels[np.arange(2 * batch) % len(images.pixels)]
             feeds = [
-                _feed(config, model, pixels[i : i + batch]) for i in range(0, 4 * batch, batch)
+                _feed(config, model, pixels[i : i + batch]) for i in range(0, 2 * batch, batch)
             ]
             paired = [{"unmerged": feed, "merged": feed} for feed in feeds]
             seconds = latency.interleave({"unmerged": unmerged, "merged": merged}, paired, rounds)
