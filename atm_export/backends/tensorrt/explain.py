@@ -17,6 +17,10 @@ REASONS = (
     (r"[Pp]lugin not found|NonZero", "an operator that this TensorRT does not have natively"),
     (r"not supported by a dedicated kernel", "opset-23 Attention has no kernel for these types; "
      "use MatMul and Softmax"),
+    (r"libnvinfer_lean", "version-compatible engines need the lean runtime, which this TensorRT "
+     "does not bring; leave out --version-compatible"),
+    (r"graph_jit\.cpp.*CUDA_SUCCESS", "this build needs a GPU and none is here; of TensorRT-RTX's "
+     "options, --refit is one that does"),
     (r"out of memory|OutOfMemory|[Ii]nsufficient memory", "not enough memory to build; lower the "
      "largest batch of --batch, or --workspace"),
     (r"CUDA driver version is insufficient|cudaError 35|no CUDA-capable device", "this step needs "
