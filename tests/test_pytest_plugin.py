@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -105,9 +104,7 @@ def test_the_reference_is_built_again_and_compared(
 
 
 @pytest.mark.slow
-def test_a_real_model_takes_less_than_a_minute(tmp_path: Path, all_cores: None) -> None:
+def test_a_real_model_is_checked_in_the_users_ci(tmp_path: Path, all_cores: None) -> None:
     run = deit_t_run(tmp_path / "deit_t")
-    start = time.perf_counter()
     done = run_pytest(tmp_path, "--atm-run", str(run))
     assert done.returncode == 0 and "3 passed" in done.stdout, done.stdout
-    assert time.perf_counter() - start < 60

@@ -193,6 +193,16 @@ def test_mistakes_are_one_line(
     assert not own_configs.exists()
 
 
+def alone_within(ray: Any, seconds: float) -> bool:
+    """Whether one node is left; the cluster learns of a death only by missed heartbeats."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if sum(node["Alive"] for node in ray.nodes()) == 1:
+            return True
+        time.sleep(0.2)
+    return False
+
+
 @pytest.mark.slow
 def test_two_ray_nodes_and_one_of_them_dies(known: Known, tmp_path: Path) -> None:
     pytest.importorskip("optuna", reason="needs atm-export[tune]")
@@ -215,7 +225,7 @@ def test_two_ray_nodes_and_one_of_them_dies(known: Known, tmp_path: Path) -> Non
                 cluster.remove_node(second, allow_graceful=False)
 
         study = open_study(tmp_path / "journal.log", "key")
-        plan = Search(trials=12, minutes=5, split=False, depth=4)
+        plan = Search(trials=12, minutes=30, split=False, depth=4)
         results = search(study, workers, facts_of(known), EASY, plan, [], kill_in_the_middle)
         assert len(results) == 12 and len(seen) >= 8
         for result in results:  # the same numbers as here
@@ -223,8 +233,7 @@ def test_two_ray_nodes_and_one_of_them_dies(known: Known, tmp_path: Path) -> Non
                 point = OperatingPoint(**result["point"])
                 here = score(class_token_vit(), point, known, EASY, math.inf)
                 assert result["gflops"] == pytest.approx(here.gflops, abs=1e-6)
-        time.sleep(1)
-        assert sum(node["Alive"] for node in ray.nodes()) == 1
+        assert alone_within(ray, seconds=120)
     finally:
         ray.shutdown()
         cluster.shutdown()
