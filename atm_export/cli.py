@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from atm_export import commands
+from atm_export.commands.engine_options import NO_ENGINES, EngineOptions
 from atm_export.errors import AtmExportError, ConfigError
 
 HELP = """Export a token-merging vision transformer to ONNX, and prove it.
@@ -52,7 +53,6 @@ WHAT = Group("Model", sort_key=0)
 HOW = Group("Merging", sort_key=1)
 GRAPH = Group("Graph", sort_key=2)
 RUN = Group("Run", sort_key=3)
-ENGINES = Group("Engines", sort_key=4)
 
 
 def _option(group: Group, text: str, *names: str) -> Any:
@@ -158,59 +158,7 @@ def export_command(
         Path | None,
         _option(RUN, "Also write the run into this model repository of Triton Inference Server."),
     ] = None,
-    trt: Annotated[
-        bool,
-        _option(ENGINES, "Build TensorRT engines of the proven graph."),
-    ] = False,
-    trt_flavor: Annotated[
-        Literal["tensorrt", "rtx"] | None,
-        _option(
-            ENGINES,
-            "tensorrt: enterprise TensorRT 10 or 11, builds on the GPU that will run the engine. "
-            "rtx: TensorRT-RTX, builds ahead of time without a GPU. Default: what is installed, "
-            "enterprise first.",
-        ),
-    ] = None,
-    sm: Annotated[
-        str | None,
-        _option(
-            ENGINES,
-            "Targets of RTX engines as compute capabilities (default: the GPU that is there, or "
-            "86,89,120).",
-        ),
-    ] = None,
-    precision: Annotated[
-        str,
-        _option(
-            ENGINES,
-            "fp32, fp16, bf16, fp8, int8; several by commas. Matching, LayerNorm and softmax stay "
-            "in FP32; fp8 and int8 are calibrated on --images.",
-        ),
-    ] = "fp16",
-    batch: Annotated[
-        str,
-        _option(ENGINES, "Optimization profiles min:opt:max; several by commas."),
-    ] = "1:8:64",
-    timing_cache: Annotated[
-        str | None,
-        _option(
-            ENGINES,
-            "File of kernel timings (default: one in the user's cache folder; RTX times nothing).",
-        ),
-    ] = None,
-    workspace: Annotated[
-        int | None, _option(ENGINES, "Scratch memory at most, in MiB (default: the builder's).")
-    ] = None,
-    refit: Annotated[bool, _option(ENGINES, "Let weights be replaced later.")] = False,
-    version_compatible: Annotated[
-        bool, _option(ENGINES, "Load in later minor versions too, at a cost in speed.")
-    ] = False,
-    hardware_compatible: Annotated[
-        bool, _option(ENGINES, "Load on Ampere and later, at a cost in speed.")
-    ] = False,
-    opt_level: Annotated[
-        int | None, _option(ENGINES, "How long the builder searches, 0 to 5 (default: 3).")
-    ] = None,
+    engines: EngineOptions = NO_ENGINES,
 ) -> int:
     """Export one model."""
     from atm_export.resolve import Choice, default_out, resolve
@@ -237,26 +185,9 @@ def export_command(
         images=images,
     )
     config = resolve(choice)
-    engines = None
-    if trt:
-        engines = _engine_settings(
-            {
-                "flavor": trt_flavor,
-                "workspace": workspace,
-                "refit": refit,
-                "version_compatible": version_compatible,
-                "hardware_compatible": hardware_compatible,
-                "opt_level": opt_level,
-                "timing_cache": timing_cache,
-            },
-            precision,
-            batch,
-            sm,
-        )
-    elif trt_flavor or sm or refit or workspace or opt_level is not None or timing_cache:
-        raise ConfigError("settings of engines need --trt")
+    settings = engines.settings()
     out = out or default_out(config)
-    code = _run(config, out, force, threads, benchmark, engines)
+    code = _run(config, out, force, threads, benchmark, settings)
     if imagenet is not None:
         from atm_export.commands.evaluate import evaluate
 
@@ -266,22 +197,6 @@ def export_command(
 
         write_all(out, triton_repo)
     return code
-
-
-def _engine_settings(values: dict[str, Any], precision: str, batch: str, sm: str | None) -> Any:
-    from atm_export.backends.tensorrt import settings
-    from atm_export.config import validated
-
-    return validated(
-        settings.EngineSettings,
-        {
-            **values,
-            "precisions": settings.parse_precisions(precision),
-            "profiles": settings.parse_profiles(batch),
-            "sms": settings.parse_sms(sm) if sm else (),
-        },
-        "engine",
-    )
 
 
 def _run(config: Any, out: Path, force: bool, threads: int, benchmark: bool, engines: Any) -> int:

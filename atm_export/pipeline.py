@@ -43,7 +43,6 @@ from atm_export.validate.ladder import LadderResult, Subject, climb
 
 Progress = Callable[[str], None]
 ENGINE_IMAGES = 32  # that lower precisions are calibrated on and compared with FP32
-STAGES = ("load", "translate", "prove", "measure", "write")
 
 
 @dataclass(frozen=True)

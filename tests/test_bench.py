@@ -13,8 +13,9 @@ import pytest
 
 from atm_export.backends.runner import Array
 from atm_export.cli import main
-from atm_export.evaluate.bench import interleaved, median_interval, recommend, row_of
+from atm_export.evaluate.bench import recommend
 from atm_export.evaluate.candidates import candidates
+from atm_export.evaluate.latency import interleave, median_interval, row_of
 from atm_export.evaluate.subject import load_subject
 from atm_export.runfolder import open_run
 
@@ -45,7 +46,7 @@ def test_candidates_take_turns_and_warm_up_is_not_counted() -> None:
     runners = {name: Recorder(name, log) for name in "ab"}
     ticks = iter(range(100))
     feeds = [dict.fromkeys("ab", np.zeros(1))]
-    seconds = interleaved(runners, feeds, 3, clock=lambda: float(next(ticks)))
+    seconds = interleave(runners, feeds, 3, clock=lambda: float(next(ticks)))
     assert "".join(log) == "ab" + "ba" + "ab" + "ba" + "ab"
     assert seconds == {"a": [1.0] * 3, "b": [1.0] * 3}
 

@@ -154,6 +154,18 @@ def test_what_lies_in_the_folder_stays(tmp_path: Path) -> None:
     assert manifest is not None and manifest["config"]["uint8_input"] is True
 
 
+@pytest.mark.parametrize(
+    "options", [["--precision", "int8"], ["--batch", "4"], ["--version-compatible", "--sm", "89"]]
+)
+def test_settings_of_engines_are_never_ignored(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*SMALL, *options, "--out", str(tmp_path / "run")]) == 2
+    line = last_line(capsys)
+    assert all(name in line for name in options if name.startswith("--")) and "--trt" in line
+    assert not list(tmp_path.iterdir())
+
+
 def test_running_out_of_memory_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,7 +25,7 @@ from atm_export.resolve import Choice, resolve
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
 SETTINGS = EngineSettings(flavor=Flavor.RTX, sms=(86, 89, 120))
-MERGED_MEMORY = 3.0  # activation memory over the unmerged engine's at most (measured: 1.6 to 2.3)
+MERGED_MEMORY = 2.0  # activation memory over the unmerged engine's at most (seen: 1.0 to 1.6)
 POLICIES = ("unmerged", "adaptive", "frozen")
 
 

@@ -19,9 +19,9 @@ frozen
 
 What is measured
 ----------------
-All candidates run in turn (A B C D A B C D ...) in one process that holds ONNX Runtime and one
-thread pool for all of them, on batches of real images; the first round is not counted. That pool
-can be set once a process, so each count in `--threads` gets a process of its own.
+All candidates run in turn (A B C D D C B A ...) in one process that holds ONNX Runtime and one
+thread pool for all of them, on batches of real images; the first two rounds are not counted. That
+pool can be set once a process, so each count in `--threads` gets a process of its own.
 
 For each candidate and batch: median ms per image; speed-up, the median of paired ratios
 timm / candidate (a pair: same round, same images), with its quartiles; FLOPs ratio, the unmerged

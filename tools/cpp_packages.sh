@@ -46,8 +46,8 @@ echo '#include <cstdio>
 #include <jpeglib.h>' | g++ -E -x c++ - >/dev/null 2>&1 || packages+=(libjpeg62-turbo-dev libjpeg62-turbo)
 (cd "$apt/debs" && apt-get "${options[@]}" download "${packages[@]}" >/dev/null 2>&1) ||
   cannot "Debian's ${packages[*]} cannot be downloaded"
-for deb in "$apt"/debs/*.deb; do dpkg-deb -x "$deb" "$folder/root"; done
-cp -r "$folder/root/usr/include" "$folder/"
+for deb in "$apt"/debs/*.deb; do dpkg-deb -x "$deb" "$folder/unpacked"; done
+cp -r "$folder/unpacked/usr/include" "$folder/"
 cp -r "$folder/include/onnxruntime/." "$folder/include/"
-find "$folder/root/usr/lib" -name 'libjpeg.so*' -exec cp -P {} "$folder/lib/" \; 2>/dev/null || true
-rm -rf "$folder/root" "$apt"
+find "$folder/unpacked/usr/lib" -name 'libjpeg.so*' -exec cp -P {} "$folder/lib/" \; 2>/dev/null || true
+rm -rf "$folder/unpacked" "$apt"

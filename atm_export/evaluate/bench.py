@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from math import comb
 from typing import Any
 
 import numpy as np
 import torch
 
-from atm_export.backends.runner import Array, Runner
+from atm_export.backends.runner import Runner
 from atm_export.errors import AtmExportError
 from atm_export.evaluate.candidates import UNMERGED, Candidate, feed_of, open_runner
+from atm_export.evaluate.latency import interleave, row_of
 from atm_export.evaluate.subject import Pixels
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.reference import run_reference
 
 Progress = Callable[[str], None]
-WARM_UP = 2
 POLICIES = ("adaptive", "frozen", "per-image", "tome")  # what a user can deploy
 FEEDS = 4  # different batches of images, taken in turn
 
@@ -34,63 +32,6 @@ class Sweep:
     backends: tuple[str, ...]
     batches: tuple[int, ...]
     rounds: int
-
-
-def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of the median by order statistics (no distribution assumed); the whole range
-    where there are fewer than six values."""
-    ranked, n = sorted(values), len(values)
-    below, tail = 0, 1 / 2**n
-    while below + 1 <= (n - 1) // 2 and tail <= 0.025:
-        below += 1
-        tail += comb(n, below) / 2**n
-    k = max(0, below - 1)
-    return ranked[k], ranked[n - 1 - k]
-
-
-def interleaved(
-    runners: Mapping[str, Runner],
-    feeds: Sequence[Mapping[str, Array]],
-    rounds: int,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, list[float]]:
-    """Seconds of each runner in each round, A B A B ...; WARM_UP uncounted rounds. Every second
-    round goes backwards, so that nobody always runs behind the same other."""
-    seconds: dict[str, list[float]] = {name: [] for name in runners}
-    for i in range(-WARM_UP, rounds):
-        feed = feeds[i % len(feeds)]
-        order = list(runners)[:: 1 if i % 2 == 0 else -1]
-        for name in order:
-            start = clock()
-            runners[name].run(feed[name])
-            if i >= 0:
-                seconds[name].append(clock() - start)
-    return seconds
-
-
-def row_of(
-    seconds: Sequence[float], base: Sequence[float] | None, batch: int, flops_ratio: float
-) -> dict[str, Any]:
-    """One line of the table: latency in ms, throughput, and the paired ratio unmerged / this."""
-    ms = 1e3 * np.asarray(seconds)
-    row: dict[str, Any] = {
-        "batch": batch,
-        "rounds": len(ms),
-        "median_ms": round(float(np.median(ms)), 3),
-        "p90_ms": round(float(np.quantile(ms, 0.9)), 3),
-        "p99_ms": round(float(np.quantile(ms, 0.99)), 3),
-        "images_per_s": round(1e3 * batch / float(np.median(ms)), 2),
-        "flops_ratio": round(flops_ratio, 3),
-    }
-    if base is not None:
-        ratios = [b / s for b, s in zip(base, seconds, strict=True)]
-        low, high = median_interval(ratios)
-        row["speedup"] = {
-            "median": round(float(np.median(ratios)), 3),
-            "low": round(low, 3),
-            "high": round(high, 3),
-        }
-    return row
 
 
 def bench(
@@ -112,7 +53,7 @@ def bench(
                 progress(f"{backend}: batch {batch}")
                 chunks = _feeds(pixels, batch)
                 feeds = [{c.name: feed_of(backend, c, chunk) for c in there} for chunk in chunks]
-                seconds = interleaved(runners, feeds, sweep.rounds)
+                seconds = interleave(runners, feeds, sweep.rounds)
                 rows += [
                     {"backend": backend, "candidate": c.name}
                     | row_of(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from atm_export.backends.runner import Array, Runner
+from atm_export.evaluate.latency import interleave
 from atm_export.validate.precision import judge
 
 BATCHES = (1, 8, 32, 64)
@@ -53,19 +54,13 @@ def engine_speed(
     rounds: int = ROUNDS,
     clock: Clock = time.perf_counter,
 ) -> list[dict[str, Any]]:
-    """Latency of each runner (`unmerged` among them) at each batch, A B A B ... in one process.
+    """Latency of each runner (`unmerged` among them) at each batch, in turn in one process.
 
     feeds: one input by batch size. Times are from host memory to host memory, in ms.
     """
     rows = []
     for batch, feed in feeds.items():
-        seconds: dict[str, list[float]] = {name: [] for name in runners}
-        for i in range(rounds + 3):
-            for name, runner in runners.items():
-                start = clock()
-                runner.run(feed)
-                if i >= 3:
-                    seconds[name].append(clock() - start)
+        seconds = interleave(runners, [dict.fromkeys(runners, feed)], rounds, clock)
         base = np.asarray(seconds["unmerged"])
         rows.append(
             {

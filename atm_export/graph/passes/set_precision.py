@@ -8,7 +8,6 @@ layers, convolutions, attention products, activations and the residual stream, i
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -156,8 +155,3 @@ def _rounded(value: ir.Value, kind: ir.DataType, name: str) -> ir.TensorProtocol
     if array.size and float(np.abs(array[np.isfinite(array)]).max(initial=0)) > most:
         raise OverflowError(f"{value.name} does not fit {kind.name}")
     return ir.tensor(array.astype(kind.numpy()), dtype=kind, name=name)
-
-
-def low_values(graph: ir.Graph, low: ir.DataType) -> Sequence[ir.Value]:
-    """Computed values of type `low`, in order."""
-    return [value for node in graph for value in node.outputs if value.dtype is low]

@@ -1,0 +1,101 @@
+"""The main command's options of engines, as the command line knows them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+
+from atm_export.errors import ConfigError
+
+if TYPE_CHECKING:
+    from atm_export.backends.tensorrt.settings import EngineSettings
+
+ENGINES = Group("Engines", sort_key=4)
+
+
+def _option(text: str) -> Any:
+    return Parameter(group=ENGINES, help=text, negative=())
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class EngineOptions:
+    """What `--trt` builds, in a user's words; None: left to the builder."""
+
+    trt: Annotated[bool, _option("Build TensorRT engines of the proven graph.")] = False
+    trt_flavor: Annotated[
+        Literal["tensorrt", "rtx"] | None,
+        _option(
+            "tensorrt: enterprise TensorRT 10 or 11, builds on the GPU that will run the engine. "
+            "rtx: TensorRT-RTX, builds ahead of time without a GPU. Default: what is installed, "
+            "enterprise first."
+        ),
+    ] = None
+    sm: Annotated[
+        str | None,
+        _option(
+            "Targets of RTX engines as compute capabilities (default: the GPU that is there, or "
+            "86,89,120)."
+        ),
+    ] = None
+    precision: Annotated[
+        str,
+        _option(
+            "fp32, fp16, bf16, fp8, int8; several by commas. Matching, LayerNorm and softmax stay "
+            "in FP32; fp8 and int8 are calibrated on --images."
+        ),
+    ] = "fp16"
+    batch: Annotated[str, _option("Optimization profiles min:opt:max; several by commas.")] = (
+        "1:8:64"
+    )
+    timing_cache: Annotated[
+        str | None,
+        _option(
+            "File of kernel timings (default: one in the user's cache folder; RTX times nothing)."
+        ),
+    ] = None
+    workspace: Annotated[
+        int | None, _option("Scratch memory at most, in MiB (default: the builder's).")
+    ] = None
+    refit: Annotated[bool, _option("Let weights be replaced later.")] = False
+    version_compatible: Annotated[
+        bool, _option("Load in later minor versions too, at a cost in speed.")
+    ] = False
+    hardware_compatible: Annotated[
+        bool, _option("Load on Ampere and later, at a cost in speed.")
+    ] = False
+    opt_level: Annotated[
+        int | None, _option("How long the builder searches, 0 to 5 (default: 3).")
+    ] = None
+
+    def settings(self) -> EngineSettings | None:
+        """The engine settings, None without `--trt`; ConfigError names what is wrong or given in
+        vain."""
+        if not self.trt:
+            plain = asdict(EngineOptions())
+            vain = [name for name, value in asdict(self).items() if value != plain[name]]
+            if vain:
+                names = ", ".join(f"--{name.replace('_', '-')}" for name in vain)
+                raise ConfigError(f"{names}: of use only with --trt; add it")
+            return None
+        from atm_export.backends.tensorrt import settings
+        from atm_export.config import validated
+
+        values = {
+            "flavor": self.trt_flavor,
+            "precisions": settings.parse_precisions(self.precision),
+            "profiles": settings.parse_profiles(self.batch),
+            "sms": settings.parse_sms(self.sm) if self.sm else (),
+            "timing_cache": self.timing_cache,
+            "workspace": self.workspace,
+            "refit": self.refit,
+            "version_compatible": self.version_compatible,
+            "hardware_compatible": self.hardware_compatible,
+            "opt_level": self.opt_level,
+        }
+        return validated(settings.EngineSettings, values, "engine")
+
+
+NO_ENGINES = EngineOptions()
