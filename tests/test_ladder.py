@@ -77,7 +77,7 @@ def test_a_right_export_is_proven_on_every_rung() -> None:
             assert case in steps
     for label, merges in (("r = 0", False), ("r = max", True)):
         found = [rung for rung in result.rungs if rung.case.startswith(label)]
-        assert {rung.name for rung in found} == {"onnx"}
+        assert {rung.name for rung in found} == {"twin", "onnx", "shipped onnx"}
         assert all((rung.merged_tokens > 0) == merges for rung in found)
     assert sum(rung.merged_tokens for rung in result.rungs if rung.case == "images, batch 8") > 100
     assert max(rung.logits_max_abs for rung in result.rungs) < 1e-4

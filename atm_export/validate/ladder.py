@@ -119,7 +119,7 @@ def climb(subject: Subject, images: Pixels, progress: Progress = lambda text: No
         chosen = list(cases(images))
         if label:
             chosen = [case for case in chosen if case.kind in ("images", "flat")]
-        twin = Twin(subject.backbone, plan).eval() if plan.merges and not label else None
+        twin = Twin(subject.backbone, plan).eval() if plan.merges else None
         with OnnxRuntimeRunner(traced) as onnx_traced, OnnxRuntimeRunner(shipped) as onnx_shipped:
             for case in chosen:
                 name = f"{label}{case.kind}, batch {case.batch}"
@@ -129,11 +129,11 @@ def climb(subject: Subject, images: Pixels, progress: Progress = lambda text: No
                 out = onnx_traced.run(feed)
                 told = [out["tokens_per_block"], out["token_maps"]]
                 results = [("onnx", out["logits"], told)]
-                if not label:  # with other thresholds it is the traced graph once more
+                if not label or case.batch == 1:  # the same operators at every threshold
                     results.append(("shipped onnx", onnx_shipped.run(feed)["logits"], told))
-                if twin is not None:
-                    values = _run_twin(twin, pixels, subject.preprocessing)
-                    results.insert(0, ("twin", values[0], values[1:]))
+                    if twin is not None:
+                        values = _run_twin(twin, pixels, subject.preprocessing)
+                        results.insert(0, ("twin", values[0], values[1:]))
                 for rung, logits, (counts, maps) in results:
                     judged = _judge(subject, plan, pixels, trace, margins[name], maps)
                     if judged is not trace:
