@@ -31,13 +31,17 @@ from atm_export.evaluate.engine import (
     engine_speed,
     recommend,
 )
+from atm_export.evaluate.job import Job, Progress
 from atm_export.graph import lint
 from atm_export.graph.optimize import emulated, quantized, with_facts, with_outputs, with_precision
+from atm_export.model.calibrate import measured_r
+from atm_export.model.reference import run_reference
 from atm_export.runfolder import load_manifest, sha256
 from atm_export.validate.calibration import linear_inputs, ranges
+from atm_export.validate.inputs import cases
 from atm_export.validate.precision import PrecisionProof, compare_precision
 
-Progress = Callable[[str], None]
+IMAGES = 32  # that lower precisions are calibrated on and compared with FP32
 NOT_RUN = "built ahead of time; not run: no GPU"
 
 
@@ -61,7 +65,7 @@ class EngineSource:
 
 
 @dataclass(frozen=True)
-class Job:
+class Build:
     """One engine to build."""
 
     precision: Precision
@@ -69,6 +73,42 @@ class Job:
     settings: EngineSettings
     api: Api
     sms: Sequence[int]
+
+
+def source_of(job: Job, outputs: Sequence[str], facts: Mapping[str, Any]) -> EngineSource:
+    """The engine source of an export."""
+    pixels = job.images.pixels[:IMAGES]
+    return EngineSource(
+        traced=lambda: job.graph(job.plan),
+        outputs=outputs,
+        facts=facts,
+        feeds=[job.feed(pixels[i : i + 8]) for i in range(0, len(pixels), 8)],
+        alternatives=lambda: _alternatives(job),
+        expected=lambda: _expected(job),
+        policy=job.policy,
+    )
+
+
+def _alternatives(job: Job) -> dict[str, onnx.ModelProto]:
+    """What an engine is compared with: the unmerged model, and the frozen schedule."""
+    found = {} if job.policy == "unmerged" else {"unmerged": job.graph(job.unmerged)}
+    if job.policy == "adaptive":
+        r = measured_r(job.model.backbone, job.plan, job.tensors(job.images.pixels, 8))
+        found["frozen"] = job.graph(job.plan.frozen(r))
+    return found
+
+
+def _expected(job: Job) -> list[Expected]:
+    """The ladder's inputs, and what the eager reference makes of them."""
+    expected = []
+    for case in cases(job.images.pixels[:IMAGES]):
+        pixels = case.candidates[0]
+        (batch,) = job.tensors(pixels, len(pixels))
+        trace = run_reference(job.model.backbone, job.plan, batch)
+        tokens = trace.tokens_out if job.plan.per_image else trace.tokens_out[:, :1]
+        flat = tokens.T if job.plan.per_image else tokens
+        expected.append(Expected(job.feed(pixels), trace.logits.numpy(), flat.reshape(-1).numpy()))
+    return expected
 
 
 def add_engines(
@@ -89,8 +129,8 @@ def add_engines(
         with artifacts.working(out, str(manifest["run_key"])) as work:
             for precision in missing:
                 name = wanted[precision]
-                job = Job(precision, name, settings, api, sms[precision])
-                entry = _add_one(work, out, source, job, progress)
+                build = Build(precision, name, settings, api, sms[precision])
+                entry = _add_one(work, out, source, build, progress)
                 entries[name] = {"key": keys[precision], **entry}
                 files = [name, *([] if precision is Precision.FP32 else [_graph_name(precision)])]
                 artifacts.extend(work, out, files, {"engines": entries})
@@ -98,10 +138,10 @@ def add_engines(
 
 
 def _add_one(
-    work: WorkFolder, out: Path, source: EngineSource, job: Job, progress: Progress
+    work: WorkFolder, out: Path, source: EngineSource, build: Build, progress: Progress
 ) -> dict[str, Any]:
     """Write the typed graph and the plan into the work folder; returns the manifest entry."""
-    precision, name, api, settings = job.precision, job.name, job.api, job.settings
+    precision, name, api, settings = build.precision, build.name, build.api, build.settings
     progress(f"writing {precision.value} into the graph")
     reference = source.traced()
     traced, proof = _typed(reference, source.feeds, precision, progress)
@@ -113,7 +153,7 @@ def _add_one(
     data = bytes(shipped.SerializeToString(deterministic=True))
     work.write(graph, data)
     progress(f"building {name}")
-    cache = settings.timing_cache or str(timing_cache_file(api, job.sms))
+    cache = settings.timing_cache or str(timing_cache_file(api, build.sms))
     try:
         engine = engine_from_onnx(
             shipped,
@@ -127,10 +167,10 @@ def _add_one(
     plan = work.write(name, engine.plan)
     image = engine.facts["tensors"]["image"]["shape"][1:]
     gpu = gpu_sm()
-    here = gpu is not None and gpu in job.sms
+    here = gpu is not None and gpu in build.sms
     run: dict[str, Any] = {"status": NOT_RUN}
     if here:
-        run = _run_here(work, source, job, traced, plan, engine.facts, progress)
+        run = _run_here(work, source, build, traced, plan, engine.facts, progress)
     elif gpu is not None:
         run = {"status": f"built ahead of time; not run: this GPU is SM{gpu}"}
     return {
@@ -148,7 +188,7 @@ def _add_one(
 def _run_here(
     work: WorkFolder,
     source: EngineSource,
-    job: Job,
+    build: Build,
     traced: onnx.ModelProto,
     plan: Path,
     facts: Mapping[str, Any],
@@ -159,7 +199,7 @@ def _run_here(
 
     gpu = torch.cuda.get_device_name()
     others = {
-        name: _typed(graph, source.feeds, job.precision, progress)[0]
+        name: _typed(graph, source.feeds, build.precision, progress)[0]
         for name, graph in source.alternatives().items()
     }
     graphs = {"traced": traced}
@@ -168,7 +208,7 @@ def _run_here(
         runners: dict[str, Any] = {}
         for name, graph in graphs.items():
             progress(f"building {name} to compare with")
-            made = engine_from_onnx(graph, job.settings, api=job.api)
+            made = engine_from_onnx(graph, build.settings, api=build.api)
             file = work.path / f"{name}.probe"
             file.write_bytes(made.plan)
             static = name in ("unmerged", "frozen")
@@ -177,12 +217,12 @@ def _run_here(
         shipped = stack.enter_context(TensorRTRunner(plan, facts, static=static))
         progress(f"proving the engine on {gpu}")
         parity = engine_parity(
-            runners.pop("traced"), shipped, source.expected(), job.precision.value
+            runners.pop("traced"), shipped, source.expected(), build.precision.value
         )
         if not parity["within"]:
-            raise ParityError(f"{job.name} disagrees with the eager reference on {gpu}: {parity}")
+            raise ParityError(f"{build.name} disagrees with the eager reference on {gpu}: {parity}")
         progress(f"measuring the engine on {gpu}")
-        largest = max(profile.max for profile in job.settings.profiles)
+        largest = max(profile.max for profile in build.settings.profiles)
         feeds = {
             batch: np.resize(source.feeds[0], (batch, *source.feeds[0].shape[1:]))
             for batch in BATCHES

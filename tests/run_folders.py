@@ -10,11 +10,12 @@ import onnx
 
 from atm_export import pipeline
 from atm_export.artifacts import WorkFolder, working
-from atm_export.config import RunConfig
 from atm_export.evaluate.images import ImageSet
 from atm_export.evaluate.insight import study
+from atm_export.evaluate.job import Job
+from atm_export.evaluate.measure import measure
 from atm_export.model.backbone import LoadedModel
-from atm_export.model.schedule import MergePlan, plan_merges
+from atm_export.model.plan import plan_for
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import Preprocessing
 from atm_export.resolve import Choice, resolve
@@ -34,7 +35,7 @@ def tiny_run(out: Path, variant: str, merge: str = "adaptive") -> Path:
     digest = {"source": "random", "sha256": "0" * 64, "meaningless_accuracy": True}
     model = LoadedModel("tiny", made.backbone, how, digest, LABELS)
     with working(out, "key") as work:
-        _write(config, model, made.plan, made.shipped, work, out)
+        _write(Job(config, model, made.plan, _noise(model)), made.shipped, work, out)
     return out
 
 
@@ -42,33 +43,24 @@ def real_run(out: Path, **options: Any) -> Path:
     """A run of a real model (`Choice`'s options), without the ladder and the measurements."""
     config = resolve(Choice(**options))
     model = load_model(config.model)
-    plan = plan_merges(
-        config.method,
-        len(model.backbone.parts()),
-        pooled=model.backbone.pooled,
-        proportional=model.backbone.proportional,
-    )
+    job = Job(config, model, plan_for(model.backbone, config.method), _noise(model))
     with working(out, "key") as work:
-        _, shipped = pipeline._translate(config, model, plan, work, lambda text: None)
-        _write(config, model, plan, shipped, work, out)
+        _, shipped = pipeline.translate(job, work, lambda text: None)
+        _write(job, shipped, work, out)
     return out
 
 
-def _write(
-    config: RunConfig,
-    model: LoadedModel,
-    plan: MergePlan,
-    shipped: onnx.ModelProto,
-    work: WorkFolder,
-    out: Path,
-) -> None:
-    """The pipeline's end, on noise and with nothing compared."""
+def _noise(model: LoadedModel) -> ImageSet:
     size = model.backbone.image_size
     pixels = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
-    images = ImageSet(pixels, "noise")
-    report = pipeline._report(config, model, plan, images, LadderResult((), ()))
-    report |= study(model.backbone, plan, pipeline._batches(model, pixels, 2)[0])[0]
-    pipeline._write(config, model, plan, shipped, report, "", work, out)
+    return ImageSet(pixels, "noise")
+
+
+def _write(job: Job, shipped: onnx.ModelProto, work: WorkFolder, out: Path) -> None:
+    """The pipeline's end, with nothing compared."""
+    report = pipeline.facts_of(job, LadderResult((), ())) | measure(job)
+    report |= study(job.model.backbone, job.plan, job.tensors(job.images.pixels, 2)[0])[0]
+    pipeline.write(job, shipped, report, "", work, out)
 
 
 def deit_t_run(out: Path) -> Path:

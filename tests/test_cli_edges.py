@@ -19,6 +19,7 @@ from atm_export.artifacts import broken_files, read_manifest
 from atm_export.cli import HELP, main
 from atm_export.config import ModelSpec, RunConfig, load_model_config
 from atm_export.errors import AtmExportError
+from atm_export.evaluate import job as evaluated_job
 from atm_export.model.zoo import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,7 +134,7 @@ def test_an_interrupted_run_goes_on_from_its_finished_stages(
     assert not out.exists()
     monkeypatch.undo()
     translated: list[int] = []
-    monkeypatch.setattr(pipeline, "onnx_from_model", lambda *_, **__: translated.append(1))
+    monkeypatch.setattr(evaluated_job, "traced_graph", lambda *_, **__: translated.append(1))
     assert main([*SMALL, "--out", str(out)]) == 0
     assert not translated
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -19,7 +19,8 @@ from atm_export.graph.assemble import onnx_from_model
 from atm_export.graph.optimize import optimize, with_outputs, with_precision
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.calibrate import paper_r
-from atm_export.model.schedule import MergePlan, plan_merges
+from atm_export.model.plan import plan_for
+from atm_export.model.schedule import MergePlan
 from atm_export.model.zoo import load_model
 from atm_export.resolve import Choice, resolve
 
@@ -50,12 +51,7 @@ def graph(name: str, policy: str) -> onnx.ModelProto:
         Choice(model=name, weights="random" if name != "demo" else "pretrained")
     ).method
     blocks = len(backbone.parts())
-    if policy == "unmerged":
-        plan = MergePlan((None,) * blocks, proportional=False)
-    else:
-        plan = plan_merges(
-            method, blocks, pooled=backbone.pooled, proportional=backbone.proportional
-        )
+    plan = MergePlan.unmerged(blocks) if policy == "unmerged" else plan_for(backbone, method)
     if policy == "frozen":
         preset = load_model_config(name).presets[method.preset or ""]
         r = (9,) * blocks if preset.gflops is None else paper_r(backbone, plan, preset.gflops)

@@ -12,8 +12,8 @@ import torch
 from atm_export.config import Method, MethodName, ModelSpec, load_model_config
 from atm_export.model.backbone import Backbone, LoadedModel
 from atm_export.model.flops import unmerged_gmacs
+from atm_export.model.plan import plan_for
 from atm_export.model.reference import Trace, run_reference
-from atm_export.model.schedule import plan_merges
 from atm_export.model.vit import TimmBackbone
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import normalize
@@ -89,7 +89,7 @@ def tome_inputs() -> tuple[Backbone, torch.Tensor, dict[str, Any]]:
 def run_tome(r: int, shape: str, proportional: bool) -> Trace:
     backbone, images, _ = tome_inputs()
     method = Method(name=MethodName.TOME, r=(r,), schedule=shape, proportional=proportional)
-    plan = plan_merges(method, 12, pooled=backbone.pooled, proportional=backbone.proportional)
+    plan = plan_for(backbone, method)
     return run_reference(backbone, plan, images)
 
 

@@ -58,7 +58,7 @@ def random_images(batch: int, seed: int = 0, size: tuple[int, int] = (SIZE, SIZE
 
 def no_merges(backbone: TimmBackbone) -> MergePlan:
     """The unmerged plan."""
-    return MergePlan((None,) * len(backbone.parts()), proportional=False)
+    return MergePlan.unmerged(len(backbone.parts()))
 
 
 def groupings(backbone: TimmBackbone) -> list[Grouping | None]:

@@ -73,8 +73,9 @@ from atm_export.graph.optimize import optimize, with_outputs
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.calibrate import frozen_gmacs, measured_r, paper_r
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
+from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
-from atm_export.model.schedule import MergePlan, plan_merges
+from atm_export.model.schedule import MergePlan
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import normalize
 from atm_export.resolve import Choice, resolve
@@ -185,10 +186,8 @@ def plan_candidate(name: str, config: RunConfig, model: LoadedModel, pixels: Flo
     backbone = model.backbone
     depth = len(backbone.parts())
     if name in (BASELINE, "none"):
-        return MergePlan((None,) * depth, proportional=False)
-    plan = plan_merges(
-        config.method, depth, pooled=backbone.pooled, proportional=backbone.proportional
-    )
+        return MergePlan.unmerged(depth)
+    plan = plan_for(backbone, config.method)
     return plan if name == "atm" else freeze(config, model, plan, pixels)
 
 

@@ -49,7 +49,7 @@ def plans(model: LoadedModel) -> Iterator[tuple[str, str, MergePlan]]:
     backbone = model.backbone
     facts = {"pooled": backbone.pooled, "proportional": backbone.proportional}
     depth = len(backbone.parts())
-    yield "unmerged", "unmerged", MergePlan((None,) * depth, proportional=False)
+    yield "unmerged", "unmerged", MergePlan.unmerged(depth)
     for alpha, beta, theta_min in POINTS:
         point = OperatingPoint(alpha=alpha, beta=beta, theta_min=theta_min)
         name = f"{alpha:g}, {beta:g}, {theta_min:g}"

@@ -19,8 +19,8 @@ from atm_export.evaluate.imagenet import imagenet_labels
 from atm_export.model import vit  # noqa: F401  (registers the family)
 from atm_export.model.backbone import families
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
+from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
-from atm_export.model.schedule import plan_merges
 from atm_export.preprocess import list_images, normalize, read_images
 
 
@@ -55,12 +55,7 @@ def main() -> None:
     for name, preset in config.presets.items():
         if preset.fine_tuned:
             continue
-        plan = plan_merges(
-            Method(point=preset.point),
-            len(backbone.parts()),
-            pooled=backbone.pooled,
-            proportional=backbone.proportional,
-        )
+        plan = plan_for(backbone, Method(point=preset.point))
         traces = [run_reference(backbone, plan, b) for b in batches]
         gmacs = float(torch.cat([trace_gmacs(backbone, t) for t in traces]).mean())
         predicted = torch.cat([t.logits.argmax(1) for t in traces])

@@ -17,11 +17,12 @@ from atm_export.backends.runner import Array, Runner
 from atm_export.config import Method, MethodName
 from atm_export.errors import ConfigError
 from atm_export.evaluate.runners import best_providers
-from atm_export.evaluate.subject import Pixels, Subject, graph_of, load_subject, unmerged_plan
+from atm_export.evaluate.subject import Pixels, Subject, load_subject
 from atm_export.graph.optimize import with_outputs
 from atm_export.model.calibrate import measured_r
+from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
-from atm_export.model.schedule import MergePlan, plan_merges
+from atm_export.model.schedule import MergePlan
 from atm_export.runfolder import open_run
 
 UNMERGED = "unmerged"
@@ -43,7 +44,7 @@ def candidates(
 ) -> list[Candidate]:
     """The unmerged baseline first, the run, its other merge policies, and what it is compared
     with (a run folder, none, or tome:r). Frozen schedules are measured on `pixels`."""
-    found = [Candidate(UNMERGED, unmerged_plan(subject), subject)]
+    found = [Candidate(UNMERGED, subject.unmerged, subject)]
     name = subject.run.manifest["method"]["merge"]
     if subject.config.method.name is not MethodName.ATM:
         name = subject.config.method.name.value
@@ -63,12 +64,7 @@ def candidates(
 
 def _policies(subject: Subject, pixels: Pixels) -> dict[str, MergePlan]:
     backbone = subject.model.backbone
-    plan = plan_merges(
-        subject.config.method,
-        len(backbone.parts()),
-        pooled=backbone.pooled,
-        proportional=backbone.proportional,
-    )
+    plan = plan_for(backbone, subject.config.method)
     frozen = plan.frozen(measured_r(backbone, plan, [subject.tensor(pixels)]))
     return {
         "adaptive": replace(plan, per_image=False),
@@ -84,14 +80,7 @@ def _other(subject: Subject, against: str) -> Candidate:
             method = Method(name=MethodName.TOME, r=r)
         except ValueError:
             raise ConfigError(f"--against {against}: give tome:8, or one r a block") from None
-        backbone = subject.model.backbone
-        plan = plan_merges(
-            method,
-            len(backbone.parts()),
-            pooled=backbone.pooled,
-            proportional=backbone.proportional,
-        )
-        return Candidate(against, plan, subject)
+        return Candidate(against, plan_for(subject.model.backbone, method), subject)
     other = load_subject(open_run(Path(against)))
     if other.run.input != subject.run.input:
         raise ConfigError(f"--against {against}: its input differs from this run's")
@@ -149,7 +138,7 @@ def _onnxruntime(candidate: Candidate) -> OnnxRuntimeRunner:
     providers = best_providers()
     if candidate.exported:
         return OnnxRuntimeRunner(candidate.subject.run.graph, providers=providers)
-    graph = with_outputs(graph_of(candidate.subject, candidate.plan), ["logits"])
+    graph = with_outputs(candidate.subject.graph(candidate.plan), ["logits"])
     return OnnxRuntimeRunner(graph, providers=providers)
 
 

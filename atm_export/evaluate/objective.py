@@ -19,8 +19,9 @@ from atm_export.evaluate.intervals import wilson
 from atm_export.evaluate.subject import Pixels
 from atm_export.model.backbone import Backbone
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
+from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
-from atm_export.model.schedule import MergePlan, plan_merges
+from atm_export.model.schedule import MergePlan
 from atm_export.preprocess import Preprocessing, normalize
 
 
@@ -80,7 +81,7 @@ def know(
     backbone: Backbone, pixels: Pixels, how: Preprocessing, right: Tensor | None, batch: int
 ) -> Known:
     """Run the unmerged model once."""
-    plan = MergePlan((None,) * len(backbone.parts()), proportional=False)
+    plan = MergePlan.unmerged(len(backbone.parts()))
     logits, features = [], []
     for i in range(0, len(pixels), batch):
         image = torch.from_numpy(normalize(pixels[i : i + batch], how))
@@ -102,12 +103,7 @@ def score(
 ) -> Score:
     """Measure a point; stops where it can no longer win: too many answers differ already, or it
     costs clearly more than `best` GFLOPs, which keeps the limits."""
-    plan = plan_merges(
-        Method(point=point),
-        len(backbone.parts()),
-        pooled=backbone.pooled,
-        proportional=backbone.proportional,
-    )
+    plan = plan_for(backbone, Method(point=point))
     spent, agree, hits, distance, done = 0.0, 0, 0, 0.0, 0
     for start in range(0, len(known), known.batch):
         rows = slice(start, start + known.batch)

@@ -19,7 +19,7 @@ from torch import Tensor
 from atm_export.backends.onnxruntime import OnnxRuntimeRunner
 from atm_export.backends.runner import Runner
 from atm_export.errors import ConfigError
-from atm_export.evaluate.subject import Pixels, Subject, graph_of
+from atm_export.evaluate.subject import Pixels, Subject
 from atm_export.graph.optimize import with_outputs
 from atm_export.model.flops import count_gmacs
 from atm_export.model.reference import run_reference
@@ -140,7 +140,7 @@ def traced_graph(subject: Subject) -> tuple[Any, str]:
     if source is not None:
         return path, source
     if subject.same_weights:
-        graph = graph_of(subject, subject.plan)
+        graph = subject.graph(subject.plan)
         if _same(with_outputs(graph, ["logits"]), onnx.load(path)):
             return (
                 with_outputs(graph, ["logits", "tokens_per_block"]),

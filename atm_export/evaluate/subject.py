@@ -15,11 +15,11 @@ from torch import Tensor
 
 from atm_export.config import RunConfig, validated
 from atm_export.errors import WeightsError
-from atm_export.graph.assemble import onnx_from_model
-from atm_export.graph.optimize import optimize
+from atm_export.graph.traced import traced_graph
 from atm_export.model.backbone import LoadedModel
+from atm_export.model.plan import exported_plan
 from atm_export.model.reference import run_reference
-from atm_export.model.schedule import MergePlan, plan_merges
+from atm_export.model.schedule import MergePlan
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import Preprocessing, normalize
 from atm_export.runfolder import Run
@@ -57,6 +57,14 @@ class Subject:
         blank = torch.zeros(1, 3, *self.model.backbone.image_size)
         return run_reference(self.model.backbone, self.plan, blank).tokens_out[:, 0]
 
+    @property
+    def unmerged(self) -> MergePlan:
+        return MergePlan.unmerged(len(self.plan.blocks))
+
+    def graph(self, plan: MergePlan) -> onnx.ModelProto:
+        """The FP32 graph of the same model and interface with a plan, all outputs on."""
+        return traced_graph(self.config, self.model, plan)
+
     def feed(self, pixels: Pixels) -> NDArray[Any]:
         """uint8 [B, H, W, 3] as the exported graph wants it."""
         return pixels if self.config.uint8_input else normalize(pixels, self.preprocessing)
@@ -86,21 +94,8 @@ def load_subject(run: Run, weights: str | None = None, *, need_weights: bool = T
             raise
         model = load_model(spec.model_copy(update={"weights": "random"}))
     same = model.weights["sha256"] == digest
-    return Subject(run, config, model, plan_of(run.manifest, config, model), same)
-
-
-def plan_of(manifest: Mapping[str, Any], config: RunConfig, model: LoadedModel) -> MergePlan:
-    """The plan that was exported; a frozen schedule takes its r from the manifest."""
-    backbone = model.backbone
-    plan = plan_merges(
-        config.method,
-        len(backbone.parts()),
-        pooled=backbone.pooled,
-        proportional=backbone.proportional,
-    )
-    if not plan.adaptive or manifest["method"]["merge"] != "frozen":
-        return plan
-    return plan.frozen([r or 0 for r in manifest["method"]["r_per_block"]])
+    plan = exported_plan(model.backbone, config.method, run.manifest["method"])
+    return Subject(run, config, model, plan, same)
 
 
 def preprocessing_of(manifest: Mapping[str, Any]) -> Preprocessing:
@@ -114,23 +109,3 @@ def preprocessing_of(manifest: Mapping[str, Any]) -> Preprocessing:
         tuple(facts["std"]),
         facts["crop_mode"],
     )
-
-
-def graph_of(subject: Subject, plan: MergePlan) -> onnx.ModelProto:
-    """An optimised graph of the same model and interface with another plan, all outputs on."""
-    how = subject.preprocessing
-    return optimize(
-        onnx_from_model(
-            subject.model.backbone,
-            plan,
-            mean=how.mean,
-            std=how.std,
-            uint8_input=subject.config.uint8_input,
-            opset=subject.config.opset,
-        )
-    )
-
-
-def unmerged_plan(subject: Subject) -> MergePlan:
-    """The plan that merges nothing."""
-    return MergePlan((None,) * len(subject.plan.blocks), proportional=False)

@@ -38,6 +38,11 @@ class MergePlan:
     proportional: bool
     per_image: bool = False
 
+    @classmethod
+    def unmerged(cls, depth: int) -> MergePlan:
+        """The plan that merges nothing."""
+        return cls((None,) * depth, proportional=False)
+
     @property
     def merges(self) -> bool:
         return any(block is not None for block in self.blocks)
@@ -97,7 +102,7 @@ def plan_merges(method: Method, depth: int, *, pooled: bool, proportional: bool)
     if method.proportional is not None:
         proportional = method.proportional
     if method.name is MethodName.NONE:
-        return MergePlan((None,) * depth, proportional=False)
+        return MergePlan.unmerged(depth)
     if method.name is MethodName.TOME:
         return MergePlan(
             tuple(BlockMerge("alternate", r=r) for r in _tome_r(method, depth)), proportional

@@ -13,8 +13,9 @@ import torch
 from atm_export.config import RunConfig
 from atm_export.errors import AtmExportError, ParityError, WeightsError
 from atm_export.model.backbone import LoadedModel
+from atm_export.model.plan import exported_plan
 from atm_export.model.reference import run_reference
-from atm_export.model.schedule import MergePlan, plan_merges
+from atm_export.model.schedule import MergePlan
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import normalize
 from atm_export.runtime import Session, load
@@ -58,17 +59,7 @@ def _rebuilt(manifest: Mapping[str, Any]) -> tuple[LoadedModel, MergePlan]:
             f"{config.model.weights}: these are not the weights of the export; "
             "give those back, or export again"
         )
-    backbone = model.backbone
-    plan = plan_merges(
-        config.method,
-        len(backbone.parts()),
-        pooled=backbone.pooled,
-        proportional=backbone.proportional,
-    )
-    r = manifest["method"]["r_per_block"]
-    if manifest["method"]["merge"] == "frozen" and plan.adaptive:
-        plan = plan.frozen([count or 0 for count in r])
-    return model, plan
+    return model, exported_plan(model.backbone, config.method, manifest["method"])
 
 
 def _decided(

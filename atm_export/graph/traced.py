@@ -1,0 +1,26 @@
+"""The FP32 graph that everything else is derived from."""
+
+from __future__ import annotations
+
+import onnx
+
+from atm_export.config import RunConfig
+from atm_export.graph.assemble import onnx_from_model
+from atm_export.graph.optimize import optimize
+from atm_export.model.backbone import LoadedModel
+from atm_export.model.schedule import MergePlan
+
+
+def traced_graph(config: RunConfig, model: LoadedModel, plan: MergePlan) -> onnx.ModelProto:
+    """Translate and optimise a model under a plan; all trace outputs on."""
+    how = model.preprocessing
+    return optimize(
+        onnx_from_model(
+            model.backbone,
+            plan,
+            mean=how.mean,
+            std=how.std,
+            uint8_input=config.uint8_input,
+            opset=config.opset,
+        )
+    )
