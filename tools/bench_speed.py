@@ -250,8 +250,7 @@ def gmacs_at(subject: Subject, name: str, batch: int, rounds: int) -> float:
         float(trace_gmacs(backbone, run_reference(backbone, plan, torch.from_numpy(feed))).mean())
         for feed in feeds
     ]
-    turns = range(1, rounds_at(batch, rounds) + 1)  # round 0 is the warm-up
-    return float(np.mean([spent[i % len(spent)] for i in turns]))
+    return float(np.mean([spent[i % len(spent)] for i in range(rounds_at(batch, rounds))]))
 
 
 def measure(folder: Path, args: argparse.Namespace) -> Measured:

@@ -11,7 +11,6 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript import optimizer
 
-from atm_export.graph.passes.cancel_reshapes import CancelReshapes
 from atm_export.graph.passes.emulate import EmulateLow
 from atm_export.graph.passes.fold_weights import FoldTransposedWeights
 from atm_export.graph.passes.keep_outputs import KeepOutputs
@@ -65,7 +64,6 @@ def optimize(model: onnx.ModelProto) -> onnx.ModelProto:
             common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
             Deduplicate(),
             common.CommonSubexpressionEliminationPass(),
-            CancelReshapes(),
             common.IdentityEliminationPass(),
             common.RemoveUnusedNodesPass(),
             NameNodes(),

@@ -45,19 +45,9 @@ class Layout:
     old: Callable[[], Value]
 
 
-def flatten_tokens(x: Value) -> Value:
-    """[B, n, D] to [B * n, D]."""
-    return op.Reshape(x, ints(-1, x.shape[2]))
-
-
-def unflatten_tokens(x: Value, like: Value, n: Value) -> Value:
-    """[B * n, D] to [B, n, D]; n [1] is -1 where it is known at run time alone."""
-    return op.Reshape(x, op.Concat(batch_of(like), n, ints(x.shape[1]), axis=0))
-
-
-def split_heads(x: Value, like: Value, n: Value, heads: int) -> Value:
-    """[B * n, heads * d] to [B, n, heads, d]; n [1] is -1 where it is known at run time alone."""
-    return op.Reshape(x, op.Concat(batch_of(like), n, ints(heads, x.shape[1] // heads), axis=0))
+def split_heads(x: Value, heads: int) -> Value:
+    """[B, n, heads * d] to [B, n, heads, d]; 0 copies a length, known or not."""
+    return op.Reshape(x, ints(0, 0, heads, x.shape[2] // heads))
 
 
 def attend(q: Value, k: Value, v: Value, bias: Value | None) -> Value:
@@ -67,7 +57,7 @@ def attend(q: Value, k: Value, v: Value, bias: Value | None) -> Value:
     if bias is not None:
         scores = op.Add(scores, op.Reshape(bias, ints(0, 1, 1, -1)))
     out = op.MatMul(op.Softmax(scores, axis=-1), _heads_first(v))
-    return op.Reshape(_heads_first(out), ints(-1, q.shape[2] * v.shape[3]))
+    return op.Reshape(_heads_first(out), ints(0, 0, q.shape[2] * v.shape[3]))
 
 
 def key_metric(k: Value) -> Value:
@@ -312,8 +302,6 @@ def scalar(value: int | float) -> Value:
 
 
 TABLE: dict[Callable[..., Any], Callable[..., Any]] = {
-    torch.ops.atm_export.flatten_tokens.default: flatten_tokens,
-    torch.ops.atm_export.unflatten_tokens.default: unflatten_tokens,
     torch.ops.atm_export.split_heads.default: split_heads,
     torch.ops.atm_export.attend.default: attend,
     torch.ops.atm_export.key_metric.default: key_metric,

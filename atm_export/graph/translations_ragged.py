@@ -58,23 +58,27 @@ def ragged_layout(sizes: Value) -> tuple[Value, Value]:
     image = op.Cast(op.ReduceSum(op.Cast(passed, to=FLOAT), ints(1), keepdims=0), to=INT64)
     images = op.Range(scalar(0), op.Squeeze(batch_of(sizes), ints(0)), scalar(1))
     gap = op.Sub(op.Mul(images, n), start)
-    return op.Add(packed, op.Gather(gap, image, axis=0)), slots
+    return op.Unsqueeze(op.Add(packed, op.Gather(gap, image, axis=0)), ints(0)), slots
 
 
 def pack(x: Value, rows: Value) -> Value:
     """Rows of the flattened padded tensor."""
-    flat = op.Reshape(x, ints(-1, x.shape[2])) if len(x.shape) == 3 else x
-    return op.Gather(flat, rows, axis=0)
+    return op.Gather(_flat(x), rows, axis=0)
 
 
 def unpack(x: Value, slots: Value) -> Value:
     """Padded from packed."""
-    return op.Gather(x, slots, axis=0)
+    return op.Gather(_flat(x), slots, axis=0)
 
 
 def unpack_heads(x: Value, slots: Value, heads: int) -> Value:
     """Padded from packed, heads apart."""
-    return op.Reshape(op.Gather(x, slots, axis=0), ints(0, 0, heads, -1))
+    return op.Reshape(op.Gather(_flat(x), slots, axis=0), ints(0, 0, heads, x.shape[2] // heads))
+
+
+def _flat(x: Value) -> Value:
+    """[B, n, D] to [B * n, D]."""
+    return op.Reshape(x, ints(-1, x.shape[2]))
 
 
 def log_sizes(sizes: Value, proportional: bool) -> Value:

@@ -27,42 +27,20 @@ def key_limit(theta: float) -> int:
     return math.floor(float(torch.tensor(theta, dtype=torch.float32) * GRID)) * STRIDE
 
 
-@torch.library.custom_op("atm_export::flatten_tokens", mutates_args=())
-def flatten_tokens(x: Tensor) -> Tensor:
-    """[B, n, D] to [B * n, D]: linear layers run on rows, as one Gemm with its bias."""
-    return x.reshape(-1, x.shape[2]).clone()
-
-
-@flatten_tokens.register_fake
-def _(x: Tensor) -> Tensor:
-    return x.new_empty(x.shape[0] * x.shape[1], x.shape[2])
-
-
-@torch.library.custom_op("atm_export::unflatten_tokens", mutates_args=())
-def unflatten_tokens(x: Tensor, like: Tensor, n: Tensor) -> Tensor:
-    """[B * n, D] to [B, n, D], B and n those of `like`; n [1]: its value where fixed, or -1."""
-    return x.reshape(like.shape[0], like.shape[1], -1).clone()
-
-
-@unflatten_tokens.register_fake
-def _(x: Tensor, like: Tensor, n: Tensor) -> Tensor:
-    return x.new_empty(like.shape[0], like.shape[1], x.shape[1])
-
-
 @torch.library.custom_op("atm_export::split_heads", mutates_args=())
-def split_heads(x: Tensor, like: Tensor, n: Tensor, heads: int) -> Tensor:
-    """[B * n, heads * d] to [B, n, heads, d]; `like` and `n` as in `unflatten_tokens`."""
-    return x.reshape(like.shape[0], like.shape[1], heads, -1).clone()
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """[B, n, heads * d] to [B, n, heads, d]."""
+    return x.reshape(x.shape[0], x.shape[1], heads, -1).clone()
 
 
 @split_heads.register_fake
-def _(x: Tensor, like: Tensor, n: Tensor, heads: int) -> Tensor:
-    return x.new_empty(like.shape[0], like.shape[1], heads, x.shape[1] // heads)
+def _(x: Tensor, heads: int) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[1], heads, x.shape[2] // heads)
 
 
 @torch.library.custom_op("atm_export::attend", mutates_args=())
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """Attention of scaled q [B, m, H, d] on k, v [B, n, H, d] as [B * m, H * d].
+    """Attention of scaled q [B, m, H, d] on k, v [B, n, H, d] as [B, m, H * d].
 
     bias [B, n, 1]: log sizes, added to every query's scores.
     """
@@ -71,12 +49,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     if bias is not None:
         weights = weights + bias.reshape(bias.shape[0], 1, 1, -1)
     out = torch.softmax(weights, dim=-1) @ v
-    return out.transpose(1, 2).reshape(q.shape[0] * q.shape[2], -1).clone()
+    return out.transpose(1, 2).reshape(q.shape[0], q.shape[2], -1).clone()
 
 
 @attend.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    return q.new_empty(q.shape[0] * q.shape[1], q.shape[2] * v.shape[3])
+    return q.new_empty(q.shape[0], q.shape[1], q.shape[2] * v.shape[3])
 
 
 @torch.library.custom_op("atm_export::key_metric", mutates_args=())

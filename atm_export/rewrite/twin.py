@@ -1,7 +1,8 @@
 """The export-friendly twin: a second module on the same weights that takes the same decisions.
 
 Differences from the reference, each of them exact: q, k, v are three layers with the softmax scale
-folded into q; the last block computes only the rows that the head reads; merging is one operator.
+folded into q; the projection takes over the bias of v (attention weights sum to 1); the last block
+computes only the rows that the head reads; merging is one operator.
 """
 
 from __future__ import annotations
@@ -36,9 +37,6 @@ class TwinBlock(nn.Module):
     pool.
     """
 
-    tokens_in: Tensor
-    tokens_out: Tensor
-    tokens_read: Tensor
     limit: Tensor
     moved_to: Tensor
 
@@ -61,12 +59,13 @@ class TwinBlock(nn.Module):
         self.scale = 1.0 if foldable else part.scale
         self.norm1, self.norm2, self.mlp = part.norm1, part.norm2, part.mlp
         self.q_norm, self.k_norm, self.attn_norm = part.q_norm, part.k_norm, part.attn_norm
-        self.proj, self.scale1, self.scale2 = part.proj, part.scale1, part.scale2
+        self.scale1, self.scale2 = part.scale1, part.scale2
         self.q, self.k, self.v = _thirds(part.qkv, part.scale if foldable else 1.0)
+        self.proj = part.proj
+        if isinstance(part.attn_norm, nn.Identity):
+            self.v, self.proj = _without_bias(self.v), _shifted(part.proj, self.v.bias)
         out = tokens - r if r is not None and tokens >= 0 else -1
-        self.register_buffer("tokens_in", torch.tensor([tokens]))
-        self.register_buffer("tokens_out", torch.tensor([tokens if rule is None else out]))
-        self.register_buffer("tokens_read", torch.tensor([reads or -1]))
+        self.tokens_out = tokens if rule is None else out
         # Only where the number of tokens is known is the new order a constant.
         self.never = rule is not None and rule.never and tokens >= 0
         if self.never:
@@ -88,40 +87,33 @@ class TwinBlock(nn.Module):
         )
 
     def forward(self, tokens: Tensor, sizes: Tensor | None, where: Tensor) -> Tensor | Merge:
-        x = operators.flatten_tokens(tokens)
+        x = tokens
         h = self.norm1(x)
-        k = self.k_norm(operators.split_heads(self.k(h), tokens, self.tokens_in, self.heads))
-        v = operators.split_heads(self.v(h), tokens, self.tokens_in, self.heads)
-        read, count_read = tokens, self.tokens_in
+        k = self.k_norm(operators.split_heads(self.k(h), self.heads))
+        v = operators.split_heads(self.v(h), self.heads)
         if self.reads is not None:
-            read, count_read = tokens[:, : self.reads], self.tokens_read
-            x = operators.flatten_tokens(read)
+            x = tokens[:, : self.reads]
             h = self.norm1(x)
-        q = self.q_norm(operators.split_heads(self.q(h), read, count_read, self.heads))
+        q = self.q_norm(operators.split_heads(self.q(h), self.heads))
         if self.scale != 1.0:
             q = q * self.scale
         bias = sizes.log() if self.proportional and sizes is not None else None
         attended = self.attn_norm(operators.attend(q, k, v, bias))
         x = self._add(x, self.scale1(self.proj(attended)))
         if self.rule is None:
-            return operators.unflatten_tokens(self._mlp(x), read, count_read)
+            return self._mlp(x)
         if self.never:
-            out = operators.unflatten_tokens(self._mlp(x), read, count_read)
-            return self._reorder(out, sizes, where)
+            return self._reorder(self._mlp(x), sizes, where)
         metric = operators.key_metric(k)
         if sizes is None:
             sizes = torch.ones_like(metric[..., :1])
         # Where the head reads some rows alone, the last merge is only traced: sizes stand in.
-        moving = sizes
-        if self.reads is None:
-            moving = operators.unflatten_tokens(x, tokens, self.tokens_in)
+        moving = x if self.reads is None else sizes
         by_size = self.rule.grouping == "size"
         moved, sizes, moved_to, count = operators.merge(
             moving, sizes, metric, self.limit, self.fixed, self.prefix, by_size
         )
-        if self.reads is None:
-            x, read, count_read = operators.flatten_tokens(moved), moved, self.tokens_out
-        out = operators.unflatten_tokens(self._mlp(x), read, count_read)
+        out = self._mlp(moved if self.reads is None else x)
         return Merge(out, sizes, moved_to.gather(1, where), count)
 
     def _reorder(self, out: Tensor, sizes: Tensor | None, where: Tensor) -> Merge:
@@ -155,14 +147,13 @@ class RaggedTwinBlock(TwinBlock):
             q = self.q_norm(ragged.unpack_heads(self.q(h), slots, self.heads)) * self.scale
             attended = ragged.pack(self.attn_norm(operators.attend(q, k, v, bias)), rows)
         else:
-            read = tokens[:, : self.reads]
-            x = operators.flatten_tokens(read)
-            q = operators.split_heads(self.q(self.norm1(x)), read, self.tokens_read, self.heads)
+            x = tokens[:, : self.reads]
+            q = operators.split_heads(self.q(self.norm1(x)), self.heads)
             q = self.q_norm(q) * self.scale
             attended = self.attn_norm(operators.attend(q, k, v, bias))
         x = self._add(x, self.scale1(self.proj(attended)))
         if self.reads is not None:
-            return operators.unflatten_tokens(self._mlp(x), read, self.tokens_read)
+            return self._mlp(x)
         if self.rule is None:
             return ragged.unpack(self._mlp(x), slots)
         metric = operators.key_metric(k)
@@ -206,7 +197,7 @@ class Twin(nn.Module):
                 reads=backbone.head_rows if part is parts[-1] and plan.merges else None,
                 proportional=plan.proportional,
             )
-            n = int(block.tokens_out)
+            n = block.tokens_out
             blocks.append(block)
         self.blocks = nn.ModuleList(blocks)
 
@@ -247,3 +238,20 @@ def _thirds(qkv: nn.Linear, scale: float) -> tuple[nn.Linear, nn.Linear, nn.Line
             layer.bias = nn.Parameter(bias * factor, requires_grad=False)
         layers.append(layer)
     return layers[0], layers[1], layers[2]
+
+
+def _without_bias(layer: nn.Linear) -> nn.Linear:
+    made = nn.Linear(layer.in_features, layer.out_features, bias=False)
+    made.weight = layer.weight
+    return made
+
+
+def _shifted(layer: nn.Linear, shift: Tensor | None) -> nn.Linear:
+    """The layer as if `shift` [in_features] were added to its input."""
+    if shift is None:
+        return layer
+    made = nn.Linear(layer.in_features, layer.out_features)
+    made.weight = layer.weight
+    bias = (layer.weight.double() @ shift.double()).float()
+    made.bias = nn.Parameter(bias if layer.bias is None else bias + layer.bias, requires_grad=False)
+    return made

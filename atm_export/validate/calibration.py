@@ -16,13 +16,15 @@ CLIPPED = 99.99  # percentile; what lies above is clipped, which costs less than
 
 
 def linear_inputs(model: onnx.ModelProto) -> Mapping[str, str]:
-    """Name of the linear layer (its Gemm's weight) to the value that it reads."""
+    """Name of the blocks' linear layers (their weights) to the values that they read."""
+    weights = {tensor.name for tensor in model.graph.initializer}
     found = {}
     for node in model.graph.node:
-        if node.op_type != "Gemm" or not node.input[1].startswith("blocks."):
+        if node.op_type not in ("Gemm", "MatMul") or node.input[1] not in weights:
             continue
-        if not any(part in node.input[1] for part in KEPT):
-            found[node.input[1]] = node.input[0]
+        name = node.input[1]
+        if "blocks." in name and not any(part in name for part in KEPT):
+            found[name] = node.input[0]
     return found
 
 

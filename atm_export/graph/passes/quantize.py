@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Quantize(ir.passes.InPlacePass):
-    """Fires on every Gemm whose weight is named in `scales`: its input's scale."""
+    """Fires on every Gemm and MatMul whose weight is named in `scales`: its input's scale."""
 
     def __init__(self, scales: Mapping[str, float], kind: ir.DataType) -> None:
         self.scales, self.kind = scales, kind
@@ -29,7 +29,7 @@ class Quantize(ir.passes.InPlacePass):
         self.inputs: dict[tuple[ir.Value, float], ir.Value] = {}
         fired = 0
         for node in list(graph):
-            weight = node.inputs[1] if node.op_type == "Gemm" else None
+            weight = node.inputs[1] if node.op_type in ("Gemm", "MatMul") else None
             name = str(weight.name).removesuffix(".low") if weight is not None else ""
             if weight is None or name not in self.scales:
                 continue
