@@ -6,7 +6,7 @@ Names and shapes are those of the official checkpoints, which load strictly.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from timm.layers import Attention, Mlp
@@ -14,19 +14,10 @@ from torch import Tensor, nn
 
 from atm_export.config import ModelSpec
 from atm_export.errors import ConfigError
-from atm_export.model.backbone import Backbone, BlockParts, LoadedModel, families
+from atm_export.model.backbone import LoadedModel, families
 from atm_export.model.flops import module_macs
-from atm_export.model.published import (
-    choose_shape,
-    imagenet_labels,
-    imagenet_preprocessing,
-    load_weights,
-    published_licence,
-    resize_positions,
-    take_apart,
-)
+from atm_export.model.published import PATCH, PublishedBackbone, choose_shape, load_published
 
-PATCH = 16  # the stem halves the image, its projection takes 8 x 8
 AUX_WEIGHT = 0.5
 AuxHead = Literal["unmerged", "always", "never"]
 AUX_NOTES: dict[AuxHead, str] = {
@@ -81,7 +72,7 @@ class Stem(nn.Module):
         self.conv3 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
-        self.proj = nn.Conv2d(width, dim, PATCH // 2, stride=PATCH // 2)
+        self.proj = nn.Conv2d(width, dim, PATCH // 2, stride=PATCH // 2)  # conv1 halves the image
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
@@ -144,37 +135,18 @@ class LvVit(nn.Module):
         return self.classify(x)
 
 
-class LvVitBackbone(Backbone):
+class LvVitBackbone(PublishedBackbone):
     """LV-ViT seen as embed -> blocks -> head."""
 
-    prefix = 1
-
     def __init__(self, model: LvVit, image_size: int = 224) -> None:
-        super().__init__()
-        self.model = model.eval().requires_grad_(False)
+        super().__init__(model, image_size)
         self.head_rows = None if model.aux == "always" else 1
-        self.image_size = (image_size, image_size)
-        self.grid = (image_size // PATCH, image_size // PATCH)
-        self.classes = model.head.out_features
-
-    def embed(self, image: Tensor) -> Tensor:
-        return self.model.embed(image)
-
-    def parts(self) -> list[BlockParts]:
-        blocks = cast("list[DividedBlock]", list(self.model.blocks))
-        return [take_apart(block, block.divisor) for block in blocks]
-
-    def head(self, tokens: Tensor, sizes: Tensor | None) -> Tensor:
-        return self.model.classify(tokens)
-
-    def plain(self, image: Tensor) -> Tensor:
-        return self.model(image)
 
     def stem_gmacs(self) -> float:
         return module_macs(self.model.patch_embed, torch.zeros(1, 3, *self.image_size)) / 1e9
 
     def head_macs(self, tokens: Tensor) -> Tensor:
-        total = torch.full_like(tokens, self.model.head.weight.numel())
+        total = super().head_macs(tokens)
         if self.model.aux != "never":
             total += (tokens - 1) * self.model.aux_head.weight.numel()
         return total
@@ -182,22 +154,8 @@ class LvVitBackbone(Backbone):
 
 def build_lvvit(spec: ModelSpec) -> LoadedModel:
     """The LV-ViT that `spec` names, with its weights."""
-    shape = choose_shape(SHAPES, spec.config, "LV-ViT")
-    model = LvVit(shape)
-    facts = load_weights(model, spec)
-    size = spec.image_size or 224
-    if size != 224:
-        resize_positions(model, size, PATCH, spec.name)
-    backbone = LvVitBackbone(model, size)
-    return LoadedModel(
-        name=spec.name,
-        backbone=backbone,
-        preprocessing=imagenet_preprocessing(spec.config, backbone.image_size),
-        weights=facts,
-        labels=imagenet_labels(backbone.classes),
-        licence=published_licence(spec),
-        notes=(AUX_NOTES[model.aux],),
-    )
+    model = LvVit(choose_shape(SHAPES, spec.config, "LV-ViT"))
+    return load_published(spec, model, LvVitBackbone, notes=(AUX_NOTES[model.aux],))
 
 
 families.add("lvvit", build_lvvit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,15 +10,82 @@ from urllib.parse import urlsplit
 
 import torch
 from timm.layers import resample_abs_pos_embed
-from torch import nn
+from torch import Tensor, nn
 
 from atm_export.config import ModelConfig, ModelSpec
 from atm_export.errors import ConfigError, WeightsError, unknown_name
-from atm_export.model.backbone import BlockParts
+from atm_export.model.backbone import Backbone, BlockParts, LoadedModel
 from atm_export.model.weights import load_strictly, randomize, read_checkpoint, state_digest
 from atm_export.preprocess import Preprocessing
 
 Shape = TypeVar("Shape")
+
+
+PATCH = 16  # pixels a token, each way
+
+
+class PublishedBackbone(Backbone):
+    """A model under its official names, seen as embed -> blocks -> head.
+
+    The model has `embed` (image to tokens, the class token first), `blocks` (perhaps with a
+    `divisor`), `classify` (tokens to logits), `head` and `pos_embed`.
+    """
+
+    prefix = 1
+    head_rows: int | None = 1
+
+    def __init__(self, model: Any, image_size: int = 224) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.image_size = (image_size, image_size)
+        self.grid = (image_size // PATCH, image_size // PATCH)
+        self.classes = model.head.out_features
+
+    def embed(self, image: Tensor) -> Tensor:
+        tokens: Tensor = self.model.embed(image)
+        return tokens
+
+    def parts(self) -> list[BlockParts]:
+        return [take_apart(block, getattr(block, "divisor", 1.0)) for block in self.model.blocks]
+
+    def head(self, tokens: Tensor, sizes: Tensor | None) -> Tensor:
+        logits: Tensor = self.model.classify(tokens)
+        return logits
+
+    def plain(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.model(image)
+        return logits
+
+    def head_macs(self, tokens: Tensor) -> Tensor:
+        return torch.full_like(tokens, self.model.head.weight.numel())
+
+
+def load_published(
+    spec: ModelSpec,
+    model: nn.Module,
+    backbone_of: Callable[[Any, int], Backbone],
+    *,
+    fixed: Sequence[str] = (),
+    notes: tuple[str, ...] = (),
+) -> LoadedModel:
+    """A model built for images of 224, with the weights and the image size that `spec` names.
+
+    fixed: parameters that are no weights.
+    """
+    facts = load_weights(model, spec, fixed)
+    size = spec.image_size or 224
+    if size != 224:
+        resize_positions(model, size, PATCH, spec.name)
+    backbone = backbone_of(model, size)
+    return LoadedModel(
+        name=spec.name,
+        backbone=backbone,
+        preprocessing=imagenet_preprocessing(spec.config, backbone.image_size),
+        weights=facts,
+        labels=imagenet_labels(backbone.classes),
+        licence=published_licence(spec),
+        notes=notes,
+    )
 
 
 def choose_shape(shapes: Mapping[str, Shape], config: ModelConfig, kind: str) -> Shape:

@@ -16,19 +16,10 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from atm_export.config import ModelSpec
-from atm_export.model.backbone import Backbone, BlockParts, LoadedModel, families
+from atm_export.model.backbone import LoadedModel, families
 from atm_export.model.flops import module_macs
-from atm_export.model.published import (
-    choose_shape,
-    imagenet_labels,
-    imagenet_preprocessing,
-    load_weights,
-    published_licence,
-    resize_positions,
-    take_apart,
-)
+from atm_export.model.published import PATCH, PublishedBackbone, choose_shape, load_published
 
-PATCH = 16  # three unfolds with strides 4, 2 and 2
 TOKEN_DIM = 64
 
 
@@ -100,7 +91,7 @@ class Unfold(nn.Module):
 
 
 class TokensToToken(nn.Module):
-    """Image [B, 3, H, W] to tokens [B, H/16 * W/16, dim], unfolding neighbours three times."""
+    """Image [B, 3, H, W] to tokens [B, H/16 * W/16, dim]: three unfolds, strides 4, 2 and 2."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -165,30 +156,8 @@ class T2TViT(nn.Module):
         return self.classify(x)
 
 
-class T2TBackbone(Backbone):
+class T2TBackbone(PublishedBackbone):
     """T2T-ViT seen as embed -> blocks -> head."""
-
-    prefix = 1
-    head_rows = 1
-
-    def __init__(self, model: T2TViT, image_size: int = 224) -> None:
-        super().__init__()
-        self.model = model.eval().requires_grad_(False)
-        self.image_size = (image_size, image_size)
-        self.grid = (image_size // PATCH, image_size // PATCH)
-        self.classes = model.head.out_features
-
-    def embed(self, image: Tensor) -> Tensor:
-        return self.model.embed(image)
-
-    def parts(self) -> list[BlockParts]:
-        return [take_apart(block) for block in self.model.blocks]
-
-    def head(self, tokens: Tensor, sizes: Tensor | None) -> Tensor:
-        return self.model.classify(tokens)
-
-    def plain(self, image: Tensor) -> Tensor:
-        return self.model(image)
 
     def stem_gmacs(self) -> float:
         module = self.model.tokens_to_token
@@ -197,26 +166,11 @@ class T2TBackbone(Backbone):
         attention = sum(2 * n * n * TOKEN_DIM for n in (first, first // 4))
         return (layers + attention) / 1e9
 
-    def head_macs(self, tokens: Tensor) -> Tensor:
-        return torch.full_like(tokens, self.model.head.weight.numel())
-
 
 def build_t2t(spec: ModelSpec) -> LoadedModel:
     """The T2T-ViT that `spec` names, with its weights."""
     model = T2TViT(choose_shape(SHAPES, spec.config, "T2T-ViT"))
-    facts = load_weights(model, spec, fixed=("pos_embed",))
-    size = spec.image_size or 224
-    if size != 224:
-        resize_positions(model, size, PATCH, spec.name)
-    backbone = T2TBackbone(model, size)
-    return LoadedModel(
-        name=spec.name,
-        backbone=backbone,
-        preprocessing=imagenet_preprocessing(spec.config, backbone.image_size),
-        weights=facts,
-        labels=imagenet_labels(backbone.classes),
-        licence=published_licence(spec),
-    )
+    return load_published(spec, model, T2TBackbone, fixed=("pos_embed",))
 
 
 families.add("t2t", build_t2t)
