@@ -14,7 +14,7 @@ from atm_export.backends.tensorrt import api as seam
 from atm_export.backends.tensorrt.api import Api, load_api
 from atm_export.backends.tensorrt.build import BuildFailedError, engine_from_onnx
 from atm_export.backends.tensorrt.by_hand import command_lines
-from atm_export.backends.tensorrt.runner import TensorRTRunner, check_engine
+from atm_export.backends.tensorrt.runner import TensorRTRunner
 from atm_export.backends.tensorrt.settings import (
     EngineSettings,
     Flavor,
@@ -25,6 +25,7 @@ from atm_export.backends.tensorrt.settings import (
     parse_sms,
 )
 from atm_export.errors import ConfigError, EngineMismatchError, MissingDependencyError
+from atm_export.fit import Here, check_fit
 from tests.trt_fake import SURFACES, fake
 
 EVERYTHING = {
@@ -208,18 +209,22 @@ def test_engines_that_do_not_fit_are_refused_with_all_that_differs(
 ) -> None:
     module, _ = fake(next(s for s in SURFACES if s.stem.startswith("tensorrt_rtx")))
     rtx = Api(Flavor.RTX, module)
-    check_engine(entry(), rtx, 86)
+
+    def check(facts: dict[str, Any], sm: int | None) -> None:
+        check_fit("e.plan", facts, Here("rtx", rtx.version, sm))
+
+    check(entry(), 86)
     for facts, sm, text in (
-        (entry(flavor="tensorrt"), 86, "built by tensorrt, loaded by rtx"),
-        (entry(tensorrt="1.6.0.1"), 86, r"built by TensorRT 1\.6\.0\.1, loaded by 1\.7"),
+        (entry(flavor="tensorrt"), 86, "flavor tensorrt, this is rtx"),
+        (entry(tensorrt="1.6.0.1"), 86, r"built by TensorRT 1\.6\.0\.1, 1\.7"),
         (entry(), 90, "built for SM86, SM89, this GPU is SM90"),
         (entry(), None, "no GPU is here"),
-        (entry(tensorrt="2.0.0"), 75, "TensorRT 2.*SM75"),
+        (entry(tensorrt="2.0.0"), 75, "SM75.*TensorRT 2"),
     ):
         with pytest.raises(EngineMismatchError, match=text):
-            check_engine(facts, rtx, sm)
+            check(facts, sm)
     loose = {"version_compatible": True, "hardware_compatible": True}
-    check_engine(entry(tensorrt="1.2.0", settings=loose), rtx, 90)
+    check(entry(tensorrt="1.2.0", settings=loose), 90)
     monkeypatch.setattr(seam, "load_api", lambda flavor: rtx)
     monkeypatch.setattr("atm_export.backends.tensorrt.runner.load_api", lambda flavor: rtx)
     monkeypatch.setattr("atm_export.backends.tensorrt.runner.gpu_sm", lambda: None)

@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -17,10 +18,12 @@ import pytest
 
 from atm_export import errors
 from atm_export.cli import main
+from atm_export.evaluate.engines import choose_engine
+from atm_export.fit import Here
 from atm_export.runfolder import MANIFEST, Run, load_manifest, open_run, sealed
 from atm_export.runtime import Session, check_golden, load
 from atm_export.runtime.__main__ import main as slim
-from atm_export.runtime.engines import EngineBackend, Here, check_engine, open_engine, pick_engine
+from atm_export.runtime.engines import EngineBackend, check_engine, open_engine, pick_engine
 from atm_export.tensors import packed, read_tensors
 
 ENGINE = "model.fp16.rtx.sm89.plan"
@@ -127,7 +130,7 @@ def test_engines_are_checked_before_they_are_opened(run: Path) -> None:
     other = {"file": "model.onnx", "sha256": "1" * 64}
     for facts, error, message in (
         ({"flavor": "tensorrt"}, errors.EngineMismatchError, "flavor tensorrt, this is rtx"),
-        ({"sms": [86]}, errors.EngineMismatchError, "SM 86, this GPU is SM 89"),
+        ({"sms": [86]}, errors.EngineMismatchError, "SM86, this GPU is SM89"),
         ({"tensorrt": "1.6.0.1"}, errors.EngineVersionError, r"1\.7\.1\.116 is installed"),
         ({"source": other}, errors.EngineMismatchError, "another model"),
     ):
@@ -137,6 +140,26 @@ def test_engines_are_checked_before_they_are_opened(run: Path) -> None:
         check_engine(open_run(run), "x.plan", HERE)
     with pytest.raises(errors.EngineMismatchError, match="none was built"):
         pick_engine(open_run(run), HERE)
+
+
+def test_the_engine_that_is_evaluated_fits_this_machine(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seam = "atm_export.backends.tensorrt.api"
+    here = SimpleNamespace(flavor=SimpleNamespace(value="rtx"), version="1.7.1.116")
+    monkeypatch.setattr(f"{seam}.load_api", lambda flavor: here)
+    monkeypatch.setattr(f"{seam}.gpu_sm", lambda: 89)
+    assert choose_engine(open_run(run)) is None
+    entry = {"flavor": "rtx", "tensorrt": "1.7.1.116"}
+    engines = {
+        "a.plan": {**entry, "precision": "fp32", "sms": [86]},
+        "b.plan": {**entry, "precision": "fp16", "sms": [89]},
+        "c.plan": {**entry, "precision": "fp32", "sms": [89], "flavor": "tensorrt"},
+    }
+    whole = Run(run, {**load_manifest(run), "engines": engines})
+    assert choose_engine(whole) == "b.plan"
+    monkeypatch.setattr(f"{seam}.gpu_sm", lambda: None)
+    assert choose_engine(whole) == "a.plan"
 
 
 def test_compatible_engines_run_elsewhere(run: Path) -> None:

@@ -16,6 +16,7 @@ from atm_export.backends.onnxruntime import OnnxRuntimeRunner
 from atm_export.backends.runner import Array, Runner
 from atm_export.config import Method, MethodName
 from atm_export.errors import ConfigError
+from atm_export.evaluate.engines import choose_engine
 from atm_export.evaluate.runners import best_providers
 from atm_export.evaluate.subject import Pixels, Subject, load_subject
 from atm_export.graph.optimize import with_outputs
@@ -146,10 +147,10 @@ def _tensorrt(candidate: Candidate) -> Any:
     from atm_export.backends.tensorrt.runner import TensorRTRunner
 
     run = candidate.subject.run
-    entries = run.manifest.get("engines", {}) if candidate.exported else {}
-    if not entries:
+    name = choose_engine(run) if candidate.exported else None
+    if name is None:
         raise ConfigError(
             "no engine; export with --trt (an unmerged one: --method none --trt, then --against it)"
         )
-    name = min(entries, key=lambda name: (entries[name]["precision"] != "fp32", name))
-    return TensorRTRunner(run.folder / name, entries[name], static=not candidate.plan.adaptive)
+    facts = run.manifest["engines"][name]
+    return TensorRTRunner(run.folder / name, facts, static=not candidate.plan.adaptive)

@@ -19,6 +19,7 @@ from torch import Tensor
 from atm_export.backends.onnxruntime import OnnxRuntimeRunner
 from atm_export.backends.runner import Runner
 from atm_export.errors import ConfigError
+from atm_export.evaluate.engines import choose_engine
 from atm_export.evaluate.subject import Pixels, Subject
 from atm_export.graph.optimize import with_outputs
 from atm_export.model.flops import count_gmacs
@@ -72,19 +73,18 @@ def open_onnxruntime(subject: Subject) -> Iterator[Engine]:
 
 @contextmanager
 def open_tensorrt(subject: Subject) -> Iterator[Engine]:
-    """The run's TensorRT engine (FP32 if it is there, else the first by name)."""
+    """The run's TensorRT engine for this machine."""
     from atm_export.backends.tensorrt.runner import TensorRTRunner
 
-    entries = subject.run.manifest.get("engines", {})
-    if not entries:
+    name = choose_engine(subject.run)
+    if name is None:
         raise ConfigError(
             f"{subject.run.folder} holds no TensorRT engine; export it with --trt, or take "
             "--runner onnxruntime"
         )
-    name = min(entries, key=lambda name: (entries[name]["precision"] != "fp32", name))
-    with TensorRTRunner(
-        subject.run.folder / name, entries[name], static=not subject.plan.adaptive
-    ) as runner:
+    facts = subject.run.manifest["engines"][name]
+    static = not subject.plan.adaptive
+    with TensorRTRunner(subject.run.folder / name, facts, static=static) as runner:
         source = traced(subject) or "eager reference"
         yield Engine(from_runner(subject, runner, source), f"TensorRT, {name}", source)
 

@@ -1,37 +1,22 @@
-"""TensorRT engines of a run folder: is this one made for this machine, before it is deserialised.
+"""TensorRT engines of a run folder, checked before they are deserialised.
 
-An engine runs on the TensorRT version and GPU that it was built for, unless it was built
-compatible. Running one takes the exporter's TensorRT backend, which keeps GPU memory with PyTorch.
+Running one takes the exporter's TensorRT backend, which keeps GPU memory with PyTorch.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from numpy.typing import NDArray
 
-from atm_export.errors import (
-    EngineMismatchError,
-    EngineVersionError,
-    MissingDependencyError,
-    MissingFileError,
-)
+from atm_export.errors import EngineMismatchError, MissingDependencyError, MissingFileError
+from atm_export.fit import Here, check_fit
 from atm_export.runfolder import Run, read_checked
 
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Here:
-    """What this machine has: flavor (tensorrt or rtx), TensorRT version, SM (90 for 9.0)."""
-
-    flavor: str
-    version: str
-    sm: int
 
 
 def check_engine(run: Run, name: str, here: Here) -> Mapping[str, Any]:
@@ -40,24 +25,7 @@ def check_engine(run: Run, name: str, here: Here) -> Mapping[str, Any]:
     if facts is None or name not in run.manifest["files"]:
         known = ", ".join(run.manifest.get("engines", {})) or "none"
         raise MissingFileError(f"{run.folder} has no engine '{name}'; it has: {known}")
-    if facts["flavor"] != here.flavor:
-        raise EngineMismatchError(
-            f"{name} is for TensorRT's flavor {facts['flavor']}, this is {here.flavor}; "
-            "build it again here"
-        )
-    settings = facts.get("settings", {})
-    compatible = settings.get("hardware_compatible", False) and here.sm >= 80
-    if not compatible and here.sm not in facts["sms"]:
-        raise EngineMismatchError(
-            f"{name} was built for SM {', '.join(map(str, facts['sms']))}, this GPU is "
-            f"SM {here.sm}; build it again here"
-        )
-    parts = 1 if settings.get("version_compatible", False) else 3
-    if facts["tensorrt"].split(".")[:parts] != here.version.split(".")[:parts]:
-        raise EngineVersionError(
-            f"{name} was built by TensorRT {facts['tensorrt']}, {here.version} is installed; "
-            "install that version or build it again"
-        )
+    check_fit(name, facts, here)
     source = facts["source"]
     if run.manifest["files"].get(source["file"], {}).get("sha256") != source["sha256"]:
         raise EngineMismatchError(f"{name} was built from another {source['file']}; build it again")

@@ -11,35 +11,11 @@ from typing import Any, Self
 import numpy as np
 
 from atm_export.backends.runner import Array
-from atm_export.backends.tensorrt.api import Api, gpu_sm, load_api
+from atm_export.backends.tensorrt.api import gpu_sm, load_api
 from atm_export.backends.tensorrt.settings import Flavor
 from atm_export.errors import AtmExportError, EngineMismatchError
+from atm_export.fit import Here, check_fit
 from atm_export.runfolder import load_manifest
-
-
-def check_engine(facts: Mapping[str, Any], api: Api, sm: int | None) -> None:
-    """EngineMismatchError unless this TensorRT on this GPU can load the engine of `facts`.
-
-    facts: the engine's manifest entry. Called before anything is deserialised.
-    """
-    found: list[str] = []
-    if facts["flavor"] != api.flavor.value:
-        found.append(f"built by {facts['flavor']}, loaded by {api.flavor.value}")
-    compatible = facts["settings"]["version_compatible"]
-    built, here = facts["tensorrt"].split("."), api.version.split(".")
-    parts = 1 if compatible else 3
-    if built[:parts] != here[:parts]:
-        found.append(f"built by TensorRT {facts['tensorrt']}, loaded by {api.version}")
-    if sm is None:
-        found.append("no GPU is here")
-    elif facts["settings"]["hardware_compatible"]:
-        if sm < 80:
-            found.append(f"built for SM80 and later, this GPU is SM{sm}")
-    elif sm not in facts["sms"]:
-        targets = ", ".join(f"SM{target}" for target in facts["sms"])
-        found.append(f"built for {targets}, this GPU is SM{sm}")
-    if found:
-        raise EngineMismatchError(f"the engine does not fit: {'; '.join(found)}; build it here")
 
 
 @dataclass
@@ -72,7 +48,7 @@ class TensorRTRunner:
         import torch
 
         api = load_api(Flavor(self.facts["flavor"]))
-        check_engine(self.facts, api, gpu_sm())
+        check_fit(self.plan.name, self.facts, Here(api.flavor.value, api.version, gpu_sm()))
         trt = api.module
         self.logger = api.logger(lambda severity, text: None)
         runtime = trt.Runtime(self.logger)
