@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,7 +17,7 @@ from atm_export.backends.runner import Array
 from atm_export.cli import main
 from atm_export.evaluate.bench import recommend
 from atm_export.evaluate.candidates import candidates
-from atm_export.evaluate.latency import interleave, median_interval, row_of
+from atm_export.evaluate.latency import interleave, median_interval, orders, row_of
 from atm_export.evaluate.subject import load_subject
 from atm_export.runfolder import open_run
 
@@ -47,8 +49,19 @@ def test_candidates_take_turns_and_warm_up_is_not_counted() -> None:
     ticks = iter(range(100))
     feeds = [dict.fromkeys("ab", np.zeros(1))]
     seconds = interleave(runners, feeds, 3, clock=lambda: float(next(ticks)))
-    assert "".join(log) == "ab" + "ba" + "ab" + "ba" + "ab"
+    assert "".join(log) == "ab" * 5
     assert seconds == {"a": [1.0] * 3, "b": [1.0] * 3}
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5])
+def test_nobody_runs_behind_itself_and_everybody_behind_every_other(count: int) -> None:
+    rows = orders(count)
+    assert all(sorted(row) == list(range(count)) for row in rows)
+    behind = Counter(pair for row in rows for pair in pairwise(row))
+    assert set(behind) == {(a, b) for a in range(count) for b in range(count) if a != b}
+    assert len(set(behind.values())) <= 1
+    if count > 1:
+        assert all(a[-1] != b[0] for a, b in zip(rows, [*rows[1:], rows[0]], strict=True))
 
 
 def test_intervals_of_medians() -> None:

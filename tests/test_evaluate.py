@@ -103,7 +103,7 @@ def test_runners_are_timed_in_turn_after_a_warm_up() -> None:
     }
     batches = [{name: np.array([i]) for name in runners} for i in range(2)]
     seconds = interleave(runners, batches, rounds=3, clock=lambda: clock[0])
-    assert " ".join(log) == "a0 b0 b1 a1 a0 b0 b1 a1 a0 b0"
+    assert " ".join(log) == "a0 b0 a1 b1 a0 b0 a1 b1 a0 b0"
     assert seconds == {"a": [4.0, 6.0, 5.0], "b": [2.0, 2.0, 1.0]}
     row = compare(seconds, "a", batch=8)
     assert row == {

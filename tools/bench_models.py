@@ -58,7 +58,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--weights", default="random", help="random, pretrained, or a file (for one model)")
     add("--batch", type=int, default=8, help="batch size (default: %(default)s)")
     add("--threads", type=int, default=2, help="threads (default: %(default)s)")
-    add("--rounds", type=int, default=9, help="counted rounds (default: %(default)s)")
+    add("--rounds", type=int, default=12, help="counted rounds (default: %(default)s)")
     return parser.parse_args(argv)
 
 

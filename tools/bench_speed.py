@@ -19,9 +19,10 @@ frozen
 
 What is measured
 ----------------
-All candidates run in turn (A B C D D C B A ...) in one process that holds ONNX Runtime and one
-thread pool for all of them, on batches of real images; the first two rounds are not counted. That
-pool can be set once a process, so each count in `--threads` gets a process of its own.
+All candidates run in turn, each behind every other one equally often, in one process that holds
+ONNX Runtime and one thread pool for all of them, on batches of real images; the first two rounds
+are not counted. That pool can be set once a process, so each count in `--threads` gets a process of
+its own.
 
 For each candidate and batch: median ms per image; speed-up, the median of paired ratios
 timm / candidate (a pair: same round, same images), with its quartiles; FLOPs ratio, the unmerged
@@ -135,7 +136,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--images", required=True, metavar="DIR", help="folder of images; up to 64 are used")
     add("--batches", type=_counts, default=[1, 8, 32], help="batch sizes (default: 1,8,32)")
     add("--threads", type=_counts, default=[2, 1], help="thread counts in turn (default: 2,1)")
-    add("--rounds", type=int, default=9, help="counted rounds, four times as many at batch 1")
+    add("--rounds", type=int, default=12, help="counted rounds, four times as many at batch 1")
     add("--candidates", default=",".join(CANDIDATES), help="a list (default: %(default)s)")
     add("--measure", type=Path, help=argparse.SUPPRESS)  # how the tool calls itself
     args = parser.parse_args(argv)

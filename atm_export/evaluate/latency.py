@@ -14,19 +14,36 @@ from atm_export.backends.runner import Array, Runner
 WARM_UP = 2
 
 
+def orders(count: int) -> list[list[int]]:
+    """Orders of `count` runners, to be taken in turn, in which each comes behind every other one
+    equally often (a Williams square; E. J. Williams, 1949). A runner behind itself would find its
+    weights in the cache."""
+    first = [0]
+    for k in range(1, count):
+        first.append(k // 2 + 1 if k % 2 else count - k // 2)
+    rows = [[(position + i) % count for position in first] for i in range(count)]
+    if count % 2:  # one square cannot balance an odd number; the mirrored rows do
+        rows += [rows[(count - 2 - i) % count][::-1] for i in range(count)]
+    return rows
+
+
 def interleave(
     runners: Mapping[str, Runner],
     feeds: Sequence[Mapping[str, Array]],
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each runner in each round, A B A B ...; WARM_UP uncounted rounds. Every second
-    round goes backwards, so that nobody always runs behind the same other."""
-    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    """Seconds of each runner in each round; WARM_UP uncounted rounds.
+
+    feeds: inputs by runner, one per round and taken in turn. Two runners go A B A B; more take
+    turns in the orders of `orders`.
+    """
+    names = list(runners)
+    turns = [[0, 1]] if len(names) == 2 else orders(len(names))
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for i in range(-WARM_UP, rounds):
         feed = feeds[i % len(feeds)]
-        order = list(runners)[:: 1 if i % 2 == 0 else -1]
-        for name in order:
+        for name in (names[k] for k in turns[i % len(turns)]):
             start = clock()
             runners[name].run(feed[name])
             if i >= 0:
