@@ -76,6 +76,15 @@ def export_command(
         int | None,
         _option(WHAT, "Input height and width; position embeddings are interpolated as timm does."),
     ] = None,
+    option: Annotated[
+        tuple[str, ...],
+        _option(
+            WHAT,
+            "NAME=VALUE: an option of the architecture, as a config's `options` has it. LV-ViT: "
+            "aux_head=unmerged, always or never (who reads the auxiliary head); timm models: "
+            "num_classes, global_pool. May be given again.",
+        ),
+    ] = (),
     method: Annotated[
         Literal["atm", "tome", "none"],
         _option(HOW, "atm: thresholds decide; tome: fixed r; none: the unmerged model."),
@@ -167,6 +176,7 @@ def export_command(
         model=model,
         weights=weights,
         image_size=image_size,
+        option=option,
         method=method,
         preset=preset,
         gflops=gflops,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from atm_export.config import (
     Method,
     MethodName,
@@ -18,7 +20,9 @@ from atm_export.config import (
     nearest_preset,
     validated,
 )
-from atm_export.errors import ConfigError, DataError
+from atm_export.errors import ConfigError, DataError, unknown_name
+
+TIMM_OPTIONS = ("global_pool", "num_classes")  # timm takes many more, some of which load files
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Choice:
     model: str
     weights: str = "pretrained"
     image_size: int | None = None
+    option: tuple[str, ...] = ()
     method: str = "atm"
     preset: str | None = None
     gflops: float | None = None
@@ -48,7 +53,7 @@ class Choice:
 
 def resolve(choice: Choice) -> RunConfig:
     """The RunConfig of a choice; ConfigError names the option at fault."""
-    config = load_model_config(choice.model)
+    config = _with_options(load_model_config(choice.model), choice.option)
     for option, folder in (("--images", choice.images), ("--calibrate", choice.calibrate)):
         if folder is not None and not Path(folder).is_dir():
             raise DataError(f"{option} {folder}: no such folder")
@@ -81,6 +86,24 @@ def resolve(choice: Choice) -> RunConfig:
         calibrate=choice.calibrate,
         images=choice.images,
     )
+
+
+def _with_options(config: ModelConfig, given: tuple[str, ...]) -> ModelConfig:
+    """The config with `name=value` options of its architecture on top; values are YAML."""
+    options: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not name or not equals or not value:
+            raise ConfigError(f"--option {text}: give NAME=VALUE, for example aux_head=always")
+        if config.family == "timm" and name not in TIMM_OPTIONS:
+            raise unknown_name("option of timm models", name, TIMM_OPTIONS)
+        try:
+            options[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--option {text}: {value} is no value") from None
+    if not options:
+        return config
+    return config.model_copy(update={"options": {**config.options, **options}})
 
 
 def _operating_point(choice: Choice, config: ModelConfig) -> dict[str, Any]:
@@ -149,4 +172,8 @@ def default_out(config: RunConfig) -> Path:
         parts.append(method.merge.value)
     if config.model.image_size:
         parts.append(str(config.model.image_size))
+    usual = load_model_config(config.model.name).options
+    for name, value in config.model.config.options.items():
+        if usual.get(name) != value:
+            parts.append(f"{name}-{value}")
     return Path("build") / "-".join(parts)

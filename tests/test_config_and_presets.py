@@ -172,3 +172,32 @@ def test_a_config_survives_its_yaml() -> None:
 def test_contradictions_are_refused(choice: Choice, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         resolve(choice)
+
+
+def test_options_of_an_architecture_are_given_by_name() -> None:
+    config = resolve(Choice(model="lvvit_s", option=("aux_head=always", "classes=10")))
+    assert config.model.config.options == {"aux_head": "always", "classes": 10}
+    assert default_out(config).name == "lvvit_s-a4-4.73-aux_head-always-classes-10"
+    assert default_out(resolve(Choice(model="lvvit_s"))).name == "lvvit_s-a4-4.73"
+    assert resolve(Choice(model="deit_t", option=("num_classes=37",))).model.config.options == {
+        "num_classes": 37
+    }
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("aux_head", "give NAME=VALUE"),
+        ("=1", "give NAME=VALUE"),
+        ("classes=", "give NAME=VALUE"),
+        ("classes=[1", "no value"),
+    ],
+)
+def test_malformed_options_say_why(option: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        resolve(Choice(model="lvvit_s", option=(option,)))
+
+
+def test_timm_models_take_no_option_that_loads_files() -> None:
+    with pytest.raises(ConfigError, match="unknown option of timm models 'checkpoint_path'"):
+        resolve(Choice(model="timm:vit_tiny_patch16_224", option=("checkpoint_path=x.pth",)))
