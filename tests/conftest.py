@@ -23,6 +23,13 @@ def all_cores() -> Iterator[None]:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def own_threads(request: pytest.FixtureRequest) -> None:
+    """Commands set PyTorch's threads for the whole process; results have other last bits then."""
+    wanted = "all_cores" in request.fixturenames
+    torch.set_num_threads((os.cpu_count() or 1) if wanted else 1)
+
+
 def _no_shared_pool(*_: int) -> None:
     raise RuntimeError("sessions of the tests have thread pools of their own")
 
