@@ -18,7 +18,7 @@ import pytest
 
 from atm_export import errors
 from atm_export.cli import main
-from atm_export.evaluate.engines import choose_engine
+from atm_export.evaluate.engine import choose_engine
 from atm_export.fit import Here
 from atm_export.runfolder import MANIFEST, Run, load_manifest, open_run, sealed
 from atm_export.runtime import Session, check_golden, load

@@ -74,7 +74,7 @@ class EngineOptions:
         """The engine settings, None without `--trt`; ConfigError names what is wrong or given in
         vain."""
         if not self.trt:
-            plain = asdict(EngineOptions())
+            plain = asdict(NO_ENGINES)
             vain = [name for name, value in asdict(self).items() if value != plain[name]]
             if vain:
                 names = ", ".join(f"--{name.replace('_', '-')}" for name in vain)

@@ -16,7 +16,7 @@ from atm_export.backends.onnxruntime import OnnxRuntimeRunner
 from atm_export.backends.runner import Array, Runner
 from atm_export.config import Method, MethodName
 from atm_export.errors import ConfigError
-from atm_export.evaluate.engines import choose_engine
+from atm_export.evaluate.engine import choose_engine
 from atm_export.evaluate.runners import best_providers
 from atm_export.evaluate.subject import Pixels, Subject, load_subject
 from atm_export.graph.optimize import with_outputs

@@ -19,7 +19,7 @@ from torch import Tensor
 from atm_export.backends.onnxruntime import OnnxRuntimeRunner
 from atm_export.backends.runner import Runner
 from atm_export.errors import ConfigError
-from atm_export.evaluate.engines import choose_engine
+from atm_export.evaluate.engine import choose_engine
 from atm_export.evaluate.subject import Pixels, Subject
 from atm_export.graph.optimize import with_outputs
 from atm_export.model.flops import count_gmacs

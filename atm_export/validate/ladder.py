@@ -32,9 +32,7 @@ from atm_export.validate.margins import decision_margin, first_difference, trace
 from atm_export.validate.tolerances import FP32_LOGITS, MARGIN, MARGIN_REASON
 
 Progress = Callable[[str], None]
-MOST_CANDIDATES = (
-    4  # random weights decide hardly any input with a margin, and each try costs a run
-)
+MOST_CANDIDATES = 4  # with random weights hardly any input has a margin, and each try is a run
 
 
 @dataclass(frozen=True)
