@@ -95,6 +95,8 @@ def _with_options(config: ModelConfig, given: tuple[str, ...]) -> ModelConfig:
         name, equals, value = text.partition("=")
         if not name or not equals or not value:
             raise ConfigError(f"--option {text}: give NAME=VALUE, for example aux_head=always")
+        if config.family == "demo":
+            raise ConfigError(f"--option {text}: the demo has no options")
         if config.family == "timm" and name not in TIMM_OPTIONS:
             raise unknown_name("option of timm models", name, TIMM_OPTIONS)
         try:

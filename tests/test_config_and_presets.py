@@ -201,3 +201,8 @@ def test_malformed_options_say_why(option: str, says: str) -> None:
 def test_timm_models_take_no_option_that_loads_files() -> None:
     with pytest.raises(ConfigError, match="unknown option of timm models 'checkpoint_path'"):
         resolve(Choice(model="timm:vit_tiny_patch16_224", option=("checkpoint_path=x.pth",)))
+
+
+def test_the_demo_has_no_options() -> None:
+    with pytest.raises(ConfigError, match="the demo has no options"):
+        resolve(Choice(model="demo", option=("x=1",)))
