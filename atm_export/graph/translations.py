@@ -60,9 +60,26 @@ def attend(q: Value, k: Value, v: Value, bias: Value | None) -> Value:
     return op.Reshape(_heads_first(out), ints(0, 0, q.shape[2] * v.shape[3]))
 
 
-def key_metric(k: Value) -> Value:
+def attend_rows(
+    q: Value, h: Value, key_weight: Value, value_weight: Value, bias: Value | None
+) -> Value:
+    """See `rewrite.operators.attend_rows`."""
+    every = op.Unsqueeze(h, ints(1))
+    scores = op.MatMul(
+        op.MatMul(_heads_first(q), key_weight), op.Transpose(every, perm=[0, 1, 3, 2])
+    )
+    if bias is not None:
+        scores = op.Add(scores, op.Reshape(bias, ints(0, 1, 1, -1)))
+    mean = op.MatMul(op.Softmax(scores, axis=-1), every)
+    out = _heads_first(op.MatMul(mean, value_weight))
+    return op.Reshape(out, ints(0, 0, q.shape[2] * value_weight.shape[2]))
+
+
+def key_metric(k: Value, shift: Value | None) -> Value:
     """Sum over heads (in the layout that attention needs anyway), then L2 norm 1."""
     total = op.ReduceSum(_heads_first(k), ints(1), keepdims=0)
+    if shift is not None:
+        total = op.Add(total, shift)
     return op.LpNormalization(total, axis=-1, p=2)
 
 
@@ -130,12 +147,16 @@ def merge(
 
 
 def _match(at: Layout, prefix: int) -> tuple[Value, Value, Value]:
-    """Best destination (as float) and unique sort key, both [B, S, 1]; destination numbers [T]."""
+    """Best destination and unique sort key, both [B, S, 1], and destination numbers [T].
+
+    Destinations are numbered in units of 1/STRIDE: similarities are whole numbers, so that a row's
+    least (distance to the best + number) is the lowest number among equal maxima.
+    """
     similarity = op.Round(op.MatMul(op.Mul(at.a, scalar(float(GRID))), transposed(at.b)))
     highest = op.ReduceMax(similarity, ints(2), keepdims=1)
-    columns = ramp(at.targets, np.float32)
-    ties = op.Where(op.Equal(similarity, highest), columns, scalar(float(STRIDE)))
-    best = op.ReduceMin(ties, ints(2), keepdims=1)
+    columns = head_of(tensor(np.arange(STRIDE // 2, dtype=np.float32) / STRIDE), at.targets)
+    behind = op.Add(op.Sub(highest, similarity), columns)
+    best = op.ReduceMin(behind, ints(2), keepdims=1)
     back = np.arange(STRIDE // 2)
     back[0] = GUARD if prefix else 0
     key = op.Mul(op.Cast(highest, to=INT64), scalar(STRIDE))
@@ -232,7 +253,8 @@ def _moved_to(at: Layout, order: Value, best: Value, merges: Value, lead: int) -
     stays = op.Cast(op.Not(joined), to=INT64)
     kept_at = op.Add(op.CumSum(stays, scalar(1)), scalar(lead - 1))
     first_target = op.Add(op.Sub(at.slots, merges), scalar(lead))
-    into = op.Add(first_target, op.Cast(op.Squeeze(best, ints(2)), to=INT64))
+    number = op.Mul(op.Squeeze(best, ints(2)), scalar(float(STRIDE)))
+    into = op.Add(first_target, op.Cast(number, to=INT64))
     of_source = op.Where(joined, into, kept_at)
     of_target = op.Add(first_target, ramp(at.targets))
     of_target = op.Expand(
@@ -304,6 +326,7 @@ def scalar(value: int | float) -> Value:
 TABLE: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.atm_export.split_heads.default: split_heads,
     torch.ops.atm_export.attend.default: attend,
+    torch.ops.atm_export.attend_rows.default: attend_rows,
     torch.ops.atm_export.key_metric.default: key_metric,
     torch.ops.atm_export.reorder.default: reorder,
     torch.ops.atm_export.look_up.default: look_up,

@@ -57,15 +57,41 @@ def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     return q.new_empty(q.shape[0], q.shape[1], q.shape[2] * v.shape[3])
 
 
+@torch.library.custom_op("atm_export::attend_rows", mutates_args=())
+def attend_rows(
+    q: Tensor, h: Tensor, key_weight: Tensor, value_weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """Attention of few queries q [B, p, H, d] on tokens h [B, n, D] as [B, p, H * d].
+
+    key_weight [H, d, D] turns queries into what they read from h, value_weight [H, D, d] turns the
+    means of h into values: keys and values of n tokens are never computed. bias [B, n, 1].
+    """
+    every = h.unsqueeze(1)
+    weights = (q.transpose(1, 2) @ key_weight) @ every.transpose(2, 3)
+    if bias is not None:
+        weights = weights + bias.reshape(bias.shape[0], 1, 1, -1)
+    out = (torch.softmax(weights, dim=-1) @ every) @ value_weight
+    return out.transpose(1, 2).flatten(2).clone()
+
+
+@attend_rows.register_fake
+def _(
+    q: Tensor, h: Tensor, key_weight: Tensor, value_weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    return q.new_empty(q.shape[0], q.shape[1], q.shape[2] * value_weight.shape[2])
+
+
 @torch.library.custom_op("atm_export::key_metric", mutates_args=())
-def key_metric(k: Tensor) -> Tensor:
-    """Keys [B, n, H, d] summed over heads and L2-normalised: [B, n, d]."""
+def key_metric(k: Tensor, shift: Tensor | None) -> Tensor:
+    """Keys [B, n, H, d] summed over heads, plus shift [d], and L2-normalised: [B, n, d]."""
     total = k.float().sum(dim=2)
+    if shift is not None:
+        total = total + shift
     return total / total.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
 
 @key_metric.register_fake
-def _(k: Tensor) -> Tensor:
+def _(k: Tensor, shift: Tensor | None) -> Tensor:
     return k.new_empty(k.shape[0], k.shape[1], k.shape[3])
 
 
@@ -183,8 +209,8 @@ def _match(a: Tensor, b: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
     """Each slot's most similar destination (the first of equals), and its unique sort key."""
     similarity = torch.round((a * GRID) @ b.transpose(1, 2))
     top = similarity.amax(dim=2, keepdim=True)
-    columns = torch.arange(b.shape[1])
-    best = torch.where(similarity == top, columns, b.shape[1]).amin(dim=2)
+    behind = (top - similarity) + torch.arange(b.shape[1]) / STRIDE
+    best = (behind.amin(dim=2) * STRIDE).long()
     back = torch.arange(a.shape[1])
     if prefix:
         back = torch.where(back == 0, GUARD, back)
