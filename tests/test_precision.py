@@ -15,7 +15,7 @@ from atm_export.graph.lint import lint
 from atm_export.graph.lint_tensorrt import check_for_tensorrt
 from atm_export.graph.optimize import emulated, quantized, with_outputs, with_precision
 from atm_export.validate.calibration import linear_inputs, ranges
-from atm_export.validate.precision import compare_precision
+from atm_export.validate.precision import compare_precision, judge
 from tests.exports import VARIANTS, decided, exported
 
 HALF, BRAIN, FLOAT = (
@@ -149,6 +149,34 @@ def test_a_ruined_graph_is_not_within_the_tolerance() -> None:
         proof.require()
     facts: dict[str, Any] = proof.facts()
     assert facts["images"] == 3 and facts["tolerance"]["reason"]
+
+
+def turned(images: int, cosine: float, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [images, 2], and the same with `count` of them turned by an angle; top-1 stays."""
+    a = np.tile([3.0, 0.0], (images, 1))
+    b = a.copy()
+    b[:count] = 3 * np.array([cosine, (1 - cosine**2) ** 0.5])
+    return a, b
+
+
+@pytest.mark.parametrize(
+    ("count", "cosine", "failed"),
+    [
+        (0, 1.0, ""),
+        (3, 0.95, ""),
+        (4, 0.95, "logits cosine 0.95000, which a tenth of the images do not reach, is below 0.98"),
+        (1, 0.89, "logits cosine 0.89000 of the worst image is below 0.9"),
+    ],
+)
+def test_single_images_may_differ_but_not_many_nor_much(
+    count: int, cosine: float, failed: str
+) -> None:
+    """One pair that merges or not says nothing about the precision; four images of 32 do."""
+    counts = np.full(48, 100.0)
+    proof = judge("fp16", *turned(32, cosine, count), counts, counts, 8)
+    assert proof.failed == failed
+    assert proof.within == (not failed)
+    assert proof.least == pytest.approx(cosine) and proof.top1 == 1.0
 
 
 def test_thresholds_that_move_are_seen_as_tokens_that_differ() -> None:
