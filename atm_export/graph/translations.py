@@ -60,21 +60,6 @@ def attend(q: Value, k: Value, v: Value, bias: Value | None) -> Value:
     return op.Reshape(_heads_first(out), ints(0, 0, q.shape[2] * v.shape[3]))
 
 
-def attend_rows(
-    q: Value, h: Value, key_weight: Value, value_weight: Value, bias: Value | None
-) -> Value:
-    """See `rewrite.operators.attend_rows`."""
-    every = op.Unsqueeze(h, ints(1))
-    scores = op.MatMul(
-        op.MatMul(_heads_first(q), key_weight), op.Transpose(every, perm=[0, 1, 3, 2])
-    )
-    if bias is not None:
-        scores = op.Add(scores, op.Reshape(bias, ints(0, 1, 1, -1)))
-    mean = op.MatMul(op.Softmax(scores, axis=-1), every)
-    out = _heads_first(op.MatMul(mean, value_weight))
-    return op.Reshape(out, ints(0, 0, q.shape[2] * value_weight.shape[2]))
-
-
 def key_metric(k: Value, shift: Value | None) -> Value:
     """Sum over heads (in the layout that attention needs anyway), then L2 norm 1."""
     total = op.ReduceSum(_heads_first(k), ints(1), keepdims=0)
@@ -326,7 +311,6 @@ def scalar(value: int | float) -> Value:
 TABLE: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.atm_export.split_heads.default: split_heads,
     torch.ops.atm_export.attend.default: attend,
-    torch.ops.atm_export.attend_rows.default: attend_rows,
     torch.ops.atm_export.key_metric.default: key_metric,
     torch.ops.atm_export.reorder.default: reorder,
     torch.ops.atm_export.look_up.default: look_up,

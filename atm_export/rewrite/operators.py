@@ -57,30 +57,6 @@ def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     return q.new_empty(q.shape[0], q.shape[1], q.shape[2] * v.shape[3])
 
 
-@torch.library.custom_op("atm_export::attend_rows", mutates_args=())
-def attend_rows(
-    q: Tensor, h: Tensor, key_weight: Tensor, value_weight: Tensor, bias: Tensor | None
-) -> Tensor:
-    """Attention of few queries q [B, p, H, d] on tokens h [B, n, D] as [B, p, H * d].
-
-    key_weight [H, d, D] turns queries into what they read from h, value_weight [H, D, d] turns the
-    means of h into values: keys and values of n tokens are never computed. bias [B, n, 1].
-    """
-    every = h.unsqueeze(1)
-    weights = (q.transpose(1, 2) @ key_weight) @ every.transpose(2, 3)
-    if bias is not None:
-        weights = weights + bias.reshape(bias.shape[0], 1, 1, -1)
-    out = (torch.softmax(weights, dim=-1) @ every) @ value_weight
-    return out.transpose(1, 2).flatten(2).clone()
-
-
-@attend_rows.register_fake
-def _(
-    q: Tensor, h: Tensor, key_weight: Tensor, value_weight: Tensor, bias: Tensor | None
-) -> Tensor:
-    return q.new_empty(q.shape[0], q.shape[1], q.shape[2] * value_weight.shape[2])
-
-
 @torch.library.custom_op("atm_export::key_metric", mutates_args=())
 def key_metric(k: Tensor, shift: Tensor | None) -> Tensor:
     """Keys [B, n, H, d] summed over heads, plus shift [d], and L2-normalised: [B, n, d]."""

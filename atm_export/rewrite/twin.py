@@ -3,7 +3,7 @@
 Differences from the reference, each of them exact: q, k, v are three layers with the softmax scale
 folded into q; keys have no bias (it adds the same to all scores of a query; the metric adds it to
 its sum); the projection takes over the bias of v (attention weights sum to 1); the last block
-computes only the rows that the head reads, and no keys or values for them; merging is one operator.
+computes only the rows that the head reads; merging is one operator.
 """
 
 from __future__ import annotations
@@ -41,8 +41,6 @@ class TwinBlock(nn.Module):
     limit: Tensor
     moved_to: Tensor
     key_shift: Tensor | None
-    key_weight: Tensor
-    value_weight: Tensor
 
     def __init__(
         self,
@@ -69,15 +67,10 @@ class TwinBlock(nn.Module):
         if isinstance(part.attn_norm, nn.Identity):
             self.v, self.proj = _without_bias(self.v), _shifted(part.proj, self.v.bias)
         self.register_buffer("key_shift", None)
-        self.few = reads is not None and isinstance(part.k_norm, nn.Identity)
         if isinstance(part.k_norm, nn.Identity):
             if self.k.bias is not None:
                 self.key_shift = self.k.bias.reshape(self.heads, -1).sum(dim=0)
             self.k = _without_bias(self.k)
-        if self.few:
-            by_head = [layer.weight.unflatten(0, (self.heads, -1)) for layer in (self.k, self.v)]
-            self.register_buffer("key_weight", by_head[0].clone())
-            self.register_buffer("value_weight", by_head[1].transpose(1, 2).contiguous())
         out = tokens - r if r is not None and tokens >= 0 else -1
         self.tokens_out = tokens if rule is None else out
         # Only where the number of tokens is known is the new order a constant.
@@ -108,11 +101,8 @@ class TwinBlock(nn.Module):
             ahead = self.norm1(x)
         k = self.k_norm(operators.split_heads(self.k(h), self.heads))
         bias = sizes.log() if self.proportional and sizes is not None else None
-        if self.few:
-            attended = self._attend_few(ahead, h, bias)
-        else:
-            v = operators.split_heads(self.v(h), self.heads)
-            attended = self.attn_norm(operators.attend(self._queries(ahead), k, v, bias))
+        v = operators.split_heads(self.v(h), self.heads)
+        attended = self.attn_norm(operators.attend(self._queries(ahead), k, v, bias))
         x = self._add(x, self.scale1(self.proj(attended)))
         if self.rule is None:
             return self._mlp(x)
@@ -133,12 +123,6 @@ class TwinBlock(nn.Module):
     def _queries(self, h: Tensor) -> Tensor:
         q = self.q_norm(operators.split_heads(self.q(h), self.heads))
         return q if self.scale == 1.0 else q * self.scale
-
-    def _attend_few(self, ahead: Tensor, h: Tensor, bias: Tensor | None) -> Tensor:
-        """What the rows `ahead` read from h, without keys and values of all tokens."""
-        q = self._queries(ahead)
-        attended = operators.attend_rows(q, h, self.key_weight, self.value_weight, bias)
-        return self.attn_norm(attended if self.v.bias is None else attended + self.v.bias)
 
     def _reorder(self, out: Tensor, sizes: Tensor | None, where: Tensor) -> Merge:
         if self.reads is None:
@@ -166,19 +150,15 @@ class RaggedTwinBlock(TwinBlock):
         h = self.norm1(x)
         bias = ragged.log_sizes(sizes, self.proportional)
         k = self.k_norm(ragged.unpack_heads(self.k(h), slots, self.heads))
-        if self.few:
-            x = tokens[:, : self.reads]
-            attended = self._attend_few(self.norm1(x), ragged.unpack(h, slots), bias)
+        v = ragged.unpack_heads(self.v(h), slots, self.heads)
+        if self.reads is None:
+            q = self.q_norm(ragged.unpack_heads(self.q(h), slots, self.heads)) * self.scale
         else:
-            v = ragged.unpack_heads(self.v(h), slots, self.heads)
-            if self.reads is None:
-                q = self.q_norm(ragged.unpack_heads(self.q(h), slots, self.heads)) * self.scale
-            else:
-                x = tokens[:, : self.reads]
-                q = self._queries(self.norm1(x))
-            attended = self.attn_norm(operators.attend(q, k, v, bias))
-            if self.reads is None:
-                attended = ragged.pack(attended, rows)
+            x = tokens[:, : self.reads]
+            q = self._queries(self.norm1(x))
+        attended = self.attn_norm(operators.attend(q, k, v, bias))
+        if self.reads is None:
+            attended = ragged.pack(attended, rows)
         x = self._add(x, self.scale1(self.proj(attended)))
         if self.reads is not None:
             return self._mlp(x)

@@ -17,7 +17,7 @@ CLIPPED = 99.99  # percentile; what lies above is clipped, which costs less than
 
 def linear_inputs(model: onnx.ModelProto) -> Mapping[str, str]:
     """Name of the blocks' linear layers (their weights) to the values that they read."""
-    weights = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2}
+    weights = {tensor.name for tensor in model.graph.initializer}
     found = {}
     for node in model.graph.node:
         if node.op_type not in ("Gemm", "MatMul") or node.input[1] not in weights:
