@@ -67,9 +67,8 @@ class TwinBlock(nn.Module):
         if isinstance(part.attn_norm, nn.Identity):
             self.v, self.proj = _without_bias(self.v), _shifted(part.proj, self.v.bias)
         self.register_buffer("key_shift", None)
-        if isinstance(part.k_norm, nn.Identity):
-            if self.k.bias is not None:
-                self.key_shift = self.k.bias.reshape(self.heads, -1).sum(dim=0)
+        if isinstance(part.k_norm, nn.Identity) and self.k.bias is not None:
+            self.key_shift = self.k.bias.reshape(self.heads, -1).sum(dim=0)
             self.k = _without_bias(self.k)
         out = tokens - r if r is not None and tokens >= 0 else -1
         self.tokens_out = tokens if rule is None else out
