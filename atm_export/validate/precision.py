@@ -40,27 +40,42 @@ class PrecisionTolerance:
 
 
 TOLERANCES: Mapping[str, PrecisionTolerance] = {
-    "fp32": PrecisionTolerance(0.999999, 0.999999, 1.0, 0.0, 0.0, "the same graph"),
+    "fp32": PrecisionTolerance(
+        cosine=0.999999, every=0.999999, top1=1.0, tokens=0.0, lead=0.0, reason="the same graph"
+    ),
     "fp16": PrecisionTolerance(
-        0.98,
-        0.9,
-        0.98,
-        0.02,
-        0.05,
-        "11 bits: alone they move logits by 0.2 % of their spread (cosine 0.9999); pairs within "
-        "that of a threshold merge or not, which moves them as a neighbouring operating point does",
+        cosine=0.98,
+        every=0.9,
+        top1=0.98,
+        tokens=0.02,
+        lead=0.05,
+        reason="11 bits: alone they move logits by 0.2 % of their spread (cosine 0.9999); pairs "
+        "within that of a threshold merge or not, which moves them as a neighbouring operating "
+        "point does",
     ),
     "bf16": PrecisionTolerance(
-        0.96,
-        0.9,
-        0.95,
-        0.04,
-        0.1,
-        "8 bits: eight times fp16's rounding (cosine 0.999 without merging)",
+        cosine=0.96,
+        every=0.9,
+        top1=0.95,
+        tokens=0.04,
+        lead=0.1,
+        reason="8 bits: eight times fp16's rounding (cosine 0.999 without merging)",
     ),
-    "fp8": PrecisionTolerance(0.9, 0.8, 0.9, 0.12, 0.2, "4 bits in the linear layers, scaled"),
+    "fp8": PrecisionTolerance(
+        cosine=0.9,
+        every=0.8,
+        top1=0.9,
+        tokens=0.12,
+        lead=0.2,
+        reason="4 bits in the linear layers, scaled",
+    ),
     "int8": PrecisionTolerance(
-        0.9, 0.8, 0.9, 0.12, 0.2, "256 levels in the linear layers, calibrated"
+        cosine=0.9,
+        every=0.8,
+        top1=0.9,
+        tokens=0.12,
+        lead=0.2,
+        reason="256 levels in the linear layers, calibrated",
     ),
 }
 
