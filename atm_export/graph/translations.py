@@ -132,20 +132,35 @@ def merge(
 
 
 def _match(at: Layout, prefix: int) -> tuple[Value, Value, Value]:
-    """Best destination and unique sort key, both [B, S, 1], and destination numbers [T].
+    """Best destination and unique sort key, both [B, S, 1], and destination numbers [T]."""
+    similarity = op.Round(op.MatMul(op.Mul(at.a, scalar(float(GRID))), transposed(at.b)))
+    highest, best, columns = nearest(similarity, at.targets)
+    return best, unique_key(highest, at.slots, prefix), columns
+
+
+def nearest(similarity: Value, targets: Value) -> tuple[Value, Value, Value]:
+    """Highest similarity and the first destination that has it, both [B, S, 1]; numbers [T].
 
     Destinations are numbered in units of 1/STRIDE: similarities are whole numbers, so that a row's
     least (distance to the best + number) is the lowest number among equal maxima.
     """
-    similarity = op.Round(op.MatMul(op.Mul(at.a, scalar(float(GRID))), transposed(at.b)))
     highest = op.ReduceMax(similarity, ints(2), keepdims=1)
-    columns = head_of(tensor(np.arange(STRIDE // 2, dtype=np.float32) / STRIDE), at.targets)
+    columns = head_of(tensor(np.arange(STRIDE // 2, dtype=np.float32) / STRIDE), targets)
     behind = op.Add(op.Sub(highest, similarity), columns)
-    best = op.ReduceMin(behind, ints(2), keepdims=1)
+    return highest, op.ReduceMin(behind, ints(2), keepdims=1), columns
+
+
+def unique_key(highest: Value, slots: Value, prefix: int) -> Value:
+    """Sort key [B, S, 1]: by similarity, equals by slot; a prefix token's below every pair's."""
     back = np.arange(STRIDE // 2)
     back[0] = GUARD if prefix else 0
     key = op.Mul(op.Cast(highest, to=INT64), scalar(STRIDE))
-    return best, op.Sub(key, head_of(tensor(back[:, None]), at.slots)), columns
+    return op.Sub(key, head_of(tensor(back[:, None]), slots))
+
+
+def numbered(best: Value) -> Value:
+    """Destination as a whole number."""
+    return op.Cast(op.Mul(best, scalar(float(STRIDE))), to=INT64)
 
 
 def _count(key: Value, limit: Value, tokens: Value) -> Value:
@@ -238,8 +253,7 @@ def _moved_to(at: Layout, order: Value, best: Value, merges: Value, lead: int) -
     stays = op.Cast(op.Not(joined), to=INT64)
     kept_at = op.Add(op.CumSum(stays, scalar(1)), scalar(lead - 1))
     first_target = op.Add(op.Sub(at.slots, merges), scalar(lead))
-    number = op.Mul(op.Squeeze(best, ints(2)), scalar(float(STRIDE)))
-    into = op.Add(first_target, op.Cast(number, to=INT64))
+    into = op.Add(first_target, numbered(op.Squeeze(best, ints(2))))
     of_source = op.Where(joined, into, kept_at)
     of_target = op.Add(first_target, ramp(at.targets))
     of_target = op.Expand(

@@ -20,11 +20,14 @@ from atm_export.graph.translations import (
     head_of,
     ints,
     length_of,
+    nearest,
+    numbered,
     ramp,
     scalar,
     tensor,
     top,
     transposed,
+    unique_key,
 )
 from atm_export.model.merging import GRID
 from atm_export.rewrite.operators import GUARD, STRIDE
@@ -129,19 +132,13 @@ def merge_each(
 def _match(
     at: Sides, metric: Value, slots: Value, targets: Value, prefix: int
 ) -> tuple[Value, Value, Value]:
-    """Best destination (float) and unique key, both [B, S, 1]; destination numbers [T]."""
+    """Best destination and unique key, both [B, S, 1]; destination numbers [T]."""
     a = op.Mul(at.sources(metric), scalar(float(GRID)))
     similarity = op.Round(op.MatMul(a, transposed(at.targets(metric))))
     real = op.Greater(transposed(at.mass), scalar(0.0))
     similarity = op.Where(real, similarity, scalar(-4.0 * GRID))
-    highest = op.ReduceMax(similarity, ints(2), keepdims=1)
-    columns = ramp(targets, np.float32)
-    ties = op.Where(op.Equal(similarity, highest), columns, scalar(float(STRIDE)))
-    best = op.ReduceMin(ties, ints(2), keepdims=1)
-    back = np.arange(STRIDE // 2)
-    back[0] = GUARD if prefix else 0
-    key = op.Mul(op.Cast(highest, to=INT64), scalar(STRIDE))
-    key = op.Sub(key, head_of(tensor(back[:, None]), slots))
+    highest, best, columns = nearest(similarity, targets)
+    key = unique_key(highest, slots, prefix)
     # Padding ranks last, each slot with a key of its own.
     none = head_of(tensor(-GUARD - np.arange(STRIDE // 2)[:, None]), slots)
     return best, op.Where(op.Greater(at.own, scalar(0.0)), key, none), columns
@@ -232,7 +229,7 @@ def _moved_to(
     """New position of every old one, [B, n]; only a traced graph keeps these nodes."""
     after = op.Cast(op.Sub(op.CumSum(living, scalar(1)), scalar(1.0)), to=INT64)
     first_target = op.Add(slots, ints(lead))
-    joined = op.Add(op.Cast(best, to=INT64), first_target)
+    joined = op.Add(numbered(best), first_target)
     of_merged = op.GatherElements(after, joined, axis=1)
     of_kept = op.Slice(after, ints(lead), first_target, ints(1))
     of_target = op.Slice(after, first_target, ints(END), ints(1))

@@ -181,12 +181,16 @@ def _slots(sizes: Tensor, prefix: int, by_size: bool) -> tuple[Tensor, Tensor]:
     return source.expand(batch, -1), target.expand(batch, -1)
 
 
+def nearest(similarity: Tensor) -> tuple[Tensor, Tensor]:
+    """Highest whole-numbered similarity [B, S, 1], and the first destination that has it [B, S]."""
+    top = similarity.amax(dim=2, keepdim=True)
+    behind = (top - similarity) + torch.arange(similarity.shape[2]) / STRIDE
+    return top, (behind.amin(dim=2) * STRIDE).long()
+
+
 def _match(a: Tensor, b: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
     """Each slot's most similar destination (the first of equals), and its unique sort key."""
-    similarity = torch.round((a * GRID) @ b.transpose(1, 2))
-    top = similarity.amax(dim=2, keepdim=True)
-    behind = (top - similarity) + torch.arange(b.shape[1]) / STRIDE
-    best = (behind.amin(dim=2) * STRIDE).long()
+    top, best = nearest(torch.round((a * GRID) @ b.transpose(1, 2)))
     back = torch.arange(a.shape[1])
     if prefix:
         back = torch.where(back == 0, GUARD, back)

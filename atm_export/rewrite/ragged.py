@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from atm_export.model.merging import GRID
-from atm_export.rewrite.operators import GUARD, STRIDE, _slots
+from atm_export.rewrite.operators import GUARD, STRIDE, _slots, nearest
 from atm_export.rewrite.operators import rows as take
 
 TINY = 1e-30  # stands for a size of 0 where a logarithm or a quotient is taken
@@ -96,9 +96,7 @@ def merge_each(
     x = take(tokens, target)
     similarity = torch.round((take(metric, source) * GRID) @ take(metric, target).transpose(1, 2))
     similarity = torch.where(mass.transpose(1, 2) > 0, similarity, -4.0 * GRID)
-    top = similarity.amax(dim=2, keepdim=True)
-    columns = torch.arange(target.shape[1])
-    best = torch.where(similarity == top, columns, STRIDE).amin(dim=2)
+    top, best = nearest(similarity)
     back = torch.arange(source.shape[1])
     if prefix:
         back = torch.where(back == 0, GUARD, back)
@@ -114,7 +112,9 @@ def merge_each(
 
     order = order[:, : max(int(merged.sum(1).max()), 1)]
     joins = torch.where(merged.gather(1, order), best.gather(1, order), -1)
-    weight = torch.where(joins.unsqueeze(2) == columns, take(own, order), 0.0).transpose(1, 2)
+    weight = torch.where(
+        joins.unsqueeze(2) == torch.arange(target.shape[1]), take(own, order), 0.0
+    ).transpose(1, 2)
     total = mass + weight.sum(dim=2, keepdim=True)
     safe = total.clamp(min=TINY)
     x = x * (mass / safe) + (weight / safe) @ take(take(tokens, source), order)
