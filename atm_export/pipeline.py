@@ -12,7 +12,6 @@ import onnx
 
 from atm_export import artifacts
 from atm_export.artifacts import WorkFolder
-from atm_export.backends.onnxruntime import share_threads
 from atm_export.backends.tensorrt.settings import EngineSettings
 from atm_export.config import RunConfig
 from atm_export.errors import ConfigError
@@ -24,6 +23,7 @@ from atm_export.graph import lint
 from atm_export.graph.optimize import with_facts, with_outputs
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.zoo import load_model
+from atm_export.ort import share_threads
 from atm_export.report.facts import manifest_facts, summarize_method
 from atm_export.report.results import add_results, draw_report, pictures_of
 from atm_export.validate.golden import FILE as GOLDEN

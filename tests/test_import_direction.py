@@ -11,7 +11,7 @@ import atm_export
 
 PACKAGE = Path(atm_export.__file__).parent
 ORDER = (
-    ("errors", "registry", "fit", "runfolder", "artifacts", "preprocess", "demo", "tensors"),
+    ("errors", "registry", "fit", "runfolder", "artifacts", "preprocess", "demo", "tensors", "ort"),
     ("runtime",),
     ("triton",),
     ("config",),

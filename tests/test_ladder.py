@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from atm_export.errors import ParityError
 from atm_export.preprocess import Preprocessing
-from atm_export.rewrite.operators import key_limit
+from atm_export.rewrite.operators import similarity_limit
 from atm_export.validate import ladder
 from atm_export.validate.inputs import Pixels, cases
 from atm_export.validate.ladder import LadderResult, Subject, climb
@@ -122,7 +122,7 @@ def test_a_threshold_of_zero() -> None:
 @pytest.mark.usefixtures("one_batch_size")
 def test_another_threshold_in_one_block_is_found_there(theta: float) -> None:
     good = subject(exported("class token"))
-    wrong = changed(good.traced, "blocks.1.limit", lambda a: a * 0 + key_limit(theta))
+    wrong = changed(good.traced, "blocks.1.limit", lambda a: a * 0 + similarity_limit(theta))
     text = refusal(climb(replace(good, traced=wrong), pixels()))
     assert text.startswith("the export is not proven: onnx differs on images, batch 3: block 2 ")
     assert "tokens of image 0, the reference" in text

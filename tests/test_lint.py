@@ -43,10 +43,17 @@ TRAPS = {
     ),
     "pinned token axis": (
         "g (float[batch, 8] x) => (float[batch, 5, 1] z) <int64[3] s = {-1, 5, 1}>"
-        " { i = Cast <to: int = 7> (x)\n k = Shape <start: int = 1, end: int = 2> (x)\n"
+        " { p = Sigmoid (x)\n i = Cast <to: int = 7> (p)\n"
+        " k = Shape <start: int = 1, end: int = 2> (x)\n"
         " v, y = TopK (i, k)\n w = Reshape (v, s)\n z = Cast <to: int = 1> (w) }",
         "w",
         "[-1, 5, 1]",
+    ),
+    "beyond 32 bits": (
+        "g (float[batch, 4] x) => (float[batch, 2] y) <int64[1] k = {2}>"
+        " { i = Cast <to: int = 7> (x)\n v, j = TopK (i, k)\n y = Cast <to: int = 1> (j) }",
+        "v",
+        "nothing bounds the sort key",
     ),
     "log of zero": (
         "g (float[batch, 4] x) => (float[batch, 4] y) { r = Relu (x)\n y = Log (r) }",
@@ -76,7 +83,7 @@ MORE_TRAPS = {
 CLEAN = {
     "integer sort keys": (
         "g (float[batch, 4] x) => (int64[batch, 2] y) <int64[1] k = {2}>"
-        " { i = Cast <to: int = 7> (x)\n v, j = TopK (i, k)\n y = Identity (v) }"
+        " { p = Sigmoid (x)\n i = Cast <to: int = 7> (p)\n v, j = TopK (i, k)\n y = Identity (v) }"
     ),
     "log of sums of exponentials": (
         "g (float[batch, 4] x) => (float[batch, 1] y)"

@@ -11,13 +11,14 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from onnx import parser
+from onnx import numpy_helper, parser
 
 from atm_export.graph.optimize import FoldConstants, optimize, with_facts, with_outputs
 from atm_export.graph.passes.fold_weights import FoldTransposedWeights
 from atm_export.graph.passes.keep_outputs import KeepOutputs
 from atm_export.graph.passes.name_nodes import NameNodes
 from atm_export.graph.passes.one_batch import OneBatch
+from atm_export.graph.passes.short_slices import ShortSlices
 from atm_export.graph.passes.stamp import Stamp
 from tests.exports import exported
 from tests.tiny import random_images
@@ -48,6 +49,28 @@ def apply(step: Pass, model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
 
 def kinds(model: onnx.ModelProto) -> list[str]:
     return [node.op_type for node in model.graph.node]
+
+
+SLICED = """g (float[N, 4] x) => (float[N, 3] y, float[N, 4] z)
+<int64[1] first = {1}, int64[1] axis = {1}, int64[1] all = {9223372036854775807},
+ int64[1] back = {-1}, int64[1] start = {-9223372036854775808}>
+{
+    y = Slice (x, first, all, axis)
+    z = Slice (x, all, start, axis, back)
+}"""
+
+
+def test_slices_to_the_end_stay_within_32_bits() -> None:
+    model = graph(SLICED)
+    short, fired = apply(ShortSlices(), model)
+    assert fired
+    assert not apply(ShortSlices(), short)[1]
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    for made, wanted in zip(run(short, x=x), (x[:, 1:], x[:, ::-1]), strict=True):
+        assert np.array_equal(made, wanted)
+    ends = {i.name: numpy_helper.to_array(i) for i in short.graph.initializer}
+    for node in short.graph.node:
+        assert all(abs(int(ends[name][0])) <= 2**31 for name in node.input[1:3])
 
 
 TRANSPOSED = """g (float[N, 2] x) => (float[N, 3] y, float[N, 3] z)

@@ -88,7 +88,7 @@ def test_fp16_stays_close_in_onnx_runtime(name: str) -> None:
     typed = with_precision(made.traced, "fp16")
     spread = float(np.ptp(expected))
     for graph in (typed, emulated(typed, "fp16")):
-        with OnnxRuntimeRunner(graph, exact=True) as runner:
+        with OnnxRuntimeRunner(graph, optimizations="none") as runner:
             found = runner.run(feed)["logits"]
         assert found.dtype == np.float32
         assert 0 < np.abs(found - expected).max() < 0.05 * spread
@@ -97,7 +97,7 @@ def test_fp16_stays_close_in_onnx_runtime(name: str) -> None:
 def test_emulation_rounds_every_low_value() -> None:
     """Logits of the emulated graph lie on the grid of the low type."""
     typed = with_precision(exported("class token").traced, "bf16")
-    with OnnxRuntimeRunner(emulated(typed, "bf16"), exact=True) as runner:
+    with OnnxRuntimeRunner(emulated(typed, "bf16"), optimizations="none") as runner:
         logits = runner.run(decided("class token", 3).images.numpy())["logits"]
     bits = np.ascontiguousarray(logits).view(np.uint32)
     assert not (bits & 0xFFFF).any()

@@ -15,7 +15,7 @@ from atm_export.model.merging import GRID, grid_threshold
 from atm_export.model.reference import Trace, run_reference
 from atm_export.model.schedule import MergePlan
 from atm_export.preprocess import Preprocessing, normalize
-from atm_export.rewrite.operators import STRIDE, key_limit
+from atm_export.rewrite.operators import similarity_limit
 from atm_export.rewrite.twin import Twin
 from atm_export.validate.margins import trace_margin
 from atm_export.validate.tolerances import MARGIN
@@ -317,10 +317,8 @@ def test_opsets() -> None:
 
 
 @pytest.mark.parametrize("theta", [-1.0, -0.3, 0.0, 0.1, 0.5, 0.8765432, 0.98, 1.0])
-def test_key_limits_cut_where_the_reference_cuts(theta: float) -> None:
-    """A sort key lies above the limit exactly where its similarity lies above theta."""
+def test_limits_cut_where_the_reference_cuts(theta: float) -> None:
+    """A whole similarity lies above the limit exactly where it lies above theta."""
     nearest = round(theta * GRID)
     for similarity in range(nearest - 3, nearest + 4):
-        for slot in (0, 1, 97, STRIDE - 1):
-            key = similarity * STRIDE - slot
-            assert (key > key_limit(theta)) == (similarity > grid_threshold(theta))
+        assert (similarity > similarity_limit(theta)) == (similarity > grid_threshold(theta))

@@ -64,7 +64,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from atm_export.artifacts import versions
-from atm_export.backends.onnxruntime import OnnxRuntimeRunner, share_threads
+from atm_export.backends.onnxruntime import OnnxRuntimeRunner
 from atm_export.config import RunConfig
 from atm_export.errors import AtmExportError, ConfigError
 from atm_export.evaluate import latency
@@ -78,6 +78,7 @@ from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
 from atm_export.model.schedule import MergePlan
 from atm_export.model.zoo import load_model
+from atm_export.ort import share_threads
 from atm_export.preprocess import normalize
 from atm_export.resolve import Choice, resolve
 
@@ -262,7 +263,7 @@ def measure(folder: Path, args: argparse.Namespace) -> Measured:
     seconds: dict[int, Seconds] = {}
     with ExitStack() as stack:
         runners = {
-            name: stack.enter_context(OnnxRuntimeRunner(folder / f"{name}.onnx"))
+            name: stack.enter_context(OnnxRuntimeRunner(folder / f"{name}.onnx", measured=True))
             for name in args.candidates
         }
         start, start_cpu = time.perf_counter(), time.process_time()

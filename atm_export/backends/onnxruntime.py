@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -10,37 +9,14 @@ from typing import Any, Self
 
 import onnx
 
+from atm_export import ort
 from atm_export.backends.runner import Array
-from atm_export.errors import AtmExportError
-
-_shared_threads = 0
-
-
-def share_threads(threads: int = 0) -> int:
-    """Give all sessions of this process one thread pool; returns its size.
-
-    Sessions that are measured in turn otherwise compete for cores: idle pools spin. ONNX Runtime
-    allows this once, before the first session; later calls return the size that is in force.
-    """
-    global _shared_threads
-    import onnxruntime as ort
-
-    count = threads or os.cpu_count() or 1
-    if not _shared_threads:
-        try:
-            ort.set_global_thread_pool_sizes(count, 1)
-        except Exception:  # a host program made a pool of its own before
-            return count
-        _shared_threads = count
-    return _shared_threads
 
 
 class OnnxRuntimeRunner:
     """Runs an ONNX model on the CPU (or other providers, in order of preference).
 
-    threads: intra-op threads, 0 for ONNX Runtime's own choice; after `share_threads` every session
-    uses the one pool of the process instead. exact: run the graph node by node, with no fusion that
-    would drop a rounding.
+    The keywords are those of `ort.open_session`.
     """
 
     def __init__(
@@ -48,37 +24,23 @@ class OnnxRuntimeRunner:
         model: onnx.ModelProto | Path,
         *,
         threads: int = 0,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
-        exact: bool = False,
+        providers: Sequence[str] = (ort.CPU,),
+        measured: bool = False,
+        optimizations: ort.Optimizations = "all",
     ) -> None:
         self.model = model
-        self.exact = exact
-        self.threads = threads
-        self.providers = tuple(providers)
+        self.options: dict[str, Any] = {
+            "threads": threads,
+            "providers": tuple(providers),
+            "measured": measured,
+            "optimizations": optimizations,
+        }
         self.session: Any = None
 
     def __enter__(self) -> Self:
-        import onnxruntime as ort
-
-        ort.set_default_logger_severity(4)
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        if self.exact:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        if _shared_threads:
-            options.use_per_session_threads = False
-        else:
-            options.intra_op_num_threads = self.threads
         source = self.model
-        try:
-            self.session = ort.InferenceSession(
-                str(source) if isinstance(source, Path) else source.SerializeToString(),
-                options,
-                providers=list(self.providers),
-            )
-        except Exception as error:  # ONNX Runtime's errors share no public base class
-            line = str(error).splitlines()[0]
-            raise AtmExportError(f"ONNX Runtime does not load the model: {line}") from error
+        graph = source if isinstance(source, Path) else source.SerializeToString()
+        self.session = ort.open_session(graph, **self.options)
         self.names = [output.name for output in self.session.get_outputs()]
         return self
 

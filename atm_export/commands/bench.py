@@ -13,13 +13,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from atm_export.backends.onnxruntime import share_threads
 from atm_export.errors import ConfigError
 from atm_export.evaluate.bench import Sweep
 from atm_export.evaluate.bench import bench as measure
 from atm_export.evaluate.candidates import BACKENDS, candidates
 from atm_export.evaluate.images import load_images
 from atm_export.evaluate.subject import load_subject
+from atm_export.ort import share_threads
 from atm_export.report.results import add_results
 from atm_export.runfolder import open_run
 

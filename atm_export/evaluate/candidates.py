@@ -138,9 +138,9 @@ def _eager(candidate: Candidate) -> Callable[[torch.Tensor], torch.Tensor]:
 def _onnxruntime(candidate: Candidate) -> OnnxRuntimeRunner:
     providers = best_providers()
     if candidate.exported:
-        return OnnxRuntimeRunner(candidate.subject.run.graph, providers=providers)
+        return OnnxRuntimeRunner(candidate.subject.run.graph, providers=providers, measured=True)
     graph = with_outputs(candidate.subject.graph(candidate.plan), ["logits"])
-    return OnnxRuntimeRunner(graph, providers=providers)
+    return OnnxRuntimeRunner(graph, providers=providers, measured=True)
 
 
 def _tensorrt(candidate: Candidate) -> Any:

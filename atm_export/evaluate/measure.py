@@ -76,7 +76,8 @@ def measure_latency(
     backbone, plan = job.model.backbone, job.plan
     baseline = with_outputs(job.graph(job.unmerged), ["logits"])
     rows = []
-    with OnnxRuntimeRunner(baseline) as unmerged, OnnxRuntimeRunner(shipped) as merged:
+    runners = (OnnxRuntimeRunner(graph, measured=True) for graph in (baseline, shipped))
+    with next(runners) as unmerged, next(runners) as merged:
         for batch, rounds in LATENCY_ROUNDS.items():
             progress(f"measuring latency: batch {batch}")
             pixels = job.images.pixels[np.arange(2 * batch) % len(job.images.pixels)]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from atm_export.artifacts import versions
-from atm_export.backends.onnxruntime import share_threads
 from atm_export.errors import ConfigError
 from atm_export.evaluate.accuracy import (
     Options,
@@ -22,6 +21,7 @@ from atm_export.evaluate.journal import journal
 from atm_export.evaluate.runners import runners
 from atm_export.evaluate.samples import Samples, open_samples
 from atm_export.evaluate.subject import Subject, load_subject
+from atm_export.ort import share_threads
 from atm_export.runfolder import Run
 
 

@@ -5,14 +5,15 @@ Each rule is a function (graph) -> findings; `RULES` is the list that runs, in o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from atm_export.errors import GraphLintError
+from atm_export.graph.lint_bounds import fits_32_bits
+from atm_export.graph.reading import Finding, Rule, constant, is_int, name_of
 
 ALLOWED = frozenset(
     """
@@ -26,18 +27,6 @@ ALLOWED = frozenset(
     """.split()  # noqa: SIM905  (a list that long reads as text)
 )
 SHAPE_TAKERS = ("Reshape", "Expand")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One trap: the rule, the node, and why it is one."""
-
-    rule: str
-    node: str
-    reason: str
-
-
-Rule = Callable[[ir.Graph], Iterator[Finding]]
 
 
 def lint(model: onnx.ModelProto) -> list[Finding]:
@@ -94,7 +83,7 @@ def unique_sort_keys(graph: ir.Graph) -> Iterator[Finding]:
             yield Finding(
                 "sort with ties", name_of(node), f"{node.op_type} has no defined order of equals"
             )
-        if node.op_type == "TopK" and key is not None and not _is_int(key):
+        if node.op_type == "TopK" and key is not None and not is_int(key):
             yield Finding(
                 "sort with ties", name_of(node), "TopK of a float key; use value * N + position"
             )
@@ -148,6 +137,7 @@ RULES: tuple[Rule, ...] = (
     dynamic_batch,
     free_token_axis,
     positive_logs,
+    fits_32_bits,
 )
 
 UNKNOWN, NON_NEGATIVE, POSITIVE = 0, 1, 2
@@ -213,34 +203,3 @@ def _constant_shapes(graph: ir.Graph) -> Iterator[tuple[ir.Node, list[int]]]:
             target = constant(node.inputs[1])
             if target is not None:
                 yield node, [int(dim) for dim in target]
-
-
-def constant(value: ir.Value | None) -> np.ndarray | None:
-    """The array of a constant or initializer, else None."""
-    if value is None:
-        return None
-    if value.const_value is not None:
-        return value.const_value.numpy()
-    made = value.producer()
-    if made is not None and made.op_type == "Constant" and "value" in made.attributes:
-        return made.attributes["value"].as_tensor().numpy()
-    return None
-
-
-def _is_int(value: ir.Value) -> bool:
-    if value.dtype is not None:
-        return not value.dtype.is_floating_point()
-    made = value.producer()
-    if made is None:
-        return False
-    if made.op_type == "Cast":
-        return made.attributes["to"].as_int() in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
-    if made.op_type == "TopK" and value is made.outputs[1]:
-        return True
-    data = made.inputs[1:] if made.op_type == "Where" else made.inputs[:1]
-    return all(v is not None and _is_int(v) for v in data)
-
-
-def name_of(node: ir.Node) -> str:
-    """How messages call a node."""
-    return str(node.name or node.outputs[0].name)

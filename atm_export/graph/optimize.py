@@ -18,6 +18,7 @@ from atm_export.graph.passes.name_nodes import NameNodes
 from atm_export.graph.passes.one_batch import OneBatch
 from atm_export.graph.passes.quantize import LIMITS, Quantize
 from atm_export.graph.passes.set_precision import SetPrecision
+from atm_export.graph.passes.short_slices import ShortSlices
 from atm_export.graph.passes.stamp import Stamp
 
 SMALL = 1024  # elements; folding larger constants would swell the file
@@ -62,6 +63,7 @@ def optimize(model: onnx.ModelProto) -> onnx.ModelProto:
             OneBatch(),
             *STATIC_SHAPES * 3,
             common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+            ShortSlices(),
             Deduplicate(),
             common.CommonSubexpressionEliminationPass(),
             common.IdentityEliminationPass(),

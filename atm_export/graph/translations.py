@@ -2,8 +2,8 @@
 
 The merge follows the formulation that TensorRT parsers and builders accept: no NonZero, no
 Scatter, counts reduced in float, lower bounds of 1 on every data-dependent length, a one-hot
-matrix product in the place of a scatter. Every sort key is unique by construction, and the best
-destination is the lowest index among equal maxima, on any backend.
+matrix product in the place of a scatter. Every sort key is unique by construction and fits 32 bits,
+and the best destination is the lowest index among equal maxima, on any backend.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from onnx import numpy_helper
 from onnxscript import opset18 as op
 
 from atm_export.model.merging import GRID
-from atm_export.rewrite.operators import GUARD, STRIDE
+from atm_export.rewrite.operators import GUARD, LEAST, STRIDE, Capacity
 
 Value = Any  # an onnxscript tensor of the graph under construction
-FLOAT, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+FLOAT, INT32, INT64 = (onnx.TensorProto.DataType.Value(n) for n in ("FLOAT", "INT32", "INT64"))
 END = 2**31 - 1
 
 
@@ -98,12 +98,15 @@ def merge(
     fixed: bool,
     prefix: int,
     by_size: bool,
+    most: int,
 ) -> tuple[Value, Value, Value, Value]:
     """See `rewrite.operators.merge`. Slots and positions are [B, K, 1], as GatherND reads them."""
-    at = (_by_size if by_size else _alternate)(tokens, sizes, metric, prefix)
-    best, key, columns = _match(at, prefix)
-    order = top(key, at.slots, largest=1)[1]
-    count = limit if fixed else _count(key, limit, tokens)
+    capacity = Capacity(most)
+    at = (_by_size if by_size else _alternate)(tokens, sizes, metric, prefix, capacity)
+    similarity = op.Round(op.MatMul(op.Mul(at.a, scalar(float(GRID))), transposed(at.b)))
+    highest, best, columns = nearest(similarity, at.slots, at.targets, prefix, capacity)
+    order = ranking(highest, at.slots, capacity)
+    count = limit if fixed else _count(highest, limit, tokens)
     if prefix % 2 == 0 and not fixed:
         # See `most_merges`: two patch tokens stay, so that there is always a destination.
         count = op.Min(count, op.Sub(length_of(sizes), ints(prefix + 2)))
@@ -127,49 +130,65 @@ def merge(
         out_tokens, out_sizes = (
             op.Slice(t, surplus, ints(END), ints(1)) for t in (out_tokens, out_sizes)
         )
-    moved_to = _moved_to(at, order, best, merges, lead)
+    moved_to = _moved_to(at, order, best, merges, lead, capacity)
     return out_tokens, out_sizes, moved_to, op.Shape(out_sizes, start=1, end=2)
 
 
-def _match(at: Layout, prefix: int) -> tuple[Value, Value, Value]:
-    """Best destination and unique sort key, both [B, S, 1], and destination numbers [T]."""
-    similarity = op.Round(op.MatMul(op.Mul(at.a, scalar(float(GRID))), transposed(at.b)))
-    highest, best, columns = nearest(similarity, at.targets)
-    return best, unique_key(highest, at.slots, prefix), columns
-
-
-def nearest(similarity: Value, targets: Value) -> tuple[Value, Value, Value]:
+def nearest(
+    similarity: Value, slots: Value, targets: Value, prefix: int, capacity: Capacity
+) -> tuple[Value, Value, Value]:
     """Highest similarity and the first destination that has it, both [B, S, 1]; numbers [T].
 
-    Destinations are numbered in units of 1/STRIDE: similarities are whole numbers, so that a row's
+    Destinations are numbered in units of 1/places: similarities are whole numbers, so that a row's
     least (distance to the best + number) is the lowest number among equal maxima.
     """
     highest = op.ReduceMax(similarity, ints(2), keepdims=1)
-    columns = head_of(tensor(np.arange(STRIDE // 2, dtype=np.float32) / STRIDE), targets)
-    behind = op.Add(op.Sub(highest, similarity), columns)
-    return highest, op.ReduceMin(behind, ints(2), keepdims=1), columns
+    numbers = np.arange(capacity.places, dtype=np.float32) / capacity.places
+    columns = head_of(tensor(numbers), targets)
+    best = op.ReduceMin(op.Add(op.Sub(highest, similarity), columns), ints(2), keepdims=1)
+    if prefix:
+        ceiling = np.full((capacity.slots, 1), -LEAST, dtype=np.float32)
+        ceiling[0] = GUARD
+        highest = op.Min(highest, head_of(tensor(ceiling), slots))
+    return highest, best, columns
 
 
-def unique_key(highest: Value, slots: Value, prefix: int) -> Value:
-    """Sort key [B, S, 1]: by similarity, equals by slot; a prefix token's below every pair's."""
-    back = np.arange(STRIDE // 2)
-    back[0] = GUARD if prefix else 0
-    key = op.Mul(op.Cast(highest, to=INT64), scalar(STRIDE))
-    return op.Sub(key, head_of(tensor(back[:, None]), slots))
+def ranking(highest: Value, slots: Value, capacity: Capacity) -> Value:
+    """See `rewrite.operators.ranking`; [B, S, 1]."""
+    slot = head_of(tensor(np.arange(capacity.slots, dtype=np.int32)[:, None]), slots)
+
+    def order(value: Value, stride: int) -> Value:
+        key = op.Mul(op.Cast(value, to=INT32), tensor(np.array(stride, dtype=np.int32)))
+        return top(op.Sub(key, slot), slots, largest=1)[1]
+
+    if capacity.one_key:
+        return order(highest, STRIDE)
+    high = op.Floor(op.Div(highest, scalar(float(STRIDE))))
+    low = op.Sub(highest, op.Mul(high, scalar(float(STRIDE))))
+    low = op.Clip(low, scalar(0.0), scalar(STRIDE - 1.0))  # says the bound; changes nothing
+    first = order(low, capacity.places)
+    second = order(op.GatherElements(high, first, axis=1), capacity.places)
+    return op.GatherElements(first, second, axis=1)
 
 
-def numbered(best: Value) -> Value:
-    """Destination as a whole number."""
-    return op.Cast(op.Mul(best, scalar(float(STRIDE))), to=INT64)
+def numbered(best: Value, capacity: Capacity) -> Value:
+    """Destination as a whole number; clipped, so that a bound can be derived."""
+    share = op.Clip(best, scalar(0.0), scalar(1.0))
+    return op.Cast(op.Mul(share, scalar(float(capacity.places))), to=INT64)
 
 
-def _count(key: Value, limit: Value, tokens: Value) -> Value:
+def above(highest: Value, limit: Value) -> Value:
+    """Which slots' pairs are more similar than the limit."""
+    return op.Greater(op.Cast(highest, to=INT32), limit)
+
+
+def _count(highest: Value, limit: Value, tokens: Value) -> Value:
     """r [1]: pairs above the limit, averaged over the batch, floored. Summed in float, since
     builders cannot bound a length that comes from an integer sum; the factor 1 + 1e-6 absorbs a
     rounded quotient, and is exact for batches below 10000."""
-    above = op.ReduceSum(op.Cast(op.Greater(key, limit), to=FLOAT), ints(0, 1, 2), keepdims=0)
+    pairs = op.ReduceSum(op.Cast(above(highest, limit), to=FLOAT), ints(0, 1, 2), keepdims=0)
     share = op.Div(scalar(1 + 1e-6), op.Cast(batch_of(tokens), to=FLOAT))
-    return op.Cast(op.Mul(above, share), to=INT64)
+    return op.Cast(op.Mul(pairs, share), to=INT64)
 
 
 def _absorb(
@@ -184,7 +203,9 @@ def _absorb(
     return op.Add(own, moved), total
 
 
-def _alternate(tokens: Value, sizes: Value, metric: Value, prefix: int) -> Layout:
+def _alternate(
+    tokens: Value, sizes: Value, metric: Value, prefix: int, capacity: Capacity
+) -> Layout:
     """Sources at even positions, destinations at odd ones. Slot 0 is the last prefix token."""
     guarded_even = prefix > 0 and prefix % 2 == 0
     first_target = prefix + 1 if prefix % 2 == 0 else prefix
@@ -203,9 +224,9 @@ def _alternate(tokens: Value, sizes: Value, metric: Value, prefix: int) -> Layou
         return op.Add(doubled, scalar(first_source)) if first_source else doubled
 
     def old() -> Value:
-        target_at = op.Add(op.Mul(ramp(targets), scalar(2)), scalar(first_target))
+        target_at = op.Add(op.Mul(ramp(targets, capacity), scalar(2)), scalar(first_target))
         ahead = [ints(*range(prefix - 1))] if prefix > 1 else []
-        return op.Concat(*ahead, source_at(ramp(slots)), target_at, axis=0)
+        return op.Concat(*ahead, source_at(ramp(slots, capacity)), target_at, axis=0)
 
     return Layout(
         a,
@@ -219,12 +240,12 @@ def _alternate(tokens: Value, sizes: Value, metric: Value, prefix: int) -> Layou
     )
 
 
-def _by_size(tokens: Value, sizes: Value, metric: Value, prefix: int) -> Layout:
+def _by_size(tokens: Value, sizes: Value, metric: Value, prefix: int, capacity: Capacity) -> Layout:
     """By ascending size, equal sizes by position: the first half are sources. Prefix first."""
     length = length_of(sizes)
-    forward = np.arange(STRIDE)
-    forward[:prefix] -= GUARD
-    key = op.Mul(op.Cast(sizes, to=INT64), scalar(STRIDE))
+    forward = np.arange(capacity.places)
+    forward[:prefix] -= capacity.places**2
+    key = op.Mul(whole_sizes(sizes, capacity), scalar(capacity.places))
     key = op.Add(key, head_of(tensor(forward[:, None]), length))
     order = top(key, length, largest=0)[1]
     lead = max(prefix - 1, 0)
@@ -233,7 +254,7 @@ def _by_size(tokens: Value, sizes: Value, metric: Value, prefix: int) -> Layout:
     slots, targets = length_of(every_other(order, first)), length_of(every_other(order, prefix))
     cut = op.Add(slots, ints(lead)) if lead else slots
     source = op.Slice(order, ints(lead), cut, ints(1))
-    target = op.Gather(order, op.Add(ramp(targets), cut), axis=1)
+    target = op.Gather(order, op.Add(ramp(targets, capacity), cut), axis=1)
     return Layout(
         op.GatherND(metric, source, batch_dims=1),
         op.GatherND(metric, target, batch_dims=1),
@@ -246,16 +267,23 @@ def _by_size(tokens: Value, sizes: Value, metric: Value, prefix: int) -> Layout:
     )
 
 
-def _moved_to(at: Layout, order: Value, best: Value, merges: Value, lead: int) -> Value:
+def whole_sizes(sizes: Value, capacity: Capacity) -> Value:
+    """Merging sizes as whole numbers; an image's tokens together have no more than all of it."""
+    return op.Cast(op.Clip(sizes, scalar(0.0), scalar(float(capacity.tokens))), to=INT64)
+
+
+def _moved_to(
+    at: Layout, order: Value, best: Value, merges: Value, lead: int, capacity: Capacity
+) -> Value:
     """New position of every old one, [B, n]; only a traced graph keeps these nodes."""
     rank = top(op.Squeeze(order, ints(2)), at.slots, largest=0)[1]
     joined = op.Less(rank, merges)
     stays = op.Cast(op.Not(joined), to=INT64)
     kept_at = op.Add(op.CumSum(stays, scalar(1)), scalar(lead - 1))
     first_target = op.Add(op.Sub(at.slots, merges), scalar(lead))
-    into = op.Add(first_target, numbered(op.Squeeze(best, ints(2))))
+    into = op.Add(first_target, numbered(op.Squeeze(best, ints(2)), capacity))
     of_source = op.Where(joined, into, kept_at)
-    of_target = op.Add(first_target, ramp(at.targets))
+    of_target = op.Add(first_target, ramp(at.targets, capacity))
     of_target = op.Expand(
         op.Unsqueeze(of_target, ints(0)), op.Concat(batch_of(order), ints(1), axis=0)
     )
@@ -271,9 +299,9 @@ def top(x: Value, k: Value, largest: int) -> tuple[Value, Value]:
     return op.TopK(x, k, axis=1, largest=largest, sorted=1)
 
 
-def ramp(length: Value, dtype: Any = np.int64) -> Value:
+def ramp(length: Value, capacity: Capacity) -> Value:
     """0, 1, 2, ... of `length` [1]."""
-    return head_of(tensor(np.arange(STRIDE // 2, dtype=dtype)), length)
+    return head_of(tensor(np.arange(capacity.places)), length)
 
 
 def head_of(values: Value, length: Value) -> Value:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from onnxscript import opset18 as op
 
@@ -15,22 +14,22 @@ from atm_export.graph.translations import (
     FLOAT,
     INT64,
     Value,
+    above,
     batch_of,
     every_other,
-    head_of,
     ints,
     length_of,
     nearest,
     numbered,
     ramp,
+    ranking,
     scalar,
-    tensor,
     top,
     transposed,
-    unique_key,
+    whole_sizes,
 )
 from atm_export.model.merging import GRID
-from atm_export.rewrite.operators import GUARD, STRIDE
+from atm_export.rewrite.operators import EMPTY, NOWHERE, Capacity
 from atm_export.rewrite.ragged import TINY
 
 
@@ -46,7 +45,7 @@ class Sides:
     target_at: Value
 
 
-def ragged_layout(sizes: Value) -> tuple[Value, Value]:
+def ragged_layout(sizes: Value, most: int) -> tuple[Value, Value]:
     """See `rewrite.ragged.ragged_layout`. Counts are summed in float: builders bound those."""
     present = op.Cast(op.Greater(sizes, scalar(0.0)), to=FLOAT)
     count = op.Cast(op.ReduceSum(present, ints(1, 2), keepdims=0), to=INT64)
@@ -54,7 +53,7 @@ def ragged_layout(sizes: Value) -> tuple[Value, Value]:
     start = op.Sub(ends, count)
     n = length_of(sizes)
     last = op.Sub(op.Unsqueeze(count, ints(1)), scalar(1))
-    slots = op.Add(op.Unsqueeze(start, ints(1)), op.Min(ramp(n), last))
+    slots = op.Add(op.Unsqueeze(start, ints(1)), op.Min(ramp(n, Capacity(most)), last))
     total = op.Cast(op.ReduceSum(present, ints(0, 1, 2), keepdims=0), to=INT64)
     packed = op.Range(scalar(0), total, scalar(1))
     passed = op.GreaterOrEqual(op.Unsqueeze(packed, ints(1)), ends)
@@ -91,14 +90,26 @@ def log_sizes(sizes: Value, proportional: bool) -> Value:
 
 
 def merge_each(
-    tokens: Value, sizes: Value, metric: Value, limit: Value, prefix: int, by_size: bool
+    tokens: Value,
+    sizes: Value,
+    metric: Value,
+    limit: Value,
+    prefix: int,
+    by_size: bool,
+    most: int,
 ) -> tuple[Value, Value, Value, Value]:
     """See `rewrite.ragged.merge_each`."""
-    at = (_by_size if by_size else _alternate)(sizes, prefix)
+    capacity = Capacity(most)
+    at = (_by_size if by_size else _alternate)(sizes, prefix, capacity)
     slots, targets = length_of(at.own), length_of(at.mass)
-    best, key, columns = _match(at, metric, slots, targets, prefix)
-    merged = op.Greater(key, limit)
-    order = top(key, slots, largest=1)[1]
+    similarity = op.Mul(at.sources(metric), scalar(float(GRID)))
+    similarity = op.Round(op.MatMul(similarity, transposed(at.targets(metric))))
+    real = op.Greater(transposed(at.mass), scalar(0.0))
+    similarity = op.Where(real, similarity, scalar(float(NOWHERE)))
+    highest, best, columns = nearest(similarity, slots, targets, prefix, capacity)
+    highest = op.Where(op.Greater(at.own, scalar(0.0)), highest, scalar(float(EMPTY)))
+    merged = above(highest, limit)
+    order = ranking(highest, slots, capacity)
     if prefix % 2 == 0:
         # See `most_merges`: two patch tokens stay in each image.
         rank = top(order, slots, largest=0)[1]
@@ -116,32 +127,19 @@ def merge_each(
     alive = op.Greater(listed_sizes, scalar(0.0))
     living = op.Cast(alive, to=FLOAT)
     per_image = op.ReduceSum(living, ints(1, 2), keepdims=0)
-    most = op.Cast(op.ReduceMax(per_image, ints(0), keepdims=1), to=INT64)
-    position = op.Unsqueeze(ramp(length_of(alive)), ints(1))
-    place = op.Where(alive, position, op.Add(position, scalar(STRIDE)))
-    chosen = top(place, op.Max(most, ints(1)), largest=0)[1]
-    moved_to = _moved_to(at, sizes, living, merged, best, position, lead, slots)
+    longest = op.Cast(op.ReduceMax(per_image, ints(0), keepdims=1), to=INT64)
+    position = op.Unsqueeze(ramp(length_of(alive), capacity), ints(1))
+    place = op.Where(alive, position, op.Add(position, scalar(capacity.places)))
+    chosen = top(place, op.Max(longest, ints(1)), largest=0)[1]
+    moved_to = _moved_to(
+        at, sizes, living, merged, numbered(best, capacity), position, lead, slots, capacity
+    )
     return (
         op.GatherND(listed, chosen, batch_dims=1),
         op.GatherND(listed_sizes, chosen, batch_dims=1),
         moved_to,
         op.Cast(per_image, to=INT64),
     )
-
-
-def _match(
-    at: Sides, metric: Value, slots: Value, targets: Value, prefix: int
-) -> tuple[Value, Value, Value]:
-    """Best destination and unique key, both [B, S, 1]; destination numbers [T]."""
-    a = op.Mul(at.sources(metric), scalar(float(GRID)))
-    similarity = op.Round(op.MatMul(a, transposed(at.targets(metric))))
-    real = op.Greater(transposed(at.mass), scalar(0.0))
-    similarity = op.Where(real, similarity, scalar(-4.0 * GRID))
-    highest, best, columns = nearest(similarity, targets)
-    key = unique_key(highest, slots, prefix)
-    # Padding ranks last, each slot with a key of its own.
-    none = head_of(tensor(-GUARD - np.arange(STRIDE // 2)[:, None]), slots)
-    return best, op.Where(op.Greater(at.own, scalar(0.0)), key, none), columns
 
 
 def _absorb(
@@ -161,7 +159,7 @@ def _absorb(
     return op.Add(op.Mul(x, op.Div(at.mass, safe)), moved), total
 
 
-def _alternate(sizes: Value, prefix: int) -> Sides:
+def _alternate(sizes: Value, prefix: int, capacity: Capacity) -> Sides:
     """Even positions and odd positions; slot 0 is the last prefix token."""
     guarded_even = prefix > 0 and prefix % 2 == 0
     first_target = prefix + 1 if prefix % 2 == 0 else prefix
@@ -177,17 +175,17 @@ def _alternate(sizes: Value, prefix: int) -> Sides:
         return every_other(x, first_target)
 
     own, mass = sources(sizes), targets(sizes)
-    position = op.Unsqueeze(ramp(length_of(sizes)), ints(0, 2))
+    position = op.Unsqueeze(ramp(length_of(sizes), capacity), ints(0, 2))
     return Sides(sources, targets, own, mass, sources(position), targets(position))
 
 
-def _by_size(sizes: Value, prefix: int) -> Sides:
+def _by_size(sizes: Value, prefix: int, capacity: Capacity) -> Sides:
     """Each image's tokens by size: its own first half are sources, the rest destinations."""
     n = length_of(sizes)
-    position = op.Unsqueeze(ramp(n), ints(1))
+    position = op.Unsqueeze(ramp(n, capacity), ints(1))
     present = op.Greater(sizes, scalar(0.0))
-    size = op.Where(present, op.Cast(sizes, to=INT64), scalar(STRIDE))
-    key = op.Add(op.Mul(size, scalar(STRIDE)), position)
+    size = op.Where(present, whole_sizes(sizes, capacity), scalar(capacity.places))
+    key = op.Add(op.Mul(size, scalar(capacity.places)), position)
     if prefix:
         key = op.Where(op.Less(position, scalar(prefix)), position, key)
     order = top(key, n, largest=0)[1]
@@ -198,10 +196,10 @@ def _by_size(sizes: Value, prefix: int) -> Sides:
     first = prefix - 1 if prefix else 1
     slots, targets = length_of(every_other(order, first)), length_of(every_other(order, prefix))
     source_at = op.Slice(order, ints(lead), op.Add(slots, ints(lead)), ints(1))
-    slot = op.Unsqueeze(ramp(slots), ints(0, 2))
+    slot = op.Unsqueeze(ramp(slots, capacity), ints(0, 2))
     real = op.Less(slot, op.Add(half, scalar(guards)))
     own = op.Where(real, op.GatherND(sizes, source_at, batch_dims=1), scalar(0.0))
-    column = op.Unsqueeze(ramp(targets), ints(0, 2))
+    column = op.Unsqueeze(ramp(targets, capacity), ints(0, 2))
     at = op.Add(op.Add(half, scalar(lead + guards)), column)
     target_at = op.GatherElements(order, op.Min(at, op.Sub(n, ints(1))), axis=1)
     mass = op.GatherND(sizes, target_at, batch_dims=1)
@@ -225,21 +223,22 @@ def _moved_to(
     position: Value,
     lead: int,
     slots: Value,
+    capacity: Capacity,
 ) -> Value:
     """New position of every old one, [B, n]; only a traced graph keeps these nodes."""
     after = op.Cast(op.Sub(op.CumSum(living, scalar(1)), scalar(1.0)), to=INT64)
     first_target = op.Add(slots, ints(lead))
-    joined = op.Add(numbered(best), first_target)
+    joined = op.Add(best, first_target)
     of_merged = op.GatherElements(after, joined, axis=1)
     of_kept = op.Slice(after, ints(lead), first_target, ints(1))
     of_target = op.Slice(after, first_target, ints(END), ints(1))
     new = _concat(_ahead(after, lead), op.Where(merged, of_merged, of_kept), of_target)
     zero = op.Mul(op.Cast(sizes, to=INT64), scalar(0))
-    here = op.Add(zero, op.Unsqueeze(ramp(length_of(sizes)), ints(0, 2)))
+    here = op.Add(zero, op.Unsqueeze(ramp(length_of(sizes), capacity), ints(0, 2)))
     blank = op.Slice(zero, ints(0), ints(1), ints(1))
     old = _concat(_ahead(here, lead), op.Add(at.source_at, blank), op.Add(at.target_at, blank))
     real = op.Greater(_concat(_ahead(sizes, lead), at.own, at.mass), scalar(0.0))
-    late = op.Add(old, op.Mul(op.Add(position, scalar(1)), scalar(STRIDE)))
+    late = op.Add(old, op.Mul(op.Add(position, scalar(1)), scalar(capacity.places)))
     back = top(op.Where(real, old, late), length_of(old), largest=0)[1]
     return op.Squeeze(op.GatherElements(new, back, axis=1), ints(2))
 

@@ -12,19 +12,47 @@ and so no tensor of kept tokens is ever empty.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from atm_export.model.merging import GRID, most_merges
+from atm_export.model.merging import GRID, grid_threshold, most_merges
 
-STRIDE = 8192  # more than any token count: a sort key is value * STRIDE + position
-GUARD = 2**60  # keeps a prefix token's key below every pair's
+# Integers fit 32 bits: OpenVINO's CPU plugin computes int64 as int32, without a word
+# (openvino #35824), and so does TensorRT 8. Similarities lie within GRID of 0, but for rounding.
+STRIDE = 1024  # slots that one sort key tells apart: key = similarity * STRIDE - slot
+LEAST = -GRID - 2**16  # the lowest limit: below every pair's similarity
+NOWHERE = -GRID - 2**17  # the similarity to padding: below every limit
+GUARD = -3 * 2**19  # the similarity of a prefix token's slot: below every pair's
+EMPTY = -7 * 2**18  # the similarity of a slot that holds no token: below all others
 
 
-def key_limit(theta: float) -> int:
-    """The least sort key that lies above no pair at or below the cosine `theta`."""
-    return math.floor(float(torch.tensor(theta, dtype=torch.float32) * GRID)) * STRIDE
+def similarity_limit(theta: float) -> int:
+    """The highest whole similarity, in units of 1/GRID, that does not exceed the cosine `theta`."""
+    return max(math.floor(grid_threshold(theta)), LEAST)
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What sort keys must hold where an image has at most `tokens` tokens."""
+
+    tokens: int
+
+    @property
+    def places(self) -> int:
+        """The least power of two above every position."""
+        return 1 << self.tokens.bit_length()
+
+    @property
+    def slots(self) -> int:
+        """Source slots at most: half of the tokens, and the prefix token in front."""
+        return self.tokens // 2 + 1
+
+    @property
+    def one_key(self) -> bool:
+        """Whether similarity and slot fit one key of 32 bits."""
+        return self.slots <= STRIDE
 
 
 @torch.library.custom_op("atm_export::split_heads", mutates_args=())
@@ -109,19 +137,21 @@ def merge(
     fixed: bool,
     prefix: int,
     by_size: bool,
+    most: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Merge r pairs an image.
 
-    limit (int64 [1]): r where `fixed`, else a key limit: r is the number of pairs whose key lies
-    above it, averaged over the batch and floored. Returns tokens and sizes after the merge, where
-    each token went [B, n], and how many tokens remain [1].
+    limit [1]: r where `fixed` (int64), else a similarity (int32): r is the number of pairs that
+    lie above it, averaged over the batch and floored. most: tokens at most. Returns tokens and
+    sizes after the merge, where each token went [B, n], and how many tokens remain [1].
     """
     n = tokens.shape[1]
-    source, target = _slots(sizes, prefix, by_size)
-    best, key = _match(rows(metric, source), rows(metric, target), prefix)
-    above = (key > limit).float().sum() * ((1 + 1e-6) / tokens.shape[0])
+    source, target = slots_of(sizes, prefix, by_size, Capacity(most))
+    similarity = torch.round((rows(metric, source) * GRID) @ rows(metric, target).transpose(1, 2))
+    highest, best = nearest(similarity, prefix, Capacity(most))
+    above = (highest.int() > limit).float().sum() * ((1 + 1e-6) / tokens.shape[0])
     r = int(limit) if fixed else min(int(above), most_merges(n, prefix))
-    order = torch.topk(key, source.shape[1], dim=1).indices
+    order = ranking(highest, Capacity(most))
     kept, merged = order[:, r:].sort(dim=1).values, order[:, :r]
     mass, x = rows(sizes, target), rows(tokens, target)
     joins = best.gather(1, merged).unsqueeze(2) == torch.arange(target.shape[1])
@@ -148,6 +178,7 @@ def _(
     fixed: bool,
     prefix: int,
     by_size: bool,
+    most: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, n, channels = tokens.shape
     remaining = torch.library.get_ctx().new_dynamic_size(min=2)
@@ -164,13 +195,15 @@ def rows(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index.unsqueeze(2).expand(-1, -1, x.shape[2]))
 
 
-def _slots(sizes: Tensor, prefix: int, by_size: bool) -> tuple[Tensor, Tensor]:
+def slots_of(
+    sizes: Tensor, prefix: int, by_size: bool, capacity: Capacity
+) -> tuple[Tensor, Tensor]:
     """Positions of source slots (slot 0: the last prefix token, if any) and of destinations."""
     batch, n, _ = sizes.shape
     position = torch.arange(n)
     if by_size:
-        key = torch.where(position < prefix, position, sizes[..., 0].long() * STRIDE + position)
-        order = torch.topk(key, n, dim=1, largest=False).indices
+        key = sizes[..., 0].long() * capacity.places + position
+        order = sorted_by(torch.where(position < prefix, position, key), largest=False)
         lead = max(prefix - 1, 0)
         cut = lead + (n - prefix) // 2 + (prefix > 0)
         return order[:, lead:cut], order[:, cut:]
@@ -181,20 +214,38 @@ def _slots(sizes: Tensor, prefix: int, by_size: bool) -> tuple[Tensor, Tensor]:
     return source.expand(batch, -1), target.expand(batch, -1)
 
 
-def nearest(similarity: Tensor) -> tuple[Tensor, Tensor]:
-    """Highest whole-numbered similarity [B, S, 1], and the first destination that has it [B, S]."""
+def nearest(similarity: Tensor, prefix: int, capacity: Capacity) -> tuple[Tensor, Tensor]:
+    """Each slot's highest similarity and the first destination that has it, both [B, S].
+
+    similarity [B, S, T]: whole numbers. A prefix token's slot has the similarity GUARD.
+    """
     top = similarity.amax(dim=2, keepdim=True)
-    behind = (top - similarity) + torch.arange(similarity.shape[2]) / STRIDE
-    return top, (behind.amin(dim=2) * STRIDE).long()
-
-
-def _match(a: Tensor, b: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
-    """Each slot's most similar destination (the first of equals), and its unique sort key."""
-    top, best = nearest(torch.round((a * GRID) @ b.transpose(1, 2)))
-    back = torch.arange(a.shape[1])
+    behind = (top - similarity) + torch.arange(similarity.shape[2]) / capacity.places
+    highest = top[..., 0]
     if prefix:
-        back = torch.where(back == 0, GUARD, back)
-    return best, top[..., 0].long() * STRIDE - back
+        slot = torch.arange(highest.shape[1])
+        highest = torch.where(slot == 0, highest.clamp(max=GUARD), highest)
+    return highest, (behind.amin(dim=2) * capacity.places).long()
+
+
+def ranking(highest: Tensor, capacity: Capacity) -> Tensor:
+    """Slots by falling similarity [B, S], equals by slot.
+
+    Beyond STRIDE slots one key does not fit 32 bits: sorted by the low digits, then by the high
+    ones, equals as the first sort left them.
+    """
+    slot = torch.arange(highest.shape[1])
+    if capacity.one_key:
+        return sorted_by(highest.int() * STRIDE - slot)
+    high = (highest / STRIDE).floor()
+    first = sorted_by((highest - high * STRIDE).int() * capacity.places - slot)
+    second = sorted_by(high.gather(1, first).int() * capacity.places - slot)
+    return first.gather(1, second)
+
+
+def sorted_by(key: Tensor, largest: bool = True) -> Tensor:
+    """Indices that sort unique keys [B, S]."""
+    return torch.topk(key, key.shape[1], dim=1, largest=largest).indices
 
 
 def _moved_to(
@@ -202,12 +253,11 @@ def _moved_to(
 ) -> Tensor:
     """New position of every old one, [B, n]."""
     batch, slots = source.shape
-    rank = torch.topk(order, slots, dim=1, largest=False).indices
-    joined = rank < r
+    joined = sorted_by(order, largest=False) < r
     first_target = lead + slots - r
     of_source = torch.where(joined, first_target + best, (~joined).cumsum(dim=1) - 1 + lead)
     of_target = (first_target + torch.arange(target.shape[1])).expand(batch, -1)
     ahead = torch.arange(lead).expand(batch, -1)
     old = torch.cat([ahead, source, target], dim=1)
     new = torch.cat([ahead, of_source, of_target], dim=1)
-    return new.gather(1, torch.topk(old, old.shape[1], dim=1, largest=False).indices)
+    return new.gather(1, sorted_by(old, largest=False))

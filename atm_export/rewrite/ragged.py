@@ -13,15 +13,23 @@ import torch
 from torch import Tensor
 
 from atm_export.model.merging import GRID
-from atm_export.rewrite.operators import GUARD, STRIDE, _slots, nearest
+from atm_export.rewrite.operators import (
+    EMPTY,
+    NOWHERE,
+    Capacity,
+    nearest,
+    ranking,
+    slots_of,
+    sorted_by,
+)
 from atm_export.rewrite.operators import rows as take
 
 TINY = 1e-30  # stands for a size of 0 where a logarithm or a quotient is taken
 
 
 @torch.library.custom_op("atm_export::ragged_layout", mutates_args=())
-def ragged_layout(sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """(rows [1, M], slots [B, n]) of padded sizes [B, n, 1]."""
+def ragged_layout(sizes: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """(rows [1, M], slots [B, n]) of padded sizes [B, n, 1]; most: tokens at most."""
     batch, n, _ = sizes.shape
     count = (sizes[..., 0] > 0).sum(dim=1)
     start = count.cumsum(dim=0) - count
@@ -33,7 +41,7 @@ def ragged_layout(sizes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @ragged_layout.register_fake
-def _(sizes: Tensor) -> tuple[Tensor, Tensor]:
+def _(sizes: Tensor, most: int) -> tuple[Tensor, Tensor]:
     rows = torch.library.get_ctx().new_dynamic_size(min=2)
     slots = sizes.new_empty(sizes.shape[0], sizes.shape[1], dtype=torch.int64)
     return sizes.new_empty(1, rows, dtype=torch.int64), slots
@@ -86,29 +94,31 @@ def _(sizes: Tensor, proportional: bool) -> Tensor:
 
 @torch.library.custom_op("atm_export::merge_each", mutates_args=())
 def merge_each(
-    tokens: Tensor, sizes: Tensor, metric: Tensor, limit: Tensor, prefix: int, by_size: bool
+    tokens: Tensor,
+    sizes: Tensor,
+    metric: Tensor,
+    limit: Tensor,
+    prefix: int,
+    by_size: bool,
+    most: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Merge, in each image, every pair whose key lies above `limit` (int64 [1]).
+    """Merge, in each image, every pair whose similarity lies above `limit` (int32 [1]).
 
-    Returns padded tokens and sizes, where each token went [B, n], and tokens per image [B].
+    most: tokens at most. Returns padded tokens and sizes, where each token went [B, n], and tokens
+    per image [B].
     """
-    source, target, own, mass = _sides(sizes, prefix, by_size)
+    capacity = Capacity(most)
+    source, target, own, mass = _sides(sizes, prefix, by_size, capacity)
     x = take(tokens, target)
     similarity = torch.round((take(metric, source) * GRID) @ take(metric, target).transpose(1, 2))
-    similarity = torch.where(mass.transpose(1, 2) > 0, similarity, -4.0 * GRID)
-    top, best = nearest(similarity)
-    back = torch.arange(source.shape[1])
-    if prefix:
-        back = torch.where(back == 0, GUARD, back)
-    key = torch.where(
-        own[..., 0] > 0, top[..., 0].long() * STRIDE - back, -GUARD - torch.arange(len(back))
-    )
-    merged = key > limit
-    order = torch.topk(key, key.shape[1], dim=1).indices
+    similarity = torch.where(mass.transpose(1, 2) > 0, similarity, float(NOWHERE))
+    highest, best = nearest(similarity, prefix, capacity)
+    highest = torch.where(own[..., 0] > 0, highest, float(EMPTY))
+    merged = highest.int() > limit
+    order = ranking(highest, capacity)
     if prefix % 2 == 0:
-        rank = torch.topk(order, key.shape[1], dim=1, largest=False).indices
         present = (sizes[..., 0] > 0).sum(dim=1, keepdim=True)
-        merged = merged & (rank < present - prefix - 2)
+        merged = merged & (sorted_by(order, largest=False) < present - prefix - 2)
 
     order = order[:, : max(int(merged.sum(1).max()), 1)]
     joins = torch.where(merged.gather(1, order), best.gather(1, order), -1)
@@ -126,8 +136,8 @@ def merge_each(
     alive = listed_sizes[..., 0] > 0
     count = alive.sum(dim=1)
     position = torch.arange(alive.shape[1])
-    place = torch.where(alive, position, position + STRIDE)
-    chosen = torch.topk(place, int(count.max()), dim=1, largest=False).indices
+    place = torch.where(alive, position, position + capacity.places)
+    chosen = sorted_by(place, largest=False)[:, : int(count.max())]
     after = alive.long().cumsum(dim=1) - 1
     of_merged = after.gather(1, lead + source.shape[1] + best)
     of_source = torch.where(merged, of_merged, after[:, lead : lead + source.shape[1]])
@@ -135,36 +145,43 @@ def merge_each(
     ahead = torch.arange(lead).expand(tokens.shape[0], -1)
     real = torch.cat([sizes[:, :lead], own, mass], dim=1)[..., 0] > 0
     old = torch.cat([ahead, source, target], dim=1)
-    old = torch.where(real, old, old + position * STRIDE + STRIDE)
-    moved_to = new.gather(1, torch.topk(old, old.shape[1], dim=1, largest=False).indices)
+    old = torch.where(real, old, old + (position + 1) * capacity.places)
+    moved_to = new.gather(1, sorted_by(old, largest=False))
     return take(listed, chosen), take(listed_sizes, chosen), moved_to, count
 
 
 @merge_each.register_fake
 def _(
-    tokens: Tensor, sizes: Tensor, metric: Tensor, limit: Tensor, prefix: int, by_size: bool
+    tokens: Tensor,
+    sizes: Tensor,
+    metric: Tensor,
+    limit: Tensor,
+    prefix: int,
+    by_size: bool,
+    most: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, n, channels = tokens.shape
-    most = torch.library.get_ctx().new_dynamic_size(min=2)
+    longest = torch.library.get_ctx().new_dynamic_size(min=2)
     return (
-        tokens.new_empty(batch, most, channels),
-        sizes.new_empty(batch, most, 1),
+        tokens.new_empty(batch, longest, channels),
+        sizes.new_empty(batch, longest, 1),
         tokens.new_empty(batch, n, dtype=torch.int64),
         tokens.new_empty(batch, dtype=torch.int64),
     )
 
 
-def _sides(sizes: Tensor, prefix: int, by_size: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _sides(
+    sizes: Tensor, prefix: int, by_size: bool, capacity: Capacity
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Positions of source slots and destinations, and their sizes, 0 where there is no token."""
     if not by_size:
-        source, target = _slots(sizes, prefix, by_size=False)
+        source, target = slots_of(sizes, prefix, False, capacity)
         return source, target, take(sizes, source), take(sizes, target)
     n = sizes.shape[1]
     position = torch.arange(n)
-    key = torch.where(sizes[..., 0] > 0, sizes[..., 0].long(), STRIDE) * STRIDE + position
-    order = torch.topk(
-        torch.where(position < prefix, position, key), n, dim=1, largest=False
-    ).indices
+    size = torch.where(sizes[..., 0] > 0, sizes[..., 0].long(), capacity.places)
+    key = size * capacity.places + position
+    order = sorted_by(torch.where(position < prefix, position, key), largest=False)
     lead, guards = max(prefix - 1, 0), int(prefix > 0)
     half = ((sizes[..., 0] > 0).sum(dim=1, keepdim=True) - prefix) // 2
     slot = torch.arange(guards + (n - prefix) // 2)

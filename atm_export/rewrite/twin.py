@@ -33,7 +33,8 @@ class Merge(NamedTuple):
 class TwinBlock(nn.Module):
     """One block: attention, merge, MLP.
 
-    tokens: n where it is fixed at export, else -1. r: merges an image where they are fixed.
+    tokens: n where it is fixed at export, else -1. most: tokens that are embedded. r: merges an
+    image where they are fixed.
     reads: leading rows that the head reads, where this is the last block and the head does not
     pool.
     """
@@ -49,12 +50,13 @@ class TwinBlock(nn.Module):
         r: int | None,
         *,
         tokens: int,
+        most: int,
         prefix: int,
         reads: int | None,
         proportional: bool,
     ) -> None:
         super().__init__()
-        self.heads, self.prefix, self.reads = part.heads, prefix, reads
+        self.heads, self.prefix, self.reads, self.most = part.heads, prefix, reads, most
         self.proportional, self.rule, self.divisor = proportional, rule, part.divisor
         self.fixed = r is not None
         foldable = isinstance(part.q_norm, nn.Identity)
@@ -80,7 +82,7 @@ class TwinBlock(nn.Module):
         if r is not None:
             self.register_buffer("limit", torch.tensor([r]))
         elif rule is not None and rule.theta is not None:
-            self.register_buffer("limit", torch.tensor([operators.key_limit(rule.theta)]))
+            self.register_buffer("limit", _limit(rule.theta))
 
     @property
     def kind(self) -> str:
@@ -114,7 +116,7 @@ class TwinBlock(nn.Module):
         moving = x if self.reads is None else sizes
         by_size = self.rule.grouping == "size"
         moved, sizes, moved_to, count = operators.merge(
-            moving, sizes, metric, self.limit, self.fixed, self.prefix, by_size
+            moving, sizes, metric, self.limit, self.fixed, self.prefix, by_size, self.most
         )
         out = self._mlp(moved if self.reads is None else x)
         return Merge(out, sizes, moved_to.gather(1, where), count)
@@ -144,7 +146,7 @@ class RaggedTwinBlock(TwinBlock):
             return super().forward(tokens, sizes, where)
         if sizes is None:
             sizes = torch.ones_like(tokens[..., :1])
-        rows, slots = ragged.ragged_layout(sizes)
+        rows, slots = ragged.ragged_layout(sizes, self.most)
         x = ragged.pack(tokens, rows)
         h = self.norm1(x)
         bias = ragged.log_sizes(sizes, self.proportional)
@@ -171,8 +173,9 @@ class RaggedTwinBlock(TwinBlock):
             self.limit,
             self.prefix,
             self.rule.grouping == "size",
+            self.most,
         )
-        rows, slots = ragged.ragged_layout(sizes)
+        rows, slots = ragged.ragged_layout(sizes, self.most)
         out = ragged.unpack(self._mlp(ragged.pack(moved, rows)), slots)
         return Merge(out, sizes, moved_to.gather(1, where), count)
 
@@ -200,6 +203,7 @@ class Twin(nn.Module):
                 rule,
                 r,
                 tokens=n,
+                most=self.tokens,
                 prefix=backbone.prefix,
                 reads=backbone.head_rows if part is parts[-1] and plan.merges else None,
                 proportional=plan.proportional,
@@ -231,6 +235,10 @@ class Twin(nn.Module):
             maps.append(where)
         told = torch.stack(counts, dim=1) if self.per_image else torch.cat(counts)
         return self.backbone.head(tokens, sizes), told, torch.stack(maps)
+
+
+def _limit(theta: float) -> Tensor:
+    return torch.tensor([operators.similarity_limit(theta)], dtype=torch.int32)
 
 
 def _thirds(qkv: nn.Linear, scale: float) -> tuple[nn.Linear, nn.Linear, nn.Linear]:

@@ -8,12 +8,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from atm_export.errors import (
-    AtmExportError,
-    ConfigError,
-    MissingDependencyError,
-    RuntimeVersionError,
-)
+from atm_export import ort
+from atm_export.errors import AtmExportError, ConfigError, RuntimeVersionError
 from atm_export.runtime import providers as chooser
 
 Array = NDArray[Any]
@@ -27,27 +23,20 @@ class OnnxSession:
     def __init__(
         self, graph: bytes, opset: int, providers: Sequence[str] | None, threads: int
     ) -> None:
-        ort = _onnxruntime()
-        check_version(ort.__version__, opset)
+        library = ort.onnxruntime()
+        check_version(library.__version__, opset)
         if threads < 0:
             raise ConfigError(f"threads {threads}: give 0 (all cores) or more")
-        choice = chooser.choose(providers, ort.get_available_providers())
-        if chooser.NAMES["cuda"] in choice.taken and hasattr(ort, "preload_dlls"):
-            ort.preload_dlls()
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = threads
-        try:
-            self._session = ort.InferenceSession(graph, options, providers=choice.options())
-        except Exception as error:  # ONNX Runtime's errors share no public base class
-            line = str(error).splitlines()[0]
-            raise AtmExportError(f"ONNX Runtime does not load the model: {line}") from error
+        choice = chooser.choose(providers, library.get_available_providers())
+        if chooser.NAMES["cuda"] in choice.taken and hasattr(library, "preload_dlls"):
+            library.preload_dlls()
+        self._session = ort.open_session(graph, providers=choice.taken, threads=threads, spin=True)
         self.providers = tuple(self._session.get_providers())
         self._require(choice, providers)
-        self.about = chooser.describe(ort.__version__, self.providers, choice)
+        self.about = chooser.describe(library.__version__, self.providers, choice)
         self.outputs = tuple(output.name for output in self._session.get_outputs())
         self._input = self._session.get_inputs()[0].name
-        self._ort = ort
+        self._library = library
         self._device = "cuda" if self.providers[0] == chooser.NAMES["cuda"] else None
         self._local = threading.local()
 
@@ -67,7 +56,7 @@ class OnnxSession:
             return dict(
                 zip(self.outputs, self._session.run(None, {self._input: image}), strict=True)
             )
-        except Exception as error:  # see above
+        except Exception as error:  # ONNX Runtime's errors share no public base class
             line = str(error).splitlines()[0]
             raise AtmExportError(f"ONNX Runtime failed: {line}") from error
 
@@ -76,7 +65,7 @@ class OnnxSession:
         if not hasattr(self._local, "binding"):
             self._local.binding = self._session.io_binding()
         binding = self._local.binding
-        value = self._ort.OrtValue.ortvalue_from_numpy(image, device, 0)
+        value = self._library.OrtValue.ortvalue_from_numpy(image, device, 0)
         binding.bind_ortvalue_input(self._input, value)
         for name in self.outputs:
             binding.bind_output(name, device)
@@ -93,13 +82,3 @@ def check_version(version: str, opset: int) -> None:
             f"the graph has opset {opset}, which needs onnxruntime {needed[0]}.{needed[1]} or "
             f"newer; {version} is installed: update it, or export with a lower --opset"
         )
-
-
-def _onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError(
-            "onnxruntime is not installed: pip install onnxruntime-gpu (or onnxruntime)"
-        ) from error
-    return onnxruntime

@@ -6,9 +6,9 @@ import ctypes
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from atm_export.errors import ConfigError
+from atm_export.ort import NOT_FP32
 
 ORDER = ("cuda", "cpu")
 NAMES = {
@@ -20,8 +20,6 @@ NAMES = {
     "openvino": "OpenVINOExecutionProvider",
     "cpu": "CPUExecutionProvider",
 }
-# TF32 rounds similarities to 10 bits, and thresholds then decide otherwise than in PyTorch.
-OPTIONS: Mapping[str, dict[str, Any]] = {"CUDAExecutionProvider": {"use_tf32": 0}}
 
 
 @dataclass(frozen=True)
@@ -30,10 +28,6 @@ class Choice:
 
     taken: tuple[str, ...]
     refused: Mapping[str, str] = field(default_factory=dict)
-
-    def options(self) -> list[Any]:
-        """As ONNX Runtime wants them."""
-        return [(name, OPTIONS[name]) if name in OPTIONS else name for name in self.taken]
 
 
 def choose(wanted: Sequence[str] | None, available: Sequence[str]) -> Choice:
@@ -64,8 +58,10 @@ def describe(version: str, active: Sequence[str], choice: Choice) -> str:
     for name in choice.taken:
         if name not in active:
             missed[name] = "ONNX Runtime could not start it"
-    reasons = "; ".join(f"not {name}: {why}" for name, why in missed.items())
-    return f"ONNX Runtime {version}, {active[0]}" + (f" ({reasons})" if reasons else "")
+    reasons = [f"not {name}: {why}" for name, why in missed.items()]
+    if active[0] in NOT_FP32:
+        reasons.append(f"{NOT_FP32[active[0]]}: tokens may merge otherwise than in PyTorch")
+    return f"ONNX Runtime {version}, {active[0]}" + (f" ({'; '.join(reasons)})" if reasons else "")
 
 
 def _why_not(name: str, available: Sequence[str]) -> str | None:

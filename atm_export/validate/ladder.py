@@ -24,7 +24,7 @@ from atm_export.model.backbone import Backbone
 from atm_export.model.reference import Trace, run_reference
 from atm_export.model.schedule import MergePlan
 from atm_export.preprocess import Preprocessing, normalize
-from atm_export.rewrite.operators import key_limit
+from atm_export.rewrite.operators import similarity_limit
 from atm_export.rewrite.twin import Twin
 from atm_export.validate.follow import NotAMerge, follow
 from atm_export.validate.inputs import Case, Pixels, cases
@@ -151,7 +151,9 @@ def _variants(
     variants = [("", subject.plan, subject.traced, subject.shipped)]
     if subject.plan.adaptive:
         for label, theta in (("r = 0, ", 2.0), ("r = max, ", -2.0)):
-            graphs = [_with_limit(g, key_limit(theta)) for g in (subject.traced, subject.shipped)]
+            graphs = [
+                _with_limit(g, similarity_limit(theta)) for g in (subject.traced, subject.shipped)
+            ]
             variants.append((label, subject.plan.with_theta(theta), graphs[0], graphs[1]))
     return variants
 
@@ -163,8 +165,9 @@ def _with_limit(model: onnx.ModelProto, limit: int) -> onnx.ModelProto:
     for tensor in changed.graph.initializer:
         if not tensor.name.endswith(".limit"):
             continue
-        if int(numpy_helper.to_array(tensor)[0]) < key_limit(1.0):  # as `MergePlan.with_theta`
-            tensor.CopyFrom(numpy_helper.from_array(np.array([limit]), tensor.name))
+        old = numpy_helper.to_array(tensor)
+        if int(old[0]) < similarity_limit(1.0):  # as `MergePlan.with_theta`
+            tensor.CopyFrom(numpy_helper.from_array(np.array([limit], old.dtype), tensor.name))
     return changed
 
 

@@ -1,0 +1,129 @@
+"""The same graph takes the same decisions on every backend: OpenVINO, and ONNX Runtime at every
+optimisation level and thread count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from atm_export import demo, ort
+from atm_export.backends.onnxruntime import OnnxRuntimeRunner
+from atm_export.backends.runner import Array
+from atm_export.evaluate.images import ImageSet
+from atm_export.evaluate.job import Job, plan_job
+from atm_export.model.zoo import load_model
+from atm_export.preprocess import crop, read_images
+from atm_export.resolve import Choice, resolve
+from tests.shared_data import sample_images, shared
+
+IMAGES, BATCH = 64, 8
+LOGITS = 1e-3
+POLICIES = ("adaptive", "frozen", "per-image", "unmerged")
+DEIT_T = "deit_tiny_patch16_224.safetensors"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """logits [images, classes], and token counts of all blocks and batches, as one row."""
+
+    logits: Array
+    tokens: Array
+
+
+def job(name: str, policy: str) -> Job:
+    """The demo on its digits, or DeiT-T with real weights on photographs."""
+    choice: dict[str, Any] = {"model": name}
+    choice |= {"method": "none"} if policy == "unmerged" else {"merge": policy}
+    if name == "deit_t":
+        choice["weights"] = str(shared("data", "weights", DEIT_T))
+    config = resolve(Choice(**choice))
+    model = load_model(config.model)
+    return plan_job(config, model, images(name))
+
+
+@cache
+def images(name: str) -> ImageSet:
+    how = load_model(resolve(Choice(model="demo")).model).preprocessing
+    if name == "demo":
+        pixels = np.stack([crop(digit, how) for digit in demo.heldout()[0][:IMAGES]])
+        return ImageSet(pixels, "digits")
+    config = resolve(Choice(model=name, weights="random"))
+    how = load_model(config.model).preprocessing
+    return ImageSet(read_images(sample_images(500 // IMAGES)[:IMAGES], how), "photographs")
+
+
+@cache
+def traced(name: str, policy: str) -> tuple[onnx.ModelProto, tuple[Array, ...]]:
+    """The graph with its trace outputs, and its inputs in batches."""
+    made = job(name, policy)
+    pixels = made.images.pixels
+    feeds = tuple(made.feed(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH))
+    return made.graph(made.plan), feeds
+
+
+@contextmanager
+def in_openvino(graph: onnx.ModelProto, precision: str = "f32") -> Iterator[Any]:
+    """A function from an input to outputs by name."""
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed ([openvino])")
+    core = openvino.Core()
+    model = core.read_model(graph.SerializeToString())
+    compiled = core.compile_model(
+        model, "CPU", {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": 1}
+    )
+    names = [output.name for output in graph.graph.output]
+
+    def run(feed: Array) -> dict[str, Array]:
+        found = compiled({"image": feed})
+        return {name: np.array(found[name]) for name in names}
+
+    yield run
+
+
+def answers(run: Any, feeds: tuple[Array, ...]) -> Answers:
+    outputs = [run(feed) for feed in feeds]
+    return Answers(
+        np.concatenate([out["logits"] for out in outputs]),
+        np.concatenate([out["tokens_per_block"].reshape(-1) for out in outputs]),
+    )
+
+
+@cache
+def by_onnxruntime(
+    name: str, policy: str, optimizations: ort.Optimizations = "all", threads: int = 1
+) -> Answers:
+    graph, feeds = traced(name, policy)
+    with OnnxRuntimeRunner(graph, threads=threads, optimizations=optimizations) as runner:
+        return answers(runner.run, feeds)
+
+
+def same(found: Answers, wanted: Answers) -> None:
+    assert found.tokens.tolist() == wanted.tokens.tolist()
+    assert found.logits.argmax(axis=1).tolist() == wanted.logits.argmax(axis=1).tolist()
+    assert float(np.abs(found.logits - wanted.logits).max()) <= LOGITS
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("name", ["demo", "deit_t"])
+def test_openvino_decides_as_onnx_runtime(name: str, policy: str) -> None:
+    graph, feeds = traced(name, policy)
+    wanted = by_onnxruntime(name, policy)
+    assert len(wanted.logits) == IMAGES
+    assert (wanted.tokens.min() < wanted.tokens.max()) == (policy != "unmerged")
+    with in_openvino(graph) as run:
+        same(answers(run, feeds), wanted)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("name", ["demo", "deit_t"])
+def test_onnx_runtime_decides_the_same_however_it_optimizes(name: str, policy: str) -> None:
+    wanted = by_onnxruntime(name, policy)
+    for optimizations in ("none", "basic"):
+        same(by_onnxruntime(name, policy, optimizations), wanted)
+    same(by_onnxruntime(name, policy, threads=2), wanted)
