@@ -29,7 +29,7 @@ typedef enum atm_status {
   ATM_GOLDEN_MISMATCH = 9,  /* this machine does not give the numbers of the export */
   ATM_IMAGE = 10,           /* an image that cannot be read */
   ATM_ARGUMENT = 11,        /* an argument that cannot be meant */
-  ATM_BACKEND = 12,         /* ONNX Runtime or TensorRT failed */
+  ATM_BACKEND = 12,         /* ONNX Runtime or TensorRT failed, or gave logits that are not finite */
   ATM_NO_MEMORY = 13,
   ATM_OTHER = 14
 } atm_status;
@@ -38,7 +38,7 @@ typedef struct atm_session atm_session;
 
 typedef struct atm_options {
   const char* engine; /* NULL: ONNX Runtime; else the name of an engine of the folder */
-  int threads;        /* 0: all cores */
+  int threads;        /* 0: all cores; 256 at most */
   int cuda;           /* 1: ONNX Runtime's CUDA provider */
   int no_warm_up;
   int allow_unproven;
