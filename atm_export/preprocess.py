@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from atm_export.errors import ConfigError, DataError
-from atm_export.imagefile import as_rgb, check_resized, check_size, read_rgb
+from atm_export.pictures import as_rgb, check_resized, check_size, read_rgb
 
 _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,

@@ -17,7 +17,7 @@ ORDER = (
         "fit",
         "runfolder",
         "artifacts",
-        "imagefile",
+        "pictures",
         "preprocess",
         "demo",
         "tensors",

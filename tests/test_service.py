@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -292,6 +293,39 @@ def test_patience_is_what_was_asked_for(
     monkeypatch.setattr(sys, "argv", arguments)
     assert app.main() == 0
     assert seen["made"].patience == seen["headers"] == 0.25
+
+
+def test_no_more_pictures_are_decoded_at_once_than_there_are_decoders(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As many as may begin meet each other; nobody else has begun by then."""
+    monkeypatch.syspath_prepend(str(APP.parent))
+    app, together, begun = import_module("app"), threading.Barrier(3), []
+
+    def prepare(data: bytes) -> list[np.ndarray]:
+        begun.append(data)
+        together.wait(60)  # the two that decode, and this test
+        together.wait(60)
+        return [np.zeros(1, np.float32)]
+
+    session = MagicMock(policy="frozen", prepare=prepare, run=lambda images: {"logits": images})
+    session.ranked.return_value = [[]]
+    made = app.make_app(session, app.Settings(decoders=2))
+
+    async def ask() -> list[int]:
+        transport = httpx.ASGITransport(made)
+        async with (
+            made.router.lifespan_context(made),
+            httpx.AsyncClient(transport=transport, base_url="http://x") as client,
+        ):
+            asked = [asyncio.create_task(client.post("/classify", content=b"x")) for _ in range(6)]
+            for round_ in range(1, 4):
+                await asyncio.to_thread(together.wait, 60)
+                assert len(begun) == 2 * round_
+                await asyncio.to_thread(together.wait, 60)
+            return [(await task).status_code for task in asked]
+
+    assert asyncio.run(ask()) == [200] * 6
 
 
 def test_a_run_that_is_not_to_be_trusted_is_not_served(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from atm_export.errors import AtmExportError
 from atm_export.evaluate.readers import Reader
-from atm_export.imagefile import read_rgb
+from atm_export.pictures import read_rgb
 from atm_export.preprocess import Preprocessing, crop
 
 CHUNK = 8  # images a task

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from atm_export.errors import DataError
-from atm_export.imagefile import read_rgb
+from atm_export.pictures import read_rgb
 from atm_export.preprocess import Preprocessing, crop, normalize, read_image
 
 Picture: TypeAlias = "str | Path | bytes | Image.Image | NDArray[Any]"

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from atm_export import demo
-from atm_export.imagefile import read_rgb
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.reference import run_reference
 from atm_export.model.schedule import MergePlan
+from atm_export.pictures import read_rgb
 from atm_export.preprocess import Preprocessing, crop, normalize
 from atm_export.tensors import packed
 from atm_export.validate.follow import follow

@@ -37,14 +37,16 @@ log = logging.getLogger("atm_export.service")
 
 @dataclass(frozen=True)
 class Settings:
-    """most_bytes: of one image file. room: requests under way at once. wait: seconds that a batch
-    waits for more images. patience: seconds that headers, and then a body, may take to arrive."""
+    """most_bytes: of one image file. decoders: images decoded at once (the largest picture takes
+    600 MB). room: requests under way at once. wait: seconds that a batch waits for more images.
+    patience: seconds that headers, and then a body, may take to arrive."""
 
     batch: int = 8
     wait: float = 0.003
     room: int = 64
     patience: float = 10.0
     most_bytes: int = 10 * 2**20
+    decoders: int = 4
     top_k: int = 5
     share_batches: bool = False
 
@@ -55,6 +57,7 @@ def make_app(session: Session, settings: Settings) -> FastAPI:
     if session.policy == "adaptive" and not settings.share_batches:
         log.warning("policy adaptive: one image at a time, so that no answer depends on another")
         batch = 1
+    decoding = asyncio.Semaphore(settings.decoders)
     batcher = Batcher(
         lambda images: session.run(images)["logits"], batch, settings.wait, settings.room
     )
@@ -78,7 +81,8 @@ def make_app(session: Session, settings: Settings) -> FastAPI:
         try:
             with batcher.admitted():
                 data = await body_of(request, settings)
-                image = await asyncio.to_thread(prepared, session, data)
+                async with decoding:
+                    image = await asyncio.to_thread(prepared, session, data)
                 logits = await batcher.answer(image)
         except Full as error:
             headers = {"Retry-After": "1"}

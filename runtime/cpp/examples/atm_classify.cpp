@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr std::size_t kMostTop = 10'000'000;
+constexpr std::size_t kMostTop = 1'000'000;
 
 struct Arguments {
   std::string run = ".";

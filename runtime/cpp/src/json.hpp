@@ -1,4 +1,4 @@
-// The one door for JSON: no deeper than anything that an export writes.
+// The one door for JSON: of bounded size and depth, each key once.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -7,7 +7,7 @@
 
 namespace atm {
 
-// std::exception of some kind where the text is no JSON or nests too deeply.
+// std::exception of some kind where the text is no JSON, too long or too deep, or names a key twice.
 nlohmann::json json_of(const std::uint8_t* begin, std::size_t size);
 
 // A whole number of JSON; Error ATM_MANIFEST for fractions, words and numbers beyond the bounds.

@@ -14,7 +14,7 @@ namespace {
 using nlohmann::json;
 
 constexpr int kFormat = 2;
-constexpr std::int64_t kLargestSide = 1 << 14;
+constexpr std::int64_t kLargestSide = 4096;
 constexpr std::int64_t kMostClasses = 10'000'000;
 constexpr std::uint64_t kMostManifest = 16 << 20;
 const std::string kSealKey = "\"seal\": \"";
@@ -59,7 +59,13 @@ Preprocessing preprocessing_of(const json& facts) {
   how.width = side(facts.at("size").at(1));
   how.cover_height = side(facts.at("resize").at(0));
   how.cover_width = side(facts.at("resize").at(1));
-  if (how.height * how.width > kMostResized) throw Error(ATM_MANIFEST, "a size");
+  const double share = facts.at("crop_pct").get<double>();
+  const auto covers = [share](std::size_t shown, std::size_t cover) {
+    return std::floor(static_cast<double>(shown) / share) == static_cast<double>(cover);
+  };
+  if (!covers(how.height, how.cover_height) || !covers(how.width, how.cover_width)) {
+    throw Error(ATM_MANIFEST, "resize and crop_pct");
+  }
   how.interpolation =
       word(facts.at("interpolation"), {"bicubic", "bilinear", "lanczos", "nearest"});
   how.squash = word(facts.at("crop_mode"), {"center", "squash"}) == "squash";
@@ -122,7 +128,10 @@ std::map<std::string, FileFacts> files_of(const json& listed) {
   std::map<std::string, FileFacts> files;
   if (!listed.is_object()) throw Error(ATM_MANIFEST, "files");
   for (const auto& [name, facts] : listed.items()) {
-    if (name.find_first_of("/\\") != std::string::npos) throw Error(ATM_MANIFEST, "a file name");
+    const bool strange = name.empty() || name == "." || name == "..";
+    if (strange || name.find_first_of(std::string("/\\:\0", 4)) != std::string::npos) {
+      throw Error(ATM_MANIFEST, "a file name");
+    }
     files[name] = {facts.at("bytes").get<std::uint64_t>(), facts.at("sha256").get<std::string>()};
   }
   return files;

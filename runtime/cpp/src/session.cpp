@@ -20,7 +20,7 @@ std::unique_ptr<Backend> backend_of(const Run& run, const Options& options) {
 
 std::vector<float> finite(std::vector<float> logits) {
   if (!all_finite(logits.data(), logits.size())) {
-    throw Error(ATM_BACKEND, "the logits are not finite (NaN or infinity)");
+    throw Error(ATM_NOT_FINITE, "the logits are not finite (NaN or infinity)");
   }
   return logits;
 }
@@ -38,7 +38,7 @@ class GoldenVectors {
     const std::size_t image = how.height * how.width * 3;
     const std::size_t images = get("images").rows(), batch = get("batch_logits").rows();
     const bool fits = images > 0 && batch > 0 && batch <= images && !get("images").floats &&
-                      get("images").count == images * image && !get("picture").floats &&
+                      get("images").count == images * image && !get("picture").floats && get("picture").count > 0 &&
                       get("logits").count == images * facts_.classes &&
                       get("batch_logits").count == batch * facts_.classes &&
                       get("picture_pixels").count == image && !get("picture_pixels").floats &&
@@ -160,7 +160,7 @@ std::vector<std::uint8_t> Session::prepare(const Picture& picture) const {
 std::vector<Label> Session::top_k(const float* logits, std::size_t k) const {
   if (logits == nullptr || k == 0) throw Error(ATM_ARGUMENT, "top_k: give 1 or more");
   const std::size_t n = classes();
-  if (!all_finite(logits, n)) throw Error(ATM_ARGUMENT, "top_k: the logits are not finite");
+  if (!all_finite(logits, n)) throw Error(ATM_NOT_FINITE, "top_k: the logits are not finite");
   k = std::min(k, n);
   std::vector<std::size_t> order(n);
   std::iota(order.begin(), order.end(), std::size_t{0});

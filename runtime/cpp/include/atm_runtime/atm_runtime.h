@@ -29,9 +29,10 @@ typedef enum atm_status {
   ATM_GOLDEN_MISMATCH = 9,  /* this machine does not give the numbers of the export */
   ATM_IMAGE = 10,           /* an image that cannot be read */
   ATM_ARGUMENT = 11,        /* an argument that cannot be meant */
-  ATM_BACKEND = 12,         /* ONNX Runtime or TensorRT failed, or gave logits that are not finite */
+  ATM_BACKEND = 12,         /* ONNX Runtime or TensorRT failed */
   ATM_NO_MEMORY = 13,
-  ATM_OTHER = 14
+  ATM_OTHER = 14,
+  ATM_NOT_FINITE = 15       /* logits that hold NaN or infinity */
 } atm_status;
 
 typedef struct atm_session atm_session;

@@ -42,7 +42,7 @@ struct Picture {
   std::vector<std::uint8_t> rgb;
 };
 
-// Limits of a picture, those of atm_export/imagefile.py; a test compares them.
+// Limits of a picture, those of atm_export/pictures.py; a test compares them.
 constexpr std::size_t kMostPixels = 67108864;
 constexpr std::size_t kMostAspect = 32;
 constexpr std::size_t kMostResized = 67108864;  // pixels after the resize, before the crop

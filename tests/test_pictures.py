@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atm_export import imagefile
+from atm_export import pictures
 from atm_export.errors import DataError, ImageSizeError
 from atm_export.evaluate.decode import decode
-from atm_export.imagefile import as_rgb, check_size, read_rgb
+from atm_export.pictures import as_rgb, check_size, read_rgb
 from atm_export.preprocess import Preprocessing, crop, read_image
 from atm_export.runtime.pictures import batch_of, decoded
 
@@ -295,7 +295,7 @@ def test_what_is_no_file_is_said_and_never_waited_for(tmp_path: Path) -> None:
 def test_a_file_beyond_the_limit_of_bytes_is_not_read_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(imagefile, "MOST_BYTES", 1000)
+    monkeypatch.setattr(pictures, "MOST_BYTES", 1000)
     data = encoded(colours(), "BMP")
     (tmp_path / "a.bmp").write_bytes(data)
     for source in (data, tmp_path / "a.bmp", io.BytesIO(data)):
@@ -313,17 +313,18 @@ def test_images_are_opened_in_one_place() -> None:
                 found[str(path.relative_to(ROOT))] = node.lineno  # type: ignore[attr-defined]
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("PIL"):
                 assert not {"open"} & {alias.name for alias in node.names}, path
-    assert list(found) == ["atm_export/imagefile.py"]
+    assert list(found) == ["atm_export/pictures.py"]
 
 
 def test_cpp_has_the_same_limits() -> None:
     header = (ROOT / "runtime/cpp/include/atm_runtime/atm_runtime.hpp").read_text()
     theirs = dict(re.findall(r"constexpr (?:std::size_t|int) (kMost\w+) = (\d+);", header))
     ours = {
-        "kMostPixels": imagefile.MOST_PIXELS,
-        "kMostAspect": imagefile.MOST_ASPECT,
-        "kMostResized": imagefile.MOST_RESIZED,
-        "kMostBytes": imagefile.MOST_BYTES,
-        "kMostScans": imagefile.MOST_SCANS,
+        "kMostPixels": pictures.MOST_PIXELS,
+        "kMostAspect": pictures.MOST_ASPECT,
+        "kMostResized": pictures.MOST_RESIZED,
+        "kMostBytes": pictures.MOST_BYTES,
+        "kMostScans": pictures.MOST_SCANS,
+        "kMostThreads": 256,
     }
     assert {name: int(theirs[name]) for name in ours} == ours
