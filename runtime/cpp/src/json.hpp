@@ -7,7 +7,7 @@
 
 namespace atm {
 
-// std::exception of some kind where the text is no JSON, too long or too deep, or names a key twice.
+// std::exception of some kind where the text is no JSON, too long, too deep, or has a key twice.
 nlohmann::json json_of(const std::uint8_t* begin, std::size_t size);
 
 // A whole number of JSON; Error ATM_MANIFEST for fractions, words and numbers beyond the bounds.

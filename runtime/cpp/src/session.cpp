@@ -38,7 +38,8 @@ class GoldenVectors {
     const std::size_t image = how.height * how.width * 3;
     const std::size_t images = get("images").rows(), batch = get("batch_logits").rows();
     const bool fits = images > 0 && batch > 0 && batch <= images && !get("images").floats &&
-                      get("images").count == images * image && !get("picture").floats && get("picture").count > 0 &&
+                      get("images").count == images * image && !get("picture").floats &&
+                      get("picture").count > 0 &&
                       get("logits").count == images * facts_.classes &&
                       get("batch_logits").count == batch * facts_.classes &&
                       get("picture_pixels").count == image && !get("picture_pixels").floats &&

@@ -47,7 +47,8 @@ Comparison compare(const std::string& what, const std::vector<float>& ours,
 
 Comparison compare_angle(const std::string& what, const std::vector<float>& ours,
                          const std::vector<float>& theirs, std::size_t classes, double least) {
-  Comparison found{what + " (1 - cosine)", first_difference(ours, theirs, classes), 1 - least, true};
+  Comparison found{what + " (1 - cosine)", first_difference(ours, theirs, classes), 1 - least,
+                   true};
   if (std::isnan(found.difference)) return found;
   for (std::size_t at = 0; at < ours.size(); at += classes) {
     double product = 0, one = 0, two = 0;

@@ -90,7 +90,7 @@ class Session {
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
 
-  // Logits [pictures, classes], row by row, all finite. All pictures go in as one batch; with the policy
+  // Finite logits [pictures, classes], row by row. All pictures go in as one batch; with the policy
   // "adaptive" what shares a batch shares its number of merges. Safe from any thread.
   std::vector<float> predict(const std::vector<Picture>& pictures) const;
 
