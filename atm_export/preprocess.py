@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from atm_export.errors import ConfigError, DataError
+from atm_export.pictures import as_rgb, check_resized, check_size, read_rgb
 
 _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -61,22 +62,17 @@ class Preprocessing:
 
 
 def crop(image: Image.Image, how: Preprocessing) -> NDArray[np.uint8]:
-    """Resize and centre-crop to uint8 [H, W, 3]."""
-    image = _eight_bits(image).convert("RGB")
+    """Resize and centre-crop to uint8 [H, W, 3]; ImageSizeError, or DataError for other depths."""
+    check_size(*image.size)
     target = _resized(image.size, how)
+    check_resized(*target)
+    image = as_rgb(image)
     if target != image.size:
         image = image.resize(target, _FILTERS[how.interpolation])
     top = round((image.height - how.size[0]) / 2)
     left = round((image.width - how.size[1]) / 2)
     image = image.crop((left, top, left + how.size[1], top + how.size[0]))
     return np.asarray(image, dtype=np.uint8)
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey values by their upper byte; Pillow's own conversion clips them to white."""
-    if not image.mode.startswith("I;16"):
-        return image
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
 def _resized(size: tuple[int, int], how: Preprocessing) -> tuple[int, int]:
@@ -104,16 +100,9 @@ def normalize(pixels: NDArray[np.uint8], how: Preprocessing) -> NDArray[np.float
 def read_image(path: Path, how: Preprocessing) -> NDArray[np.uint8]:
     """Decode one file and crop it to uint8 [H, W, 3]; DataError names the file."""
     try:
-        with Image.open(path) as image:
-            return crop(image, how)
-    except (
-        OSError,
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-        ValueError,
-        SyntaxError,  # Pillow's for a broken PNG
-    ) as error:
-        raise DataError(f"cannot read image {path}: {error}") from error
+        return crop(read_rgb(path), how)
+    except DataError as error:
+        raise type(error)(f"cannot read image {path}: {error}") from error
 
 
 def list_images(folder: Path) -> list[Path]:

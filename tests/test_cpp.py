@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import os
 import random
+import re
 import shutil
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,18 +17,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from atm_export.errors import ImageSizeError
 from atm_export.model.reference import run_reference
 from atm_export.model.schedule import MergePlan
 from atm_export.model.vit import TimmBackbone
-from atm_export.preprocess import Preprocessing, crop, normalize
+from atm_export.preprocess import Preprocessing, normalize, read_image, read_images
+from atm_export.runfolder import MANIFEST, sealed
 from atm_export.runtime import load
 from atm_export.runtime.session import Session
+from atm_export.tensors import packed, read_tensors
 from atm_export.validate.again import _rebuilt
+from atm_export.validate.golden import FILE as GOLDEN
 from atm_export.validate.golden import scene
 from tests.run_folders import LABELS, deit_t_run, tiny_run
 from tests.shared_data import sample_images
+from tests.test_verify import reseal
 from tests.tiny import MEAN, STD
 
 BUILD = os.environ.get("ATM_CPP_BUILD")
@@ -68,7 +77,7 @@ def jpegs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         ((64, 64), "CMYK", {"quality": 95}),
         ((56, 56), "RGB", {"quality": 100, "subsampling": 0}),
         ((1, 1), "RGB", {"quality": 90}),
-        ((700, 5), "RGB", {"quality": 90, "subsampling": 1}),
+        ((160, 5), "RGB", {"quality": 90, "subsampling": 1}),
         ((33, 900), "RGB", {"quality": 75, "optimize": True}),
     ]
     paths = []
@@ -105,15 +114,13 @@ def assert_same(session: Session, run: Path, files: list[Path]) -> None:
 def test_every_resize_rule_equals_pillows(
     uint8_folder: Path, jpegs: list[Path], tmp_path: Path, filters: str, mode: str
 ) -> None:
-    from tests.test_verify import reseal
-
     run = Path(shutil.copytree(uint8_folder, tmp_path / "run"))
     how = Preprocessing((48, 48), 0.9, filters, MEAN, STD, mode)
     reseal(run, preprocessing=how.facts(), golden=None)
     done = call("logits", run, "pixels", *jpegs)
     assert done.returncode == 0, done.stderr.decode()
     theirs = np.frombuffer(done.stdout, np.uint8).reshape(-1, 48, 48, 3)
-    ours = np.stack([crop(Image.open(path), how) for path in jpegs])
+    ours = read_images(jpegs, how)
     assert np.abs(theirs.astype(int) - ours).max() <= 1
 
 
@@ -126,6 +133,175 @@ def test_classify_prints_labels(uint8_folder: Path, jpegs: list[Path]) -> None:
     assert call("classify").returncode == 2
     assert call("classify", "--run", uint8_folder, "absent.jpg").returncode == 20
     assert call("classify", "--run", uint8_folder, "--engine", "x", jpegs[0]).returncode == 21
+
+
+def refused(code: int, name: str, *arguments: object, kind: str = "plain") -> str:
+    """The one line that a program says before it ends with `code`."""
+    done = call(name, *arguments, kind=kind)
+    lines = done.stderr.decode().splitlines()
+    assert (done.returncode, len(lines)) == (code, 1), done
+    return lines[0]
+
+
+@pytest.mark.parametrize("kind", ["plain", "sanitized"])
+def test_no_number_that_is_none_passes_a_comparison(kind: str) -> None:
+    done = call("verdicts", kind=kind)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.parametrize("name", ["--threads", "--top"])
+@pytest.mark.parametrize(
+    "value", ["abc", "", "-5", "1.5", "4 ", "0x2", "100000000", "9" * 40, "--run"]
+)
+def test_numbers_of_the_command_line_are_bounded(
+    uint8_folder: Path, jpegs: list[Path], name: str, value: str
+) -> None:
+    line = refused(2, "classify", "--run", uint8_folder, name, value, jpegs[0])
+    assert f"{name} '{value}': give a whole number from" in line
+    assert call("classify", "--run", uint8_folder, "--threads", 1, jpegs[0]).returncode == 0
+    assert "256" in refused(2, "classify", "--run", uint8_folder, "--threads", 257, jpegs[0])
+
+
+def sized(width: int, height: int) -> bytes:
+    """A small JPEG file that says it were of another size."""
+    buffer = io.BytesIO()
+    scene((64, 64), 0).save(buffer, "JPEG")
+    data = bytearray(buffer.getvalue())
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["plain", "sanitized"])
+@pytest.mark.parametrize(
+    "size", [(16000, 1), (65000, 1), (1, 65000), (33, 1), (8193, 8192), (65000, 65000)]
+)
+def test_pictures_beyond_the_limits_are_refused_as_in_python(
+    uint8_folder: Path, tmp_path: Path, size: tuple[int, int], kind: str
+) -> None:
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(sized(*size))
+    line = refused(20, "classify", "--run", uint8_folder, path, kind=kind)
+    assert str(path) in line and ("too long and thin" in line or "67108864 in all" in line)
+    with pytest.raises(ImageSizeError):
+        read_image(path, load(uint8_folder).preprocessing)
+
+
+def test_other_files_are_refused_in_one_line(uint8_folder: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "two\nlines.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\nshowpage\n")
+    scene((64, 64), 0).save(tmp_path / "a.png")
+    (tmp_path / "cut.jpg").write_bytes(sized(64, 64)[:-40])
+    with (tmp_path / "long.jpg").open("wb") as sparse:
+        sparse.truncate(2**40)
+    for file in [*tmp_path.iterdir(), tmp_path, tmp_path / "absent.jpg"]:
+        refused(20, "classify", "--run", uint8_folder, file)
+
+
+def test_the_resized_picture_is_capped_as_in_python(uint8_folder: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(uint8_folder, tmp_path / "run"))
+    how = Preprocessing((2000, 2000), 0.9, "bicubic", MEAN, STD)
+    reseal(run, preprocessing=how.facts(), golden=None)
+    path = tmp_path / "picture.jpg"
+    scene((640, 20), 0).save(path)
+    line = refused(20, "logits", run, "pixels", path)
+    with pytest.raises(ImageSizeError, match="would be resized to 71104 x 2222 pixels"):
+        read_image(path, how)
+    assert "would be resized to 71104 x 2222 pixels" in line
+
+
+@pytest.mark.parametrize(
+    "key", ["labels", "method", "opset", "golden", "interface", "preprocessing"]
+)
+@pytest.mark.parametrize("value", ["absent", 7, "x", [], {}, [[]], -1, 1e300, True])
+def test_manifests_with_a_true_seal_and_false_facts_are_refused(
+    uint8_folder: Path, tmp_path: Path, key: str, value: object
+) -> None:
+    run = Path(shutil.copytree(uint8_folder, tmp_path / "run"))
+    manifest = json.loads((run / MANIFEST).read_text())
+    if value == "absent":
+        del manifest[key]
+    elif (key, value) != ("opset", 7):
+        manifest[key] = value
+    else:
+        return
+    (run / MANIFEST).write_bytes(sealed(manifest))
+    for kind in ("plain", "sanitized"):
+        line = refused(12, "self_test", run, kind=kind)
+        assert "manifest.json is damaged; export again" in line
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"opset": ', '"opset": 23, "opset": '),
+        ('"crop_pct": 0.9', '"crop_pct": 0.8'),
+        ('"crop_mode": "center"', '"crop_mode": "middle"'),
+        ('"merge": "adaptive"', '"merge": "all"'),
+        ('"config.yaml": {', '"..": {'),
+        ('"config.yaml": {', '"config.yaml\\u0000x": {'),
+        ('"std": [', '"std": [1e300, '),
+    ],
+)
+def test_facts_that_python_refuses_are_refused(
+    uint8_folder: Path, tmp_path: Path, old: str, new: str
+) -> None:
+    run = Path(shutil.copytree(uint8_folder, tmp_path / "run"))
+    text = (run / MANIFEST).read_text()
+    assert old in text
+    zeros = '"seal": "' + "0" * 64
+    blank = re.sub('"seal": "[0-9a-f]{64}', zeros, text.replace(old, new))
+    seal = hashlib.sha256(blank.encode()).hexdigest()
+    (run / MANIFEST).write_text(blank.replace(zeros, f'"seal": "{seal}'))
+    for kind in ("plain", "sanitized"):
+        line = refused(12, "self_test", run, kind=kind)
+        assert "manifest.json is damaged; export again" in line
+
+
+@pytest.mark.parametrize("text", ["[", '{"a":', '[{"a":['])
+@pytest.mark.parametrize("kind", ["plain", "sanitized"])
+def test_json_that_nests_without_end_is_refused(
+    uint8_folder: Path, tmp_path: Path, text: str, kind: str
+) -> None:
+    run = Path(shutil.copytree(uint8_folder, tmp_path / "run"))
+    whole, deep = (run / MANIFEST).read_bytes(), (text * 10**6).encode()
+    (run / MANIFEST).write_bytes(deep)
+    assert "nested too deeply" in refused(12, "self_test", run, kind=kind)
+    (run / MANIFEST).write_bytes(b"[" * 2**25)
+    assert "too large" in refused(11, "self_test", run, kind=kind)
+    (run / MANIFEST).write_bytes(whole)
+    (run / GOLDEN).write_bytes(struct.pack("<Q", len(deep)) + deep)
+    reseal(run)
+    assert "nested too deeply" in refused(15, "self_test", run, kind=kind)
+
+
+@pytest.mark.parametrize("name", ["images", "logits", "batch_logits", "picture", "picture_pixels"])
+def test_golden_files_with_nothing_in_them_are_refused(
+    uint8_folder: Path, tmp_path: Path, name: str
+) -> None:
+    run = Path(shutil.copytree(uint8_folder, tmp_path / "run"))
+    arrays = dict(read_tensors(run / GOLDEN))
+    for less in ({**arrays, name: arrays[name][:0]}, {k: arrays[k] for k in arrays if k != name}):
+        (run / GOLDEN).write_bytes(packed(less))
+        reseal(run)
+        for kind in ("plain", "sanitized"):
+            refused(15, "self_test", run, kind=kind)
+
+
+def test_golden_logits_that_are_nan_are_refused(uint8_folder: Path, tmp_path: Path) -> None:
+    for name in ("logits", "batch_logits", "picture_logits"):
+        run = Path(shutil.copytree(uint8_folder, tmp_path / name))
+        arrays = dict(read_tensors(run / GOLDEN))
+        arrays[name] = np.full_like(arrays[name], np.nan)
+        (run / GOLDEN).write_bytes(packed(arrays))
+        reseal(run)
+        assert "differ by nan" in refused(19, "self_test", run)
+
+
+def test_logits_that_are_not_finite_are_an_error(demo_folder: Path, tmp_path: Path) -> None:
+    image = np.full((1, 3, 56, 56), np.nan, np.float32)
+    (tmp_path / "tensor").write_bytes(image.tobytes())
+    assert "not finite" in refused(25, "logits", demo_folder, "tensor", tmp_path / "tensor")
 
 
 def test_one_flipped_byte_anywhere_is_refused(uint8_folder: Path, tmp_path: Path) -> None:
@@ -163,7 +339,7 @@ def test_python_cpp_and_eager_agree_on_100_images(tmp_path: Path, all_cores: Non
     session = load(run)
     model, plan = _rebuilt(session.manifest)
     files = sample_images(step=5)
-    pixels = [crop(Image.open(path), model.preprocessing)[None] for path in files]
+    pixels = [read_image(path, model.preprocessing)[None] for path in files]
     tensor = np.concatenate([normalize(pixel, model.preprocessing) for pixel in pixels])
     reference = np.concatenate([eager(model, plan, image[None]) for image in tensor])
     (tmp_path / "tensor").write_bytes(tensor.tobytes())

@@ -11,7 +11,21 @@ import atm_export
 
 PACKAGE = Path(atm_export.__file__).parent
 ORDER = (
+<<<<<<< HEAD
     ("errors", "registry", "fit", "runfolder", "artifacts", "preprocess", "demo", "tensors", "ort"),
+=======
+    (
+        "errors",
+        "registry",
+        "fit",
+        "runfolder",
+        "artifacts",
+        "pictures",
+        "preprocess",
+        "demo",
+        "tensors",
+    ),
+>>>>>>> pictures
     ("runtime",),
     ("triton",),
     ("config",),

@@ -172,7 +172,8 @@ def test_what_can_be_decoded_and_what_not(tmp_path: Path) -> None:
         suffix = "tif" if kind == "CMYK" else "png"
         Image.new(kind, (30, 20)).save(tmp_path / f"{kind}.{suffix}")
     Image.new("I;16", (30, 20), 0x8040).save(tmp_path / "deep.png")
-    Image.new("RGB", (20000, 20)).save(tmp_path / "wide.png")
+    Image.new("RGB", (640, 20)).save(tmp_path / "wide.png")
+    Image.new("RGB", (20000, 20)).save(tmp_path / "wider.png")
     whole = tmp_path / "z-short.jpg"
     Image.effect_noise((200, 200), 90).save(whole)
     whole.write_bytes(whole.read_bytes()[:-2000])
@@ -182,7 +183,8 @@ def test_what_can_be_decoded_and_what_not(tmp_path: Path) -> None:
     pixels, kept, bad = decode(found.reader, HOW, range(len(found)))
     names = [found.reader.name(i) for i in kept]
     assert len(pixels) == len(kept) == len(kinds) + 2
-    assert [found.reader.name(i) for i, _ in bad] == ["z-nothing.png", "z-short.jpg", "z-text.png"]
+    unread = ["wider.png", "z-nothing.png", "z-short.jpg", "z-text.png"]
+    assert [found.reader.name(i) for i, _ in bad] == unread
     assert all(reason for _, reason in bad)
     assert (pixels[names.index("deep.png")] == 0x80).all()  # not clipped to white
 

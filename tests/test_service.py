@@ -8,18 +8,24 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 from PIL import Image
+from uvicorn.server import ServerState
 
 from atm_export.runtime import load
 from atm_export.validate.golden import scene
@@ -146,9 +152,15 @@ def refuse(address: str) -> None:
     assert send(post, content=b"").status_code == 422
     assert send(post, content=jpeg(0)[:-900]).status_code == 422
     assert send(post, content=b"x" * (11 * 2**20)).status_code == 413
+    for size in ((9000, 9000), (12000, 12000), (16000, 1), (1, 65000)):
+        buffer = io.BytesIO()
+        Image.new("1", size).save(buffer, "PNG")
+        assert send(post, content=buffer.getvalue()).status_code == 413, size
+    assert send(post, content=b"%!PS-Adobe-3.0 EPSF-3.0\nshowpage\n").status_code == 422
     buffer = io.BytesIO()
-    Image.new("1", (9000, 9000)).save(buffer, "PNG")
-    assert send(post, content=buffer.getvalue()).status_code == 413
+    Image.new("F", (90, 70)).save(buffer, "TIFF")
+    answer = send(post, content=buffer.getvalue())
+    assert answer.status_code == 422 and "floating-point" in answer.json()["detail"]
     assert ask_for(post).status_code == 405
     assert ask_for(f"{address}/other").status_code == 404
 
@@ -193,9 +205,127 @@ def test_an_adaptive_run_is_not_batched_and_slow_bodies_end(uint8_folder: Path) 
     with serving(uint8_folder, "--patience", "0.5") as (address, _):
         with half_sent(address, jpeg(0)) as link:
             assert link.recv(4096).split()[1] == b"408"
+        drop_what_asks_nothing(address)
         assert counts_of(address)["under_way"] == 0
         facts = ask_for(f"{address}/health").json()
         assert facts["policy"] == "adaptive" and facts["batch"] == 1
+
+
+def drop_what_asks_nothing(address: str) -> None:
+    """Connections without a request end: silent, half a request line, half the headers."""
+    host, port = address.removeprefix("http://").split(":")
+    for begun in (b"", b"POST /clas", b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Le"):
+        with socket.create_connection((host, int(port)), timeout=60) as link:
+            link.sendall(begun)
+            assert dropped(link), begun
+    with socket.create_connection((host, int(port)), timeout=60) as link:
+        link.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /hea")  # the second is half sent
+        assert link.recv(4096).split()[1] == b"200"
+        assert dropped(link)
+
+
+def dropped(link: socket.socket) -> bool:
+    """Whether the other side ended the connection; it may have answered before."""
+    try:
+        while link.recv(4096):
+            pass
+    except ConnectionResetError:
+        return True
+    return True
+
+
+class Clock:
+    """What an event loop does of time: whom it would call, when it gets there."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[float, Any]] = []
+
+    def call_later(self, seconds: float, work: Any) -> Any:
+        entry = (seconds, work)
+        self.waiting.append(entry)
+        return SimpleNamespace(cancel=lambda: self.waiting.remove(entry))
+
+    def create_task(self, work: Any, **_: Any) -> Any:
+        work.close()
+        return MagicMock()
+
+
+def test_the_clock_runs_until_headers_are_there_and_trickling_does_not_set_it_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(APP.parent))
+    patient = import_module("patience").patient
+    clock, transport = Clock(), MagicMock(spec=asyncio.Transport)
+    transport.is_closing.return_value = False
+    config = uvicorn.Config(lambda *_: None, http=patient(7), log_level="critical")
+    link = patient(7)(config, ServerState(), {}, _loop=clock)
+    link.connection_made(transport)
+    begun = list(clock.waiting)
+    assert [seconds for seconds, _ in begun] == [7]
+    for byte in b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r":
+        link.data_received(bytes([byte]))
+        assert clock.waiting == begun
+    link.data_received(b"\n")
+    assert not clock.waiting  # the request is under way, and its body has a limit of its own
+    link.data_received(b"h")
+    assert not clock.waiting
+    link.cycle.response_complete = True
+    link.on_response_complete()
+    assert [seconds for seconds, _ in clock.waiting] == [config.timeout_keep_alive]
+    link.data_received(b"i")  # late bytes of a request that was answered
+    assert [seconds for seconds, _ in clock.waiting] == [7]
+    clock.waiting[0][1]()
+    transport.abort.assert_called_once()
+    link.connection_lost(None)
+    assert not clock.waiting
+
+
+def test_patience_is_what_was_asked_for(
+    uint8_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(APP.parent))
+    app = import_module("app")
+    seen = {}
+    monkeypatch.setattr(app, "make_app", lambda session, settings: seen.update(made=settings))
+    monkeypatch.setattr(app, "patient", lambda seconds: seen.update(headers=seconds))
+    monkeypatch.setattr(app.uvicorn, "run", lambda *_, **__: None)
+    arguments = ["app.py", "--run", str(uint8_folder), "--patience", "0.25"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert app.main() == 0
+    assert seen["made"].patience == seen["headers"] == 0.25
+
+
+def test_no_more_pictures_are_decoded_at_once_than_there_are_decoders(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As many as may begin meet each other; nobody else has begun by then."""
+    monkeypatch.syspath_prepend(str(APP.parent))
+    app, together, begun = import_module("app"), threading.Barrier(3), []
+
+    def prepare(data: bytes) -> list[np.ndarray]:
+        begun.append(data)
+        together.wait(60)  # the two that decode, and this test
+        together.wait(60)
+        return [np.zeros(1, np.float32)]
+
+    session = MagicMock(policy="frozen", prepare=prepare, run=lambda images: {"logits": images})
+    session.ranked.return_value = [[]]
+    made = app.make_app(session, app.Settings(decoders=2))
+
+    async def ask() -> list[int]:
+        transport = httpx.ASGITransport(made)
+        async with (
+            made.router.lifespan_context(made),
+            httpx.AsyncClient(transport=transport, base_url="http://x") as client,
+        ):
+            asked = [asyncio.create_task(client.post("/classify", content=b"x")) for _ in range(6)]
+            for round_ in range(1, 4):
+                await asyncio.to_thread(together.wait, 60)
+                assert len(begun) == 2 * round_
+                await asyncio.to_thread(together.wait, 60)
+            return [(await task).status_code for task in asked]
+
+    assert asyncio.run(ask()) == [200] * 6
 
 
 def test_a_run_that_is_not_to_be_trusted_is_not_served(tmp_path: Path) -> None:

@@ -32,6 +32,6 @@ build() {
     { cat "$work/$1.log"; return 1; }
 }
 echo "== C++ runtime: build, plain and with sanitizers"
-build plain -DATM_SANITIZE=OFF atm_classify atm_logits atm_self_test atm_stress
-build sanitized -DATM_SANITIZE=ON atm_fuzz atm_self_test
+build plain -DATM_SANITIZE=OFF atm_classify atm_logits atm_self_test atm_stress atm_verdicts
+build sanitized -DATM_SANITIZE=ON atm_fuzz atm_self_test atm_classify atm_verdicts
 ATM_CPP_BUILD="$work" python -m pytest -q tests/test_cpp.py "$@"

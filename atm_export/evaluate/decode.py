@@ -20,10 +20,10 @@ from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from atm_export.errors import AtmExportError
 from atm_export.evaluate.readers import Reader
+from atm_export.pictures import read_rgb
 from atm_export.preprocess import Preprocessing, crop
 
 CHUNK = 8  # images a task
@@ -49,8 +49,8 @@ def decode(reader: Reader, how: Preprocessing, chosen: Sequence[int]) -> Part:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                with reader.open(i) as file, Image.open(file) as image:
-                    pixels.append(crop(image, how))
+                with reader.open(i) as file:
+                    pixels.append(crop(read_rgb(file), how))
             kept.append(i)
         except MemoryError:
             raise

@@ -6,7 +6,6 @@ resized and cropped by the manifest's rule. A float array [3, H, W] is taken as 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from atm_export.errors import DataError
+from atm_export.pictures import read_rgb
 from atm_export.preprocess import Preprocessing, crop, normalize, read_image
 
 Picture: TypeAlias = "str | Path | bytes | Image.Image | NDArray[Any]"
@@ -79,16 +79,9 @@ def _pixels(part: Any, how: Preprocessing) -> NDArray[np.uint8]:
         part = Image.fromarray(part)
     if not isinstance(part, Image.Image):
         raise DataError(f"{type(part).__name__} is no picture: give a path, bytes, PIL or NumPy")
-    try:
-        return crop(part, how)
-    except (OSError, ValueError) as error:
-        raise DataError(f"the image cannot be read: {error}") from error
+    return crop(part, how)
 
 
 def decoded(data: bytes, how: Preprocessing) -> NDArray[np.uint8]:
     """An encoded file's bytes to uint8 [H, W, 3]; DataError."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return crop(image, how)
-    except Exception as error:  # Pillow's decoders raise errors of many kinds on damaged data
-        raise DataError(f"the image cannot be read: {error}") from error
+    return crop(read_rgb(data), how)

@@ -23,6 +23,7 @@ from atm_export import demo
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.reference import run_reference
 from atm_export.model.schedule import MergePlan
+from atm_export.pictures import read_rgb
 from atm_export.preprocess import Preprocessing, crop, normalize
 from atm_export.tensors import packed
 from atm_export.validate.follow import follow
@@ -114,7 +115,7 @@ def golden_vectors(model: LoadedModel, plan: MergePlan) -> tuple[bytes, dict[str
 
 
 def _cropped(jpeg: bytes, how: Preprocessing) -> Pixels:
-    return crop(Image.open(io.BytesIO(jpeg)), how)[None]
+    return crop(read_rgb(jpeg), how)[None]
 
 
 def _facts(arrays: dict[str, Any]) -> dict[str, Any]:

@@ -8,15 +8,15 @@ Batches and answers: with --merge per-image or frozen (at export) an image's ans
 its neighbours, so requests are batched. A run with the policy "adaptive" is served one image at a
 time, unless --share-batches says that neighbours may matter.
 
-Answers: 200 with labels; 408 for a body that does not arrive; 413 for too many bytes or pixels; 422
-for what is no image; 503 with Retry-After when the queue is full.
+Answers: 200 with labels; 408 for a body that does not arrive; 413 for too many bytes or pixels, or
+a picture too long and thin; 422 for what is no image; 503 with Retry-After when the queue is full.
+A connection whose headers do not arrive is dropped.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import io
 import logging
 import sys
 from collections.abc import AsyncIterator
@@ -27,9 +27,9 @@ from typing import Any
 import uvicorn
 from batching import Batcher, Full
 from fastapi import FastAPI, HTTPException, Request
-from PIL import Image
+from patience import patient
 
-from atm_export.errors import AtmExportError, DataError
+from atm_export.errors import AtmExportError, DataError, ImageSizeError
 from atm_export.runtime import Session, load
 
 log = logging.getLogger("atm_export.service")
@@ -37,15 +37,16 @@ log = logging.getLogger("atm_export.service")
 
 @dataclass(frozen=True)
 class Settings:
-    """most_bytes and most_pixels: of one image. room: requests under way at once. wait: seconds
-    that a batch waits for more images. patience: seconds that a body may take to arrive."""
+    """most_bytes: of one image file. decoders: images decoded at once (the largest picture takes
+    600 MB). room: requests under way at once. wait: seconds that a batch waits for more images.
+    patience: seconds that headers, and then a body, may take to arrive."""
 
     batch: int = 8
     wait: float = 0.003
     room: int = 64
     patience: float = 10.0
     most_bytes: int = 10 * 2**20
-    most_pixels: int = 40_000_000
+    decoders: int = 4
     top_k: int = 5
     share_batches: bool = False
 
@@ -56,6 +57,7 @@ def make_app(session: Session, settings: Settings) -> FastAPI:
     if session.policy == "adaptive" and not settings.share_batches:
         log.warning("policy adaptive: one image at a time, so that no answer depends on another")
         batch = 1
+    decoding = asyncio.Semaphore(settings.decoders)
     batcher = Batcher(
         lambda images: session.run(images)["logits"], batch, settings.wait, settings.room
     )
@@ -79,7 +81,8 @@ def make_app(session: Session, settings: Settings) -> FastAPI:
         try:
             with batcher.admitted():
                 data = await body_of(request, settings)
-                image = await asyncio.to_thread(prepared, session, data, settings.most_pixels)
+                async with decoding:
+                    image = await asyncio.to_thread(prepared, session, data)
                 logits = await batcher.answer(image)
         except Full as error:
             headers = {"Retry-After": "1"}
@@ -105,17 +108,12 @@ async def body_of(request: Request, settings: Settings) -> bytes:
     return b"".join(parts)
 
 
-def prepared(session: Session, data: bytes, most_pixels: int) -> Any:
+def prepared(session: Session, data: bytes) -> Any:
     """One image as the graph takes it; HTTPException 413 or 422."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-    except Exception as error:  # Pillow's decoders raise errors of many kinds on damaged data
-        raise HTTPException(422, "the body is no image") from error
-    if width * height > most_pixels:
-        raise HTTPException(413, f"an image may have {most_pixels} pixels at most")
-    try:
         return session.prepare(data)[0]
+    except ImageSizeError as error:
+        raise HTTPException(413, str(error)) from error
     except DataError as error:
         raise HTTPException(422, str(error)) from error
 
@@ -129,7 +127,9 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=8, help="images in one batch at most")
     parser.add_argument("--room", type=int, default=64, help="requests under way at most")
-    parser.add_argument("--patience", type=float, default=10.0, help="seconds for a body to arrive")
+    parser.add_argument(
+        "--patience", type=float, default=10.0, help="seconds for a request to arrive"
+    )
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
     parser.add_argument("--share-batches", action="store_true", help="batch an adaptive run too")
     options = parser.parse_args()
@@ -138,12 +138,18 @@ def main() -> int:
     except AtmExportError as error:
         print(f"service: {error}", file=sys.stderr)
         return error.exit_code
-    settings = Settings(batch=options.batch, room=options.room, share_batches=options.share_batches)
+    settings = Settings(
+        batch=options.batch,
+        room=options.room,
+        patience=options.patience,
+        share_batches=options.share_batches,
+    )
     print(f"{options.run}: {session.policy}, {session.about}", flush=True)
     uvicorn.run(
         make_app(session, settings),
         host=options.host,
         port=options.port,
+        http=patient(settings.patience),
         log_level="warning",
         timeout_graceful_shutdown=30,
     )

@@ -1,11 +1,15 @@
 // atm_classify [--run FOLDER] [--top K] [--engine NAME] [--threads N] IMAGE.jpg...
+#include <charconv>
 #include <cstdio>
 #include <cstdlib>
+#include <new>
 #include <string>
 
 #include "atm_runtime/atm_runtime.hpp"
 
 namespace {
+
+constexpr std::size_t kMostTop = 1'000'000;
 
 struct Arguments {
   std::string run = ".";
@@ -22,8 +26,20 @@ int usage() {
   return 2;
 }
 
+// Error ATM_ARGUMENT unless the whole value is a number within the bounds.
+template <typename Number>
+Number number(const std::string& name, const std::string& value, Number least, Number most) {
+  Number found{};
+  const char* end = value.data() + value.size();
+  const auto [stop, failed] = std::from_chars(value.data(), end, found);
+  if (failed == std::errc() && stop == end && found >= least && found <= most) return found;
+  throw atm::Error(ATM_ARGUMENT, name + " '" + value + "': give a whole number from " +
+                                     std::to_string(least) + " to " + std::to_string(most));
+}
+
 bool parse(int count, char** values, Arguments& found) {
-  if (const char* run = std::getenv("ATM_RUN")) found.run = run;
+  const char* run = std::getenv("ATM_RUN");
+  if (run != nullptr && *run != '\0') found.run = run;
   for (int i = 1; i < count; ++i) {
     const std::string name = values[i];
     if (name.rfind("--", 0) != 0) {
@@ -33,31 +49,48 @@ bool parse(int count, char** values, Arguments& found) {
     if (++i == count) return false;
     const std::string value = values[i];
     if (name == "--run") found.run = value;
-    else if (name == "--top") found.top = std::strtoul(value.c_str(), nullptr, 10);
+    else if (name == "--top") found.top = number<std::size_t>(name, value, 1, kMostTop);
     else if (name == "--engine") found.options.engine = value;
-    else if (name == "--threads") found.options.threads = std::atoi(value.c_str());
+    else if (name == "--threads") found.options.threads = number(name, value, 0, atm::kMostThreads);
     else return false;
   }
-  return !found.images.empty() && found.top > 0;
+  return !found.images.empty();
+}
+
+void classify(const Arguments& arguments) {
+  const atm::Session session(arguments.run, arguments.options);
+  for (const std::string& path : arguments.images) {
+    const auto logits = session.predict({atm::read_jpeg(path)});
+    std::printf("%s\n", path.c_str());
+    for (const atm::Label& label : session.top_k(logits.data(), arguments.top)) {
+      std::printf("  %6.2f %%  %s\n", 100 * label.probability, label.name.c_str());
+    }
+  }
+}
+
+// One line and the exit code.
+int failed(const char* what, int code) {
+  std::fprintf(stderr, "atm_classify: %s\n", what);
+  return code;
 }
 
 }  // namespace
 
 int main(int count, char** values) {
   Arguments arguments;
-  if (!parse(count, values, arguments)) return usage();
   try {
-    const atm::Session session(arguments.run, arguments.options);
-    for (const std::string& path : arguments.images) {
-      const auto logits = session.predict({atm::read_jpeg(path)});
-      std::printf("%s\n", path.c_str());
-      for (const atm::Label& label : session.top_k(logits.data(), arguments.top)) {
-        std::printf("  %6.2f %%  %s\n", 100 * label.probability, label.name.c_str());
-      }
-    }
+    if (!parse(count, values, arguments)) return usage();
   } catch (const atm::Error& error) {
-    std::fprintf(stderr, "atm_classify: %s\n", error.what());
-    return 10 + static_cast<int>(error.status());
+    return failed(error.what(), 2);
+  }
+  try {
+    classify(arguments);
+  } catch (const atm::Error& error) {
+    return failed(error.what(), 10 + static_cast<int>(error.status()));
+  } catch (const std::bad_alloc&) {
+    return failed("out of memory", 10 + static_cast<int>(ATM_NO_MEMORY));
+  } catch (const std::exception& error) {
+    return failed(error.what(), 10 + static_cast<int>(ATM_OTHER));
   }
   return 0;
 }

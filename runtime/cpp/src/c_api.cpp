@@ -139,7 +139,7 @@ atm_status atm_top_k(const atm_session* session, const float* logits, size_t k, 
 atm_status atm_check_golden(const atm_session* session) {
   return guarded([&] {
     require(session != nullptr);
-    for (const atm::Finding& found : session->session.check_golden()) {
+    for (const atm::Comparison& found : session->session.check_golden()) {
       if (found.ok()) continue;
       throw atm::Error(ATM_GOLDEN_MISMATCH,
                        found.what + " differ by " + std::to_string(found.difference));

@@ -6,12 +6,10 @@
 #include <jpeglib.h>
 #include <jerror.h>
 
-#include "run.hpp"
+#include "preprocess.hpp"
 
 namespace atm {
 namespace {
-
-constexpr int kMostScans = 500;  // a progressive file of a few kB can ask for hours of work
 
 // libjpeg reports errors by not returning; what it jumps over holds no C++ object.
 struct Handler {
@@ -103,11 +101,13 @@ struct Decoder {
 
 Picture decode_jpeg(const std::uint8_t* data, std::size_t size, std::size_t most_pixels) {
   if (data == nullptr || size == 0) throw Error(ATM_IMAGE, "the image cannot be read: no bytes");
+  if (size > kMostBytes) throw Error(ATM_IMAGE, "the image file is too large");
   Decoder decoder;
   jpeg_decompress_struct& info = decoder.info;
   if (!start(info, decoder.handler, data, size)) decoder.refuse();
   const std::size_t width = info.output_width, height = info.output_height;
-  if (width == 0 || height == 0 || width > most_pixels / height) {
+  check_size(width, height);
+  if (width > most_pixels / height) {
     throw Error(ATM_IMAGE, "the image has too many pixels: " + std::to_string(width) + " x " +
                                std::to_string(height));
   }
@@ -120,7 +120,7 @@ Picture decode_jpeg(const std::uint8_t* data, std::size_t size, std::size_t most
 }
 
 Picture read_jpeg(const std::string& path) {
-  const Bytes data = read_file(path, ATM_IMAGE);
+  const Bytes data = read_file(path, ATM_IMAGE, kMostBytes);
   try {
     return decode_jpeg(data.data(), data.size());
   } catch (const Error& error) {

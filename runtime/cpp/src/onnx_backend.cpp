@@ -58,7 +58,11 @@ class OnnxBackend final : public Backend {
     const char* in = facts_.input.c_str();
     const char* out = "logits";
     const auto outputs = session_.Run(Ort::RunOptions{nullptr}, &in, &input, 1, &out, 1);
-    const std::size_t count = outputs[0].GetTensorTypeAndShapeInfo().GetElementCount();
+    const auto made = outputs[0].GetTensorTypeAndShapeInfo();
+    if (made.GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
+      throw Error(ATM_BACKEND, "logits of another type than float32");
+    }
+    const std::size_t count = made.GetElementCount();
     if (count != images * facts_.classes) throw Error(ATM_BACKEND, "logits of another shape");
     const float* logits = outputs[0].GetTensorData<float>();
     return {logits, logits + count};

@@ -32,16 +32,34 @@ Size resized(const Picture& picture, const Preprocessing& how) {
   return {at_least_one(rounded(width / ratio)), at_least_one(rounded(height / ratio))};
 }
 
+[[noreturn]] void refuse(const char* verb, std::size_t width, std::size_t height,
+                         const std::string& why) {
+  throw Error(ATM_IMAGE, std::string("the image ") + verb + " " + std::to_string(width) + " x " +
+                             std::to_string(height) + " pixels: " + why);
+}
+
 }  // namespace
 
+void check_size(std::size_t width, std::size_t height) {
+  if (width == 0 || height == 0) refuse("is", width, height, "it is empty");
+  if (width > kMostPixels / height) {
+    refuse("is", width, height, std::to_string(kMostPixels) + " in all at most; make it smaller");
+  }
+  if (std::max(width, height) > kMostAspect * std::min(width, height)) {
+    refuse("is", width, height, "too long and thin, " + std::to_string(kMostAspect) +
+                                    " to 1 at most; crop it");
+  }
+}
+
 Bytes crop(const Picture& picture, const Preprocessing& how) {
-  if (picture.width == 0 || picture.height == 0 ||
-      picture.rgb.size() / 3 / picture.width != picture.height) {
+  check_size(picture.width, picture.height);
+  if (picture.rgb.size() != picture.width * picture.height * 3) {
     throw Error(ATM_IMAGE, "a picture's bytes do not fit its width and height");
   }
   const Size size = resized(picture, how);
-  if (size.width > kMostPixels / size.height) {
-    throw Error(ATM_IMAGE, "the image is too long and thin to be resized");
+  if (size.width > kMostResized / size.height) {
+    refuse("would be resized to", size.width, size.height,
+           std::to_string(kMostResized) + " in all at most; crop it");
   }
   const Picture whole = resize(picture, size.width, size.height, how.interpolation);
   const auto from_top = static_cast<double>(whole.height) - static_cast<double>(how.height);

@@ -5,6 +5,9 @@
 
 namespace atm {
 
+// Error ATM_IMAGE where a picture has no pixels, too many, or is too long and thin.
+void check_size(std::size_t width, std::size_t height);
+
 // Resize and centre-crop: uint8 [height, width, 3] of the graph's input.
 Bytes crop(const Picture& picture, const Preprocessing& how);
 

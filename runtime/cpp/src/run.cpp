@@ -1,10 +1,11 @@
 #include "run.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
-#include <nlohmann/json.hpp>
 
+#include "json.hpp"
 #include "sha256.hpp"
 
 namespace atm {
@@ -13,7 +14,9 @@ namespace {
 using nlohmann::json;
 
 constexpr int kFormat = 2;
-constexpr std::size_t kLargestSide = 1 << 14;
+constexpr std::int64_t kLargestSide = 4096;
+constexpr std::int64_t kMostClasses = 10'000'000;
+constexpr std::uint64_t kMostManifest = 16 << 20;
 const std::string kSealKey = "\"seal\": \"";
 
 bool hex_digit(char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); }
@@ -40,9 +43,14 @@ bool seal_holds(std::string text) {
 }
 
 std::size_t side(const json& value) {
-  const auto n = value.get<std::int64_t>();
-  if (n < 1 || n > static_cast<std::int64_t>(kLargestSide)) throw Error(ATM_MANIFEST, "a size");
-  return static_cast<std::size_t>(n);
+  return static_cast<std::size_t>(whole(value, 1, kLargestSide));
+}
+
+// One of the words that this runtime knows.
+std::string word(const json& value, std::initializer_list<const char*> known) {
+  const auto found = value.get<std::string>();
+  if (std::find(known.begin(), known.end(), found) != known.end()) return found;
+  throw Error(ATM_MANIFEST, "'" + found + "' is not known to this runtime");
 }
 
 Preprocessing preprocessing_of(const json& facts) {
@@ -51,12 +59,21 @@ Preprocessing preprocessing_of(const json& facts) {
   how.width = side(facts.at("size").at(1));
   how.cover_height = side(facts.at("resize").at(0));
   how.cover_width = side(facts.at("resize").at(1));
-  how.interpolation = facts.at("interpolation").get<std::string>();
-  how.squash = facts.at("crop_mode").get<std::string>() == "squash";
+  const double share = facts.at("crop_pct").get<double>();
+  const auto covers = [share](std::size_t shown, std::size_t cover) {
+    return std::floor(static_cast<double>(shown) / share) == static_cast<double>(cover);
+  };
+  if (!covers(how.height, how.cover_height) || !covers(how.width, how.cover_width)) {
+    throw Error(ATM_MANIFEST, "resize and crop_pct");
+  }
+  how.interpolation =
+      word(facts.at("interpolation"), {"bicubic", "bilinear", "lanczos", "nearest"});
+  how.squash = word(facts.at("crop_mode"), {"center", "squash"}) == "squash";
   for (std::size_t i = 0; i < 3; ++i) {
     how.mean[i] = facts.at("mean").at(i).get<float>();
     how.deviation[i] = facts.at("std").at(i).get<float>();
-    if (!std::isfinite(how.mean[i]) || !(how.deviation[i] > 0)) throw Error(ATM_MANIFEST, "std");
+    const bool usable = std::isfinite(how.mean[i]) && std::isfinite(how.deviation[i]);
+    if (!usable || !(how.deviation[i] > 0)) throw Error(ATM_MANIFEST, "mean or std");
   }
   return how;
 }
@@ -86,19 +103,18 @@ EngineFacts engine_of(const json& facts, const std::map<std::string, FileFacts>&
 Facts facts_of(const json& manifest, const std::map<std::string, FileFacts>& files) {
   Facts facts;
   const json& input = manifest.at("interface").at("input");
-  facts.policy = manifest.at("method").at("merge").get<std::string>();
+  facts.policy = word(manifest.at("method").at("merge"), {"adaptive", "per-image", "frozen"});
+  whole(manifest.at("opset"), 1, 1000);
   facts.input = input.at("name").get<std::string>();
   facts.uint8 = input.at("dtype").get<std::string>() == "uint8";
   const json& logits = manifest.at("interface").at("outputs").at("logits");
-  const auto classes = logits.at("shape").at(1).get<std::int64_t>();
-  if (classes < 1 || classes > 10'000'000) throw Error(ATM_MANIFEST, "classes");
-  facts.classes = static_cast<std::size_t>(classes);
+  facts.classes = static_cast<std::size_t>(whole(logits.at("shape").at(1), 1, kMostClasses));
   facts.preprocessing = preprocessing_of(manifest.at("preprocessing"));
-  if (manifest.contains("labels") && manifest.at("labels").is_array()) {
+  if (!manifest.at("labels").is_null()) {
     facts.labels = manifest.at("labels").get<std::vector<std::string>>();
     if (facts.labels.size() != facts.classes) throw Error(ATM_MANIFEST, "labels");
   }
-  facts.has_golden = manifest.contains("golden") && manifest.at("golden").is_object();
+  facts.has_golden = !manifest.at("golden").is_null();
   if (facts.has_golden) facts.golden = golden_of(manifest.at("golden"));
   if (manifest.contains("engines")) {
     for (const auto& [name, engine] : manifest.at("engines").items()) {
@@ -112,15 +128,19 @@ std::map<std::string, FileFacts> files_of(const json& listed) {
   std::map<std::string, FileFacts> files;
   if (!listed.is_object()) throw Error(ATM_MANIFEST, "files");
   for (const auto& [name, facts] : listed.items()) {
-    if (name.find_first_of("/\\") != std::string::npos) throw Error(ATM_MANIFEST, "a file name");
+    const bool strange = name.empty() || name == "." || name == "..";
+    if (strange || name.find_first_of(std::string("/\\:\0", 4)) != std::string::npos) {
+      throw Error(ATM_MANIFEST, "a file name");
+    }
     files[name] = {facts.at("bytes").get<std::uint64_t>(), facts.at("sha256").get<std::string>()};
   }
   return files;
 }
 
-Manifest parsed(const std::string& text, const std::string& path) {
-  const json manifest = json::parse(text);
-  const auto version = manifest.at("format").get<std::int64_t>();
+Manifest parsed(const Bytes& data, const std::string& path) {
+  const json manifest = json_of(data.data(), data.size());
+  const std::string text(data.begin(), data.end());
+  const std::int64_t version = whole(manifest.at("format"), 0, INT32_MAX);
   if (version != kFormat) {
     throw Error(ATM_RUN_FORMAT, path + " has run format " + std::to_string(version) +
                                     ", this runtime reads " + std::to_string(kFormat) +
@@ -140,22 +160,19 @@ Manifest parsed(const std::string& text, const std::string& path) {
 }  // namespace
 
 Manifest manifest_from(const Bytes& data, const std::string& path) {
-  const std::string text(data.begin(), data.end());
   const std::string damaged = path + " is damaged; export again";
   try {
-    return parsed(text, path);
-  } catch (const json::exception& error) {
-    throw Error(ATM_MANIFEST, damaged + " (" + error.what() + ")");
-  } catch (const std::logic_error& error) {  // a number that is none, or out of range
-    throw Error(ATM_MANIFEST, damaged + " (" + error.what() + ")");
+    return parsed(data, path);
   } catch (const Error& error) {
     const std::string what = error.what();
     if (error.status() != ATM_MANIFEST || what.rfind(path, 0) == 0) throw;
     throw Error(ATM_MANIFEST, damaged + " (" + what + ")");
+  } catch (const std::exception& error) {  // no JSON, or facts of another kind
+    throw Error(ATM_MANIFEST, damaged + " (" + error.what() + ")");
   }
 }
 
-Bytes read_file(const std::string& path, atm_status missing) {
+Bytes read_file(const std::string& path, atm_status missing, std::uint64_t most) {
   std::error_code failed;
   if (!std::filesystem::is_regular_file(path, failed)) {
     throw Error(missing, path + " is not there");
@@ -163,6 +180,7 @@ Bytes read_file(const std::string& path, atm_status missing) {
   std::ifstream file(path, std::ios::binary | std::ios::ate);
   const std::streamoff size = file ? static_cast<std::streamoff>(file.tellg()) : -1;
   if (size < 0) throw Error(missing, path + " cannot be read");
+  if (static_cast<std::uint64_t>(size) > most) throw Error(missing, path + " is too large");
   Bytes data(static_cast<std::size_t>(size));
   file.seekg(0);
   if (size > 0 && !file.read(reinterpret_cast<char*>(data.data()), size)) {
@@ -172,8 +190,9 @@ Bytes read_file(const std::string& path, atm_status missing) {
 }
 
 Run::Run(const std::string& folder, bool allow_unproven) : folder_(folder) {
+  if (folder.empty()) throw Error(ATM_NOT_A_RUN, "no folder was named");
   const std::string path = folder + "/manifest.json";
-  manifest_ = manifest_from(read_file(path, ATM_NOT_A_RUN), path);
+  manifest_ = manifest_from(read_file(path, ATM_NOT_A_RUN, kMostManifest), path);
   for (const auto& [name, facts] : manifest_.files) read(name);
   if (!manifest_.proven && !allow_unproven) {
     throw Error(ATM_UNPROVEN, folder + ": its parity with PyTorch was not proven; export again");
@@ -186,8 +205,11 @@ Bytes Run::read(const std::string& name) const {
     throw Error(ATM_MISSING_FILE, folder_ + " has no file '" + name + "'");
   }
   const std::string path = folder_ + "/" + name;
-  Bytes data = read_file(path, ATM_MISSING_FILE);
-  if (data.size() != facts->second.bytes ||
+  std::error_code failed;
+  const std::uintmax_t size = std::filesystem::file_size(path, failed);
+  const bool longer = !failed && size > facts->second.bytes;  // and may be longer than memory
+  Bytes data = longer ? Bytes() : read_file(path, ATM_MISSING_FILE, facts->second.bytes);
+  if (longer || data.size() != facts->second.bytes ||
       sha256(data.data(), data.size()) != facts->second.sha256) {
     throw Error(ATM_CHANGED_FILE,
                 path + " was changed after the export (sha256 differs); export again");

@@ -62,7 +62,8 @@ struct Manifest {
 // Parse and check a manifest's bytes: seal, format, and everything that Facts holds.
 Manifest manifest_from(const Bytes& data, const std::string& path);
 
-Bytes read_file(const std::string& path, atm_status missing);
+// Error `missing` for what is no regular file, cannot be read, or has more than `most` bytes.
+Bytes read_file(const std::string& path, atm_status missing, std::uint64_t most);
 
 class Run {
  public:

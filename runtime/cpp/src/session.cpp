@@ -1,10 +1,12 @@
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <numeric>
 
 #include "backend.hpp"
 #include "preprocess.hpp"
 #include "tensors.hpp"
+#include "verdict.hpp"
 
 namespace atm {
 namespace {
@@ -16,50 +18,11 @@ std::unique_ptr<Backend> backend_of(const Run& run, const Options& options) {
   return make_onnx_backend(run.read("model.onnx"), run.facts(), options);
 }
 
-std::size_t top1(const float* row, std::size_t classes) {
-  return static_cast<std::size_t>(std::max_element(row, row + classes) - row);
-}
-
-// A top-1 whose lead is within the tolerance is a tie: either class is right.
-bool tied(const float* row, std::size_t classes, double allowed) {
-  const std::size_t best = top1(row, classes);
-  for (std::size_t k = 0; k < classes; ++k) {
-    if (k != best && row[best] - row[k] <= 2 * allowed) return true;
+std::vector<float> finite(std::vector<float> logits) {
+  if (!all_finite(logits.data(), logits.size())) {
+    throw Error(ATM_NOT_FINITE, "the logits are not finite (NaN or infinity)");
   }
-  return false;
-}
-
-// Of an engine, which may round more, the angle counts: 1 - the least cosine of a row.
-Finding compare_angle(const std::string& what, const std::vector<float>& ours,
-                      const std::vector<float>& theirs, std::size_t classes, double least) {
-  double cosine = 1;
-  for (std::size_t at = 0; at < ours.size(); at += classes) {
-    double product = 0, one = 0, two = 0;
-    for (std::size_t k = at; k < at + classes; ++k) {
-      product += static_cast<double>(ours[k]) * theirs[k];
-      one += static_cast<double>(ours[k]) * ours[k];
-      two += static_cast<double>(theirs[k]) * theirs[k];
-    }
-    const double row = product / std::sqrt(one * two);
-    if (!(row >= cosine)) cosine = row;
-  }
-  return {what + " (1 - cosine)", 1 - cosine, 1 - least, true};
-}
-
-Finding compare(const std::string& what, const std::vector<float>& ours,
-                const std::vector<float>& theirs, std::size_t classes, double allowed) {
-  Finding found{what, 0, allowed, true};
-  for (std::size_t i = 0; i < ours.size(); ++i) {
-    const double difference = std::fabs(static_cast<double>(ours[i]) - theirs[i]);
-    found.difference = difference > found.difference || std::isnan(difference) ? difference
-                                                                               : found.difference;
-    if (std::isnan(difference)) break;
-  }
-  for (std::size_t at = 0; at < ours.size(); at += classes) {
-    const bool same = top1(&ours[at], classes) == top1(&theirs[at], classes);
-    found.same_top1 = found.same_top1 && (same || tied(&theirs[at], classes, allowed));
-  }
-  return found;
+  return logits;
 }
 
 // The golden file with its shapes checked against the manifest.
@@ -76,6 +39,7 @@ class GoldenVectors {
     const std::size_t images = get("images").rows(), batch = get("batch_logits").rows();
     const bool fits = images > 0 && batch > 0 && batch <= images && !get("images").floats &&
                       get("images").count == images * image && !get("picture").floats &&
+                      get("picture").count > 0 &&
                       get("logits").count == images * facts_.classes &&
                       get("batch_logits").count == batch * facts_.classes &&
                       get("picture_pixels").count == image && !get("picture_pixels").floats &&
@@ -97,9 +61,12 @@ class GoldenVectors {
 
 }  // namespace
 
-Session::Session(const std::string& folder, const Options& options)
-    : run_(std::make_unique<Run>(folder, options.allow_unproven)), engine_(options.engine) {
-  if (options.threads < 0) throw Error(ATM_ARGUMENT, "threads: give 0 (all cores) or more");
+Session::Session(const std::string& folder, const Options& options) : engine_(options.engine) {
+  if (options.threads < 0 || options.threads > kMostThreads) {
+    throw Error(ATM_ARGUMENT, "threads " + std::to_string(options.threads) +
+                                  ": give 0 (all cores) to " + std::to_string(kMostThreads));
+  }
+  run_ = std::make_unique<Run>(folder, options.allow_unproven);
   backend_ = backend_of(*run_, options);
   if (options.warm_up && run_->facts().has_golden) warm_up();
 }
@@ -111,9 +78,9 @@ void Session::warm_up() const {
   const std::size_t count = std::min<std::size_t>(golden.get("images").rows(), 2);
   const auto theirs = golden.get("logits").values();
   for (std::size_t i = 0; i < count; ++i) {
-    const auto logits = run_pixels(golden.get("images").data + i * pixel_bytes(), 1);
+    const auto logits = answer_pixels(golden.get("images").data + i * pixel_bytes(), 1);
     const auto row = theirs.begin() + static_cast<std::ptrdiff_t>(i * classes());
-    const Finding found =
+    const Comparison found =
         judge("logits", logits, {row, row + static_cast<std::ptrdiff_t>(classes())},
               run_->facts().golden.logits);
     if (found.ok()) continue;
@@ -123,51 +90,54 @@ void Session::warm_up() const {
   }
 }
 
-Finding Session::judge(const std::string& what, const std::vector<float>& ours,
+Comparison Session::judge(const std::string& what, const std::vector<float>& ours,
                        const std::vector<float>& theirs, double tolerance) const {
   if (engine_.empty()) return compare(what, ours, theirs, classes(), tolerance);
   return compare_angle(what, ours, theirs, classes(), run_->facts().engines.at(engine_).cosine);
 }
 
-std::vector<Finding> Session::check_golden() const {
+std::vector<Comparison> Session::check_golden() const {
   const GoldenVectors golden(*run_);
   const Golden& allowed = run_->facts().golden;
   const Tensor& images = golden.get("images");
   std::vector<float> alone;
   for (std::size_t i = 0; i < images.rows(); ++i) {
-    const auto logits = run_pixels(images.data + i * pixel_bytes(), 1);
+    const auto logits = answer_pixels(images.data + i * pixel_bytes(), 1);
     alone.insert(alone.end(), logits.begin(), logits.end());
   }
   const std::size_t batch = golden.get("batch_logits").rows();
   const Tensor& file = golden.get("picture");
   const Bytes pixels = crop(decode_jpeg(file.data, file.count), run_->facts().preprocessing);
-  double levels = 0;
+  int levels = 0;
   for (std::size_t i = 0; i < pixels.size(); ++i) {
-    levels = std::max(levels, std::fabs(double{pixels[i] * 1.0} -
-                                        golden.get("picture_pixels").data[i]));
+    levels = std::max(levels, std::abs(pixels[i] - golden.get("picture_pixels").data[i]));
   }
   const auto finding = [&](const char* what, const std::vector<float>& ours, const char* name,
                            double tolerance) {
     return judge(what, ours, golden.get(name).values(), tolerance);
   };
   return {finding("logits of single images", alone, "logits", allowed.logits),
-          finding("logits of a batch", run_pixels(images.data, batch), "batch_logits",
+          finding("logits of a batch", answer_pixels(images.data, batch), "batch_logits",
                   allowed.logits),
-          Finding{"grey levels of a JPEG file", levels, allowed.grey_levels, true},
-          finding("logits of a JPEG file", run_pixels(pixels.data(), 1), "picture_logits",
+          Comparison{"grey levels of a JPEG file", double(levels), allowed.grey_levels, true},
+          finding("logits of a JPEG file", answer_pixels(pixels.data(), 1), "picture_logits",
                   allowed.picture_logits)};
 }
 
-std::vector<float> Session::run_pixels(const std::uint8_t* pixels, std::size_t images) const {
-  if (run_->facts().uint8) return run(pixels, images);
-  return run(normalize(pixels, images, run_->facts().preprocessing).data(), images);
+std::vector<float> Session::answer_pixels(const std::uint8_t* pixels, std::size_t images) const {
+  if (run_->facts().uint8) return answer(pixels, images);
+  return answer(normalize(pixels, images, run_->facts().preprocessing).data(), images);
 }
 
-std::vector<float> Session::run(const void* image, std::size_t images) const {
+std::vector<float> Session::answer(const void* image, std::size_t images) const {
   if (image == nullptr || images == 0 || images > kMostImages) {
     throw Error(ATM_ARGUMENT, "give 1 to " + std::to_string(kMostImages) + " images");
   }
   return backend_->run(image, images);
+}
+
+std::vector<float> Session::run(const void* image, std::size_t images) const {
+  return finite(answer(image, images));
 }
 
 std::vector<float> Session::predict(const std::vector<Picture>& pictures) const {
@@ -177,7 +147,7 @@ std::vector<float> Session::predict(const std::vector<Picture>& pictures) const 
     batch.insert(batch.end(), pixels.begin(), pixels.end());
   }
   if (batch.empty()) throw Error(ATM_ARGUMENT, "no image given");
-  return run_pixels(batch.data(), pictures.size());
+  return finite(answer_pixels(batch.data(), pictures.size()));
 }
 
 std::vector<std::uint8_t> Session::prepare(const Picture& picture) const {
@@ -191,6 +161,7 @@ std::vector<std::uint8_t> Session::prepare(const Picture& picture) const {
 std::vector<Label> Session::top_k(const float* logits, std::size_t k) const {
   if (logits == nullptr || k == 0) throw Error(ATM_ARGUMENT, "top_k: give 1 or more");
   const std::size_t n = classes();
+  if (!all_finite(logits, n)) throw Error(ATM_NOT_FINITE, "top_k: the logits are not finite");
   k = std::min(k, n);
   std::vector<std::size_t> order(n);
   std::iota(order.begin(), order.end(), std::size_t{0});

@@ -1,7 +1,8 @@
 #include "tensors.hpp"
 
 #include <cstring>
-#include <nlohmann/json.hpp>
+
+#include "json.hpp"
 
 namespace atm {
 namespace {
@@ -48,13 +49,15 @@ std::map<std::string, Tensor> tensors_of(const Bytes& file) {
   const std::uint8_t* text = file.data() + 8;
   std::map<std::string, Tensor> found;
   try {
-    const json header = json::parse(text, text + length);
+    const json header = json_of(text, length);
     for (const auto& [name, facts] : header.items()) {
       const std::string kind = name == "__metadata__" ? "" : facts.at("dtype").get<std::string>();
       if (kind != "U8" && kind != "F32") continue;
       found[name] = tensor_of(facts, text + length, file.size() - 8 - length);
     }
-  } catch (const json::exception& error) {
+  } catch (const Error&) {
+    throw;
+  } catch (const std::exception& error) {
     damaged(error.what());
   }
   return found;

@@ -88,7 +88,7 @@ Corpus corpus_of(const std::string& folder) {
   const atm::Run run(folder, true);
   Corpus corpus;
   corpus.facts = run.facts();
-  corpus.manifest = atm::read_file(folder + "/manifest.json", ATM_NOT_A_RUN);
+  corpus.manifest = atm::read_file(folder + "/manifest.json", ATM_NOT_A_RUN, 1 << 24);
   corpus.golden = run.read(run.facts().golden.file);
   corpus.graph = run.read("model.onnx");
   const auto tensors = atm::tensors_of(corpus.golden);

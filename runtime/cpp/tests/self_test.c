@@ -8,6 +8,8 @@ static int boundary_holds(const atm_session* session) {
   size_t index;
   double probability;
   const uint8_t junk[4] = {0xff, 0xd8, 0xff, 0x00};
+  static const uint8_t thin[16000 * 3];
+  atm_options options = {NULL, 100000, 0, 0, 0};
   atm_session* none = (atm_session*)&logit;
   return atm_open("/nowhere", NULL, &none) == ATM_NOT_A_RUN && none == NULL &&
          atm_last_error()[0] != '\0' && atm_open(NULL, NULL, &none) == ATM_ARGUMENT &&
@@ -16,6 +18,9 @@ static int boundary_holds(const atm_session* session) {
          atm_predict_jpeg(session, NULL, 4, &logit) == ATM_ARGUMENT &&
          atm_predict_rgb(session, junk, 0, 7, &logit) == ATM_IMAGE &&
          atm_predict_rgb(session, junk, (size_t)-1, (size_t)-1, &logit) == ATM_IMAGE &&
+         atm_predict_rgb(session, thin, 16000, 1, &logit) == ATM_IMAGE &&
+         atm_predict_rgb(session, thin, 1, 16000, &logit) == ATM_IMAGE &&
+         atm_open("/nowhere", &options, &none) == ATM_ARGUMENT &&
          atm_run(session, NULL, 1, &logit) == ATM_ARGUMENT &&
          atm_run(session, junk, 0, &logit) == ATM_ARGUMENT &&
          atm_top_k(session, NULL, 1, &index, &probability) == ATM_ARGUMENT &&

@@ -31,14 +31,15 @@ typedef enum atm_status {
   ATM_ARGUMENT = 11,        /* an argument that cannot be meant */
   ATM_BACKEND = 12,         /* ONNX Runtime or TensorRT failed */
   ATM_NO_MEMORY = 13,
-  ATM_OTHER = 14
+  ATM_OTHER = 14,
+  ATM_NOT_FINITE = 15       /* logits that hold NaN or infinity */
 } atm_status;
 
 typedef struct atm_session atm_session;
 
 typedef struct atm_options {
   const char* engine; /* NULL: ONNX Runtime; else the name of an engine of the folder */
-  int threads;        /* 0: all cores */
+  int threads;        /* 0: all cores; 256 at most */
   int cuda;           /* 1: ONNX Runtime's CUDA provider */
   int no_warm_up;
   int allow_unproven;

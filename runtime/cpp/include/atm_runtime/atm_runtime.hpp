@@ -20,10 +20,18 @@ namespace atm {
 class Error : public std::runtime_error {
  public:
   Error(atm_status status, const std::string& message)
-      : std::runtime_error(message), status_(status) {}
+      : std::runtime_error(one_line(message)), status_(status) {}
   atm_status status() const noexcept { return status_; }
 
  private:
+  // File names and other libraries' messages may hold line breaks.
+  static std::string one_line(std::string text) {
+    for (char& c : text) {
+      if (static_cast<unsigned char>(c) < 32 || c == 127) c = ' ';
+    }
+    return text;
+  }
+
   atm_status status_;
 };
 
@@ -34,7 +42,14 @@ struct Picture {
   std::vector<std::uint8_t> rgb;
 };
 
-constexpr std::size_t kMostPixels = 178956970;  // Pillow's own limit
+// Limits of a picture, those of atm_export/pictures.py; a test compares them.
+constexpr std::size_t kMostPixels = 67108864;
+constexpr std::size_t kMostAspect = 32;
+constexpr std::size_t kMostResized = 67108864;  // pixels after the resize, before the crop
+constexpr std::size_t kMostBytes = 536870912;   // of the file
+constexpr int kMostScans = 500;  // a progressive file of a few kB can ask for hours of work
+
+constexpr int kMostThreads = 256;
 
 // Decode a JPEG file as Pillow does (EXIF orientation is ignored there too).
 Picture decode_jpeg(const std::uint8_t* data, std::size_t size,
@@ -43,8 +58,8 @@ Picture read_jpeg(const std::string& path);
 
 struct Options {
   std::string engine;           // a TensorRT engine of the folder; empty: ONNX Runtime
-  int threads = 0;              // intra-op threads; 0: all cores
-  bool cuda = false;            // ONNX Runtime's CUDA provider 
+  int threads = 0;              // intra-op threads, kMostThreads at most; 0: all cores
+  bool cuda = false;            // ONNX Runtime's CUDA provider
   bool warm_up = true;          // run golden images and compare, before the first request
   bool allow_unproven = false;  // take a run whose parity was not proven
 };
@@ -56,7 +71,7 @@ struct Label {
 };
 
 // One comparison with the numbers that PyTorch gave at export time.
-struct Finding {
+struct Comparison {
   std::string what;
   double difference = 0;
   double allowed = 0;
@@ -75,11 +90,11 @@ class Session {
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
 
-  // Logits [pictures, classes], row by row. All pictures go in as one batch; with the policy
+  // Finite logits [pictures, classes], row by row. All pictures go in as one batch; with the policy
   // "adaptive" what shares a batch shares its number of merges. Safe from any thread.
   std::vector<float> predict(const std::vector<Picture>& pictures) const;
 
-  // Logits of what the graph takes: float32 [n, 3, H, W] normalised, or uint8 [n, H, W, 3].
+  // Finite logits of what the graph takes: float32 [n, 3, H, W] normalised, or uint8 [n, H, W, 3].
   std::vector<float> run(const void* image, std::size_t images) const;
 
   // The array that `run` takes, for one picture: bytes of float32 or uint8.
@@ -89,7 +104,7 @@ class Session {
   std::vector<Label> top_k(const float* logits, std::size_t k) const;
 
   // Every golden vector: each image alone, a batch, a JPEG file.
-  std::vector<Finding> check_golden() const;
+  std::vector<Comparison> check_golden() const;
 
   std::size_t classes() const;
   std::size_t image_bytes() const;  // of one prepared image
@@ -98,10 +113,12 @@ class Session {
   const std::string& policy() const;  // adaptive, per-image or frozen
 
  private:
-  std::vector<float> run_pixels(const std::uint8_t* pixels, std::size_t images) const;
+  // Logits as the backend gives them, for a comparison to judge.
+  std::vector<float> answer(const void* image, std::size_t images) const;
+  std::vector<float> answer_pixels(const std::uint8_t* pixels, std::size_t images) const;
   std::size_t pixel_bytes() const;  // of one image after the crop
-  Finding judge(const std::string& what, const std::vector<float>& ours,
-                const std::vector<float>& theirs, double tolerance) const;
+  Comparison judge(const std::string& what, const std::vector<float>& ours,
+                   const std::vector<float>& theirs, double tolerance) const;
   void warm_up() const;
 
   std::unique_ptr<Run> run_;
