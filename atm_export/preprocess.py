@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from atm_export.errors import ConfigError, DataError
+from atm_export.imagefiles import IMAGE_SUFFIXES, is_image, open_regular, walk
 
 _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -24,7 +25,6 @@ _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "lanczos": Image.Resampling.LANCZOS,
 }
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def normalize(pixels: NDArray[np.uint8], how: Preprocessing) -> NDArray[np.float
 def read_image(path: Path, how: Preprocessing) -> NDArray[np.uint8]:
     """Decode one file and crop it to uint8 [H, W, 3]; DataError names the file."""
     try:
-        with Image.open(path) as image:
+        with open_regular(path) as file, Image.open(file) as image:
             return crop(image, how)
     except (
         OSError,
@@ -117,10 +117,12 @@ def read_image(path: Path, how: Preprocessing) -> NDArray[np.uint8]:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """All image files under `folder`, in sorted order; DataError if there is none."""
+    """All image files under `folder` (links followed), in sorted order; DataError if none."""
     if not folder.is_dir():
         raise DataError(f"no image folder at {folder}")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(
+        place / name for place, _, names in walk(folder) for name in names if is_image(name)
+    )
     if not files:
         raise DataError(f"no image ({', '.join(IMAGE_SUFFIXES)}) under {folder}")
     return files

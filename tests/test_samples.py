@@ -42,10 +42,10 @@ def tar_of(path: Path, members: dict[str, bytes]) -> Path:
 
 def by_shade(samples: Samples) -> dict[int, tuple[int, ...]]:
     """What is right, by the red value that the image itself carries."""
-    pixels, kept, bad = decode(samples.reader, HOW, range(len(samples)))
-    assert not bad
-    shades = pixels[:, 8, 8, 0].tolist()
-    return {shade: samples.right[i] for shade, i in zip(shades, kept, strict=True)}
+    found = decode(samples.reader, HOW, range(len(samples)))
+    assert not found.unreadable
+    shades = found.pixels[:, 8, 8, 0].tolist()
+    return {shade: samples.right[i] for shade, i in zip(shades, found.kept, strict=True)}
 
 
 def test_a_subset_of_synsets_gets_canonical_classes(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_webdataset_shards(tmp_path: Path) -> None:
         tar_of(tmp_path / f"val-{shard:04d}.tar", members)
     found = open_samples(str(tmp_path), 10)
     assert by_shade(found) == {i: (i + 3,) for i in range(4)}
-    assert found.reader.name(3) == "val-0001.tar/00003"
+    assert found.reader.name(3) == "val-0001.tar/00003.png"
 
 
 def test_a_torn_tar_is_one_line(tmp_path: Path) -> None:
@@ -179,12 +179,13 @@ def test_what_can_be_decoded_and_what_not(tmp_path: Path) -> None:
     (tmp_path / "z-text.png").write_text("no image")
     (tmp_path / "z-nothing.png").write_bytes(b"")
     found = open_samples(str(tmp_path), 10, labels=None, real=_everything(tmp_path))
-    pixels, kept, bad = decode(found.reader, HOW, range(len(found)))
-    names = [found.reader.name(i) for i in kept]
-    assert len(pixels) == len(kept) == len(kinds) + 2
-    assert [found.reader.name(i) for i, _ in bad] == ["z-nothing.png", "z-short.jpg", "z-text.png"]
-    assert all(reason for _, reason in bad)
-    assert (pixels[names.index("deep.png")] == 0x80).all()  # not clipped to white
+    got = decode(found.reader, HOW, range(len(found)))
+    names = [found.name(i) for i in got.kept]
+    assert len(got.pixels) == len(got.kept) == len(kinds) + 2
+    bad = [found.name(i) for i, _ in got.unreadable]
+    assert bad == ["z-nothing.png", "z-short.jpg", "z-text.png"]
+    assert all(reason for _, reason in got.unreadable)
+    assert (got.pixels[names.index("deep.png")] == 0x80).all()  # not clipped to white
 
 
 def _everything(folder: Path) -> Path:

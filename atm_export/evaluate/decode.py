@@ -5,6 +5,7 @@ This module imports neither torch nor timm: workers start in a fraction of a sec
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import signal
@@ -20,44 +21,57 @@ from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from atm_export.errors import AtmExportError
-from atm_export.evaluate.readers import Reader
+from atm_export.evaluate.readers import Reader, content_of, read
+from atm_export.imagefiles import printable
 from atm_export.preprocess import Preprocessing, crop
 
 CHUNK = 8  # images a task
 AHEAD = 3  # batches decoded in advance
 
 Pixels = NDArray[np.uint8]
-Part = tuple[Pixels, list[int], list[tuple[int, str]]]
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A batch: pixels [k, H, W, 3] of the images `kept`, and why the others are missing."""
+    """A batch: pixels [k, H, W, 3] of the images `kept`, and why the others are missing. contents:
+    a hash of the encoded bytes of each image asked for (empty where there are none)."""
 
     pixels: Pixels
     kept: tuple[int, ...]
     unreadable: tuple[tuple[int, str], ...]
+    contents: tuple[str, ...]
 
 
-def decode(reader: Reader, how: Preprocessing, chosen: Sequence[int]) -> Part:
+def decode(reader: Reader, how: Preprocessing, chosen: Sequence[int]) -> Decoded:
     """Read and crop images; what cannot be decoded is named with its reason."""
-    pixels, kept, bad = [], [], []
+    pixels, kept, bad, contents = [], [], [], []
     for i in chosen:
+        contents.append("")
         try:
+            data = read(reader, i)
+            contents[-1] = content_of(data)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                with reader.open(i) as file, Image.open(file) as image:
+                with Image.open(io.BytesIO(data)) as image:
                     pixels.append(crop(image, how))
             kept.append(i)
         except MemoryError:
             raise
         except Exception as error:  # decoders of broken files raise nearly anything
-            bad.append((i, " ".join((str(error) or type(error).__name__).split())[:200]))
-    empty = np.empty((0, *how.size, 3), np.uint8)
-    return (np.stack(pixels) if pixels else empty), kept, bad
+            bad.append((i, _reason(error)))
+    stacked = np.stack(pixels) if pixels else np.empty((0, *how.size, 3), np.uint8)
+    return Decoded(stacked, tuple(kept), tuple(bad), tuple(contents))
+
+
+def _reason(error: Exception) -> str:
+    """Why an image is unreadable, in one printable line without its path."""
+    if isinstance(error, UnidentifiedImageError):  # its own text names an address in memory
+        return "no image of a known format"
+    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    return printable(" ".join(text.split())[:200])
 
 
 def decoded(
@@ -69,7 +83,7 @@ def decoded(
             yield _joined([decode(reader, how, batch)])
         return
     pool = _pool(workers, reader, how)
-    waiting: deque[list[Future[Part]]] = deque()
+    waiting: deque[list[Future[Decoded]]] = deque()
     try:
         for batch in batches:
             parts = [batch[i : i + CHUNK] for i in range(0, len(batch), CHUNK)]
@@ -104,12 +118,12 @@ def _no_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _joined(parts: list[Part]) -> Decoded:
-    pixels, kept, bad = zip(*parts, strict=True)
+def _joined(parts: list[Decoded]) -> Decoded:
     return Decoded(
-        np.concatenate(pixels) if len(pixels) > 1 else pixels[0],
-        tuple(i for part in kept for i in part),
-        tuple(entry for part in bad for entry in part),
+        np.concatenate([part.pixels for part in parts]) if len(parts) > 1 else parts[0].pixels,
+        tuple(i for part in parts for i in part.kept),
+        tuple(entry for part in parts for entry in part.unreadable),
+        tuple(data for part in parts for data in part.contents),
     )
 
 
@@ -124,6 +138,6 @@ def _begin(reader: Reader, how: Preprocessing) -> None:
     _state = reader, how
 
 
-def _work(chosen: Sequence[int]) -> Part:
+def _work(chosen: Sequence[int]) -> Decoded:
     assert _state is not None
     return decode(*_state, chosen)
