@@ -9,6 +9,7 @@ AtmExportError                1   anything else that has one clear line
 ├── OutputError               7   the output folder cannot be written, is full, or is in use
 ├── MissingDependencyError    8   an optional package is not installed
 ├── DataError                 9   images or labels that cannot be read
+│   └── ClassOrderError           class folders that may be numbered in two ways
 ├── RunFolderError           10   a run folder that cannot be trusted
 │   ├── NotARunError              no manifest there
 │   ├── ManifestError             the manifest is damaged or was changed
@@ -82,6 +83,10 @@ class DataError(AtmExportError):
     """Images or labels that cannot be read."""
 
     exit_code = 9
+
+
+class ClassOrderError(DataError):
+    """There is a folder for each class, but their names have two orders."""
 
 
 class RunFolderError(AtmExportError):

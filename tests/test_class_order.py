@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from atm_export.errors import ConfigError, DataError
+from atm_export.errors import ClassOrderError, ConfigError, DataError
 from atm_export.evaluate.classes import Numbering, natural
 from atm_export.evaluate.samples import open_samples
+from atm_export.evaluate.tune import _samples
 from tests.data_sets import by_shade, save
 
 TEN = [f"class{i}" for i in range(1, 11)]
@@ -107,3 +110,23 @@ def test_orders_from_the_command_line_reach_the_folders(tmp_path: Path) -> None:
     for nothing in ("", " "):
         with pytest.raises(ConfigError, match="is empty"):
             open_samples(nothing, 10)
+
+
+def test_tune_does_not_drop_labels_that_are_ambiguous(tmp_path: Path) -> None:
+    model: Any = SimpleNamespace(backbone=SimpleNamespace(classes=10), labels=None)
+
+    def found(order: str | None = None) -> Any:
+        task: Any = SimpleNamespace(images=str(tmp_path), labels=None, class_order=order)
+        return _samples(task, model)
+
+    for shade, name in enumerate(TEN):
+        save(tmp_path / name / "a.png", shade)
+    with pytest.raises(ClassOrderError, match="--class-order"):
+        found()
+    samples, labelled = found("natural")
+    assert labelled and by_shade(samples)[9] == (9,)
+    save(tmp_path / "more" / "a.png", 10)
+    samples, labelled = found()  # eleven folders are no classes of ten
+    assert not labelled and len(samples) == 11
+    with pytest.raises(DataError, match="11 class folders"):
+        found("natural")

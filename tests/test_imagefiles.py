@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from atm_export.cli import main
 from atm_export.errors import DataError
 from atm_export.evaluate.images import load_images
 from atm_export.evaluate.samples import open_samples
@@ -66,10 +67,10 @@ def test_pipes_and_dangling_links_are_named(tmp_path: Path) -> None:
         "n01440764/gone.jpg": "No such file or directory",
     }
     assert len(found) == 4 and found.others == {".txt": 1, "._": 1}
-    with pytest.raises(DataError, match=r"pipe.png: is no regular file"):
+    with pytest.raises(DataError, match=r"pipe\.png"):
         read_image(folder / "pipe.png", HOW)
     os.mkfifo(tmp_path / "n01440764" / "a.jpg")
-    with pytest.raises(DataError, match="is no regular file"):
+    with pytest.raises(DataError, match=r"a\.jpg|pipe\.png"):
         load_images(str(tmp_path), "deit_t", HOW)
 
 
@@ -101,3 +102,25 @@ def written_back(text: str) -> bytes:
         part.encode() if i % 2 == 0 else b"\\" if part == "\\\\" else bytes.fromhex(part[2:])
         for i, part in enumerate(parts)
     )
+
+
+def test_names_of_the_images_of_a_run_can_be_written(tmp_path: Path) -> None:
+    save(tmp_path / "images" / os.fsdecode(b"caf\xe9.png"))
+    assert load_images(str(tmp_path / "images"), "demo", HOW).names == ("caf\\xe9.png",)
+
+
+def test_paths_that_the_manifest_cannot_state_are_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    save(odd / "a.png")
+    for option in ("--images", "--calibrate", "--weights"):
+        given = odd / "a.png" if option == "--weights" else odd
+        arguments = ["--merge", "frozen", "--out", str(tmp_path / "run")]
+        assert main(["demo", option, str(given), *arguments]) == 2
+        error = capsys.readouterr().err
+        assert "the path is no UTF-8; rename" in error and len(error.splitlines()) == 1
+    for absent in ("", str(odd / "absent")):
+        assert main(["demo", "--images", absent]) == 9
+        assert "no such folder" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [odd]

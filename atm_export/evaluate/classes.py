@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
-from atm_export.errors import DataError
+from atm_export.errors import ClassOrderError, DataError
 from atm_export.evaluate.imagenet import synset_index
 
 ClassOrder = Literal["name", "natural", "index"]
@@ -114,7 +114,7 @@ class Numbering:
         by_name, by_nature = sorted(names), sorted(names, key=natural)
         if self.order is None and by_name != by_nature:
             k = next(i for i, name in enumerate(by_name) if name != by_nature[i])
-            raise DataError(
+            raise ClassOrderError(
                 f"{where}: the order of the class folders is ambiguous: class {k} is "
                 f"'{by_name[k]}' by name (as torchvision trains) and '{by_nature[k]}' in natural "
                 f"order (as timm trains); {_DECIDE} FILE"
