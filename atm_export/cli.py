@@ -289,7 +289,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: AtmExportError) -> int:
-    print(f"atm-export: {' '.join(str(error).split())}", file=sys.stderr)
+    line = " ".join(str(error).split())  # names in it may hold codes that a terminal obeys
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    print(f"atm-export: {shown}", file=sys.stderr)
     return error.exit_code
 
 

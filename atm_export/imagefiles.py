@@ -24,6 +24,14 @@ def is_image(name: str) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("._")
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there; what the system cannot even look up (a name too long) is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Each folder from `folder` down with the names of its folders and files, links followed.
 

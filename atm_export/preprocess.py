@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from atm_export.errors import ConfigError, DataError
-from atm_export.imagefiles import IMAGE_SUFFIXES, is_image, open_regular, walk
+from atm_export.imagefiles import IMAGE_SUFFIXES, is_folder, is_image, open_regular, walk
 
 _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -118,7 +118,7 @@ def read_image(path: Path, how: Preprocessing) -> NDArray[np.uint8]:
 
 def list_images(folder: Path) -> list[Path]:
     """All image files under `folder` (links followed), in sorted order; DataError if none."""
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise DataError(f"no image folder at {folder}")
     files = sorted(
         place / name for place, _, names in walk(folder) for name in names if is_image(name)

@@ -21,6 +21,7 @@ from atm_export.config import (
     validated,
 )
 from atm_export.errors import ConfigError, DataError, unknown_name
+from atm_export.imagefiles import is_folder
 
 TIMM_OPTIONS = ("global_pool", "num_classes")  # timm takes many more, some of which load files
 
@@ -55,7 +56,7 @@ def resolve(choice: Choice) -> RunConfig:
     """The RunConfig of a choice; ConfigError names the option at fault."""
     model = _with_options(load_model_config(choice.model), choice.option)
     for option, folder in (("--images", choice.images), ("--calibrate", choice.calibrate)):
-        if folder is not None and not (folder.strip() and Path(folder).is_dir()):
+        if folder is not None and not (folder.strip() and is_folder(Path(folder))):
             raise DataError(f"{option} {folder}: no such folder")
     if choice.calibrate is not None and choice.merge != "frozen":
         raise ConfigError("--calibrate belongs to --merge frozen")

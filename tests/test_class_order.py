@@ -61,6 +61,8 @@ def test_numbers_of_another_model() -> None:
         table(twelve, 12)
     assert table(twelve, 12, order="natural") == table(twelve, 12, order="index")
     assert table(twelve[:10], 10) == {n: int(n) for n in twelve[:10]}
+    with pytest.raises(DataError, match="--class-order index if the names are class numbers"):
+        table(["3", "7"], 12)
     assert table(["3", "7"], 12, order="index") == {"3": 3, "7": 7}
     for strange in ("12", "cat", "-1", "٣"):
         with pytest.raises(DataError, match="is no class number of a model of 12"):

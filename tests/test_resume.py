@@ -243,3 +243,12 @@ def test_class_order_is_an_option(
     assert main(arguments) == 9
     assert "--class-order name" in capsys.readouterr().err
     assert main([*arguments, "--class-order", "backwards"]) == 2
+
+
+def test_codes_in_names_do_not_reach_the_terminal(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tar_of(tmp_path / "val.tar", {"\x1b[2Jcat/a.png": png(1)})
+    assert main(["evaluate", str(finished_run), "--imagenet", str(path)]) == 9
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "\\x1b[2Jcat" in last and last.isprintable()

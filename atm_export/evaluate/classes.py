@@ -105,11 +105,13 @@ class Numbering:
         names = {place.name for place in places} | set(empty)
         if len(names) != self.classes:
             some = ", ".join(sorted(names)[:2])
+            indices = all(_NUMBER.fullmatch(name) for name in names)
+            number = ", or --class-order index if the names are class numbers" if indices else ""
             without = f", {len(empty)} of them without images" if empty else ""
             raise DataError(
                 f"{where} has {len(names)} class folders ({some}, ...){without}, "
                 f"which are no ImageNet-1k synsets, and the model has {self.classes} classes; "
-                "give --labels FILE"
+                f"give --labels FILE{number}"
             )
         by_name, by_nature = sorted(names), sorted(names, key=natural)
         if self.order is None and by_name != by_nature:

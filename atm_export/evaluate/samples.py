@@ -90,7 +90,10 @@ def open_samples(
         raise ConfigError("--labels and --real both say what is right; give one")
     if not place.strip():
         raise ConfigError("the place of the images is empty; give a folder, a .tar or hfds/NAME")
-    opened = _open(place, split, Numbering(classes, names, order))
+    try:
+        opened = _open(place, split, Numbering(classes, names, order))
+    except OSError as error:
+        raise DataError(f"cannot read {place}: {error.strerror or error}") from error
     found = opened.samples
     if not len(found):
         raise DataError(f"no images in {place}")
