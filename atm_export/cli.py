@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from collections.abc import Sequence
@@ -265,6 +266,9 @@ app.command("atm_export.commands.triton:triton", name="triton", help=commands.TR
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
+    for stream in (sys.stdout, sys.stderr):  # paths may be no UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         result = app(
             arguments, exit_on_error=False, print_error=False, result_action="return_value"
@@ -285,7 +289,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: AtmExportError) -> int:
-    print(f"atm-export: {' '.join(str(error).split())}", file=sys.stderr)
+    line = " ".join(str(error).split())  # names in it may hold codes that a terminal obeys
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    print(f"atm-export: {shown}", file=sys.stderr)
     return error.exit_code
 
 

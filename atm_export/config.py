@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from atm_export.errors import ConfigError, unknown_name
 
@@ -118,12 +118,24 @@ class ModelConfig(Settings):
         return self
 
 
+def _written(path: str) -> str:
+    """The manifest and the config state this path, and their text is UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("the path is no UTF-8; rename the file or folder") from error
+    return path
+
+
+WrittenPath = Annotated[str, AfterValidator(_written)]
+
+
 class ModelSpec(Settings):
     """Which model with which weights: what a family needs to build it."""
 
     name: str
     config: ModelConfig
-    weights: str = "pretrained"
+    weights: WrittenPath = "pretrained"
     image_size: Annotated[int, Field(gt=0, le=4096)] | None = None
 
 
@@ -157,8 +169,8 @@ class RunConfig(Settings):
     uint8_input: bool = False
     trace: bool = False
     opset: Annotated[int, Field(ge=20, le=23)] = 20
-    calibrate: str | None = None
-    images: str | None = None
+    calibrate: WrittenPath | None = None
+    images: WrittenPath | None = None
 
     def digest(self) -> str:
         """A hash of every setting that shapes the artifacts."""

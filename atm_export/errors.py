@@ -9,7 +9,8 @@ AtmExportError                1   anything else that has one clear line
 ├── OutputError               7   the output folder cannot be written, is full, or is in use
 ├── MissingDependencyError    8   an optional package is not installed
 ├── DataError                 9   images or labels that cannot be read
-│   └── ImageSizeError            a picture beyond the limits of size and shape
+│   ├── ImageSizeError            a picture beyond the limits of size and shape
+│   └── ClassOrderError           class folders that may be numbered in two ways
 ├── RunFolderError           10   a run folder that cannot be trusted
 │   ├── NotARunError              no manifest there
 │   ├── ManifestError             the manifest is damaged or was changed
@@ -87,6 +88,10 @@ class DataError(AtmExportError):
 
 class ImageSizeError(DataError):
     """A picture with too many pixels, too long and thin, or empty."""
+
+
+class ClassOrderError(DataError):
+    """There is a folder for each class, but their names have two orders."""
 
 
 class RunFolderError(AtmExportError):

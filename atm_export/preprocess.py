@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from atm_export.errors import ConfigError, DataError
+from atm_export.imagefiles import IMAGE_SUFFIXES, is_folder, is_image, walk
 from atm_export.pictures import as_rgb, check_resized, check_size, read_rgb
 
 _FILTERS = {
@@ -25,7 +26,6 @@ _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "lanczos": Image.Resampling.LANCZOS,
 }
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,12 @@ def read_image(path: Path, how: Preprocessing) -> NDArray[np.uint8]:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """All image files under `folder`, in sorted order; DataError if there is none."""
-    if not folder.is_dir():
+    """All image files under `folder` (links followed), in sorted order; DataError if none."""
+    if not is_folder(folder):
         raise DataError(f"no image folder at {folder}")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(
+        place / name for place, _, names in walk(folder) for name in names if is_image(name)
+    )
     if not files:
         raise DataError(f"no image ({', '.join(IMAGE_SUFFIXES)}) under {folder}")
     return files

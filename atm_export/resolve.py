@@ -21,6 +21,7 @@ from atm_export.config import (
     validated,
 )
 from atm_export.errors import ConfigError, DataError, unknown_name
+from atm_export.imagefiles import is_folder
 
 TIMM_OPTIONS = ("global_pool", "num_classes")  # timm takes many more, some of which load files
 
@@ -53,9 +54,9 @@ class Choice:
 
 def resolve(choice: Choice) -> RunConfig:
     """The RunConfig of a choice; ConfigError names the option at fault."""
-    config = _with_options(load_model_config(choice.model), choice.option)
+    model = _with_options(load_model_config(choice.model), choice.option)
     for option, folder in (("--images", choice.images), ("--calibrate", choice.calibrate)):
-        if folder is not None and not Path(folder).is_dir():
+        if folder is not None and not (folder.strip() and is_folder(Path(folder))):
             raise DataError(f"{option} {folder}: no such folder")
     if choice.calibrate is not None and choice.merge != "frozen":
         raise ConfigError("--calibrate belongs to --merge frozen")
@@ -63,7 +64,7 @@ def resolve(choice: Choice) -> RunConfig:
         ModelSpec,
         {
             "name": choice.model,
-            "config": config,
+            "config": model,
             "weights": choice.weights,
             "image_size": choice.image_size,
         },
@@ -75,17 +76,19 @@ def resolve(choice: Choice) -> RunConfig:
         "r": _numbers(choice.r),
         "schedule": choice.schedule,
         "proportional": choice.proportional,
-        **_operating_point(choice, config),
+        **_operating_point(choice, model),
     }
-    return RunConfig(
-        model=spec,
-        method=validated(Method, values, "method"),
-        uint8_input=choice.uint8_input,
-        trace=choice.trace,
-        opset=_opset(choice.opset),
-        calibrate=choice.calibrate,
-        images=choice.images,
-    )
+    settings = {
+        "model": spec,
+        "method": validated(Method, values, "method"),
+        "uint8_input": choice.uint8_input,
+        "trace": choice.trace,
+        "opset": _opset(choice.opset),
+        "calibrate": choice.calibrate,
+        "images": choice.images,
+    }
+    config: RunConfig = validated(RunConfig, settings, "export")
+    return config
 
 
 def _with_options(config: ModelConfig, given: tuple[str, ...]) -> ModelConfig:

@@ -11,21 +11,19 @@ import atm_export
 
 PACKAGE = Path(atm_export.__file__).parent
 ORDER = (
-<<<<<<< HEAD
-    ("errors", "registry", "fit", "runfolder", "artifacts", "preprocess", "demo", "tensors", "ort"),
-=======
     (
-        "errors",
-        "registry",
-        "fit",
-        "runfolder",
         "artifacts",
+        "demo",
+        "errors",
+        "fit",
+        "imagefiles",
+        "ort",
         "pictures",
         "preprocess",
-        "demo",
+        "registry",
+        "runfolder",
         "tensors",
     ),
->>>>>>> pictures
     ("runtime",),
     ("triton",),
     ("config",),

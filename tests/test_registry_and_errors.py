@@ -34,6 +34,7 @@ def test_exit_codes_are_what_they_always_were() -> None:
     refined = [n for n, k in kinds.items() if RunFolderError in k.__mro__[1:]]
     assert len(refined) == 10 and {found.pop(name) for name in refined} == {10}
     assert found.pop("ImageSizeError") == CODES["DataError"]
+    assert found.pop("ClassOrderError") == CODES["DataError"]
     assert found == CODES
 
 

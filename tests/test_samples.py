@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -12,40 +10,8 @@ from PIL import Image
 
 from atm_export.errors import ConfigError, DataError
 from atm_export.evaluate.decode import decode
-from atm_export.evaluate.samples import Samples, open_samples
-from atm_export.preprocess import Preprocessing
-
-HOW = Preprocessing((16, 16), 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-SYNSETS = ("n15075141", "n01440764", "n02099601")  # classes 999, 0, 207
-
-
-def save(path: Path, shade: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (20, 20), (shade, 0, 0)).save(path)
-    return path
-
-
-def png(shade: int) -> bytes:
-    data = io.BytesIO()
-    Image.new("RGB", (20, 20), (shade, 0, 0)).save(data, "PNG")
-    return data.getvalue()
-
-
-def tar_of(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
-
-
-def by_shade(samples: Samples) -> dict[int, tuple[int, ...]]:
-    """What is right, by the red value that the image itself carries."""
-    pixels, kept, bad = decode(samples.reader, HOW, range(len(samples)))
-    assert not bad
-    shades = pixels[:, 8, 8, 0].tolist()
-    return {shade: samples.right[i] for shade, i in zip(shades, kept, strict=True)}
+from atm_export.evaluate.samples import open_samples
+from tests.data_sets import HOW, SYNSETS, by_shade, png, save, tar_of
 
 
 def test_a_subset_of_synsets_gets_canonical_classes(tmp_path: Path) -> None:
@@ -144,7 +110,7 @@ def test_webdataset_shards(tmp_path: Path) -> None:
         tar_of(tmp_path / f"val-{shard:04d}.tar", members)
     found = open_samples(str(tmp_path), 10)
     assert by_shade(found) == {i: (i + 3,) for i in range(4)}
-    assert found.reader.name(3) == "val-0001.tar/00003"
+    assert found.reader.name(3) == "val-0001.tar/00003.png"
 
 
 def test_a_torn_tar_is_one_line(tmp_path: Path) -> None:
@@ -180,13 +146,13 @@ def test_what_can_be_decoded_and_what_not(tmp_path: Path) -> None:
     (tmp_path / "z-text.png").write_text("no image")
     (tmp_path / "z-nothing.png").write_bytes(b"")
     found = open_samples(str(tmp_path), 10, labels=None, real=_everything(tmp_path))
-    pixels, kept, bad = decode(found.reader, HOW, range(len(found)))
-    names = [found.reader.name(i) for i in kept]
-    assert len(pixels) == len(kept) == len(kinds) + 2
-    unread = ["wider.png", "z-nothing.png", "z-short.jpg", "z-text.png"]
-    assert [found.reader.name(i) for i, _ in bad] == unread
-    assert all(reason for _, reason in bad)
-    assert (pixels[names.index("deep.png")] == 0x80).all()  # not clipped to white
+    got = decode(found.reader, HOW, range(len(found)))
+    names = [found.name(i) for i in got.kept]
+    assert len(got.pixels) == len(got.kept) == len(kinds) + 2
+    bad = [found.name(i) for i, _ in got.unreadable]
+    assert bad == ["wider.png", "z-nothing.png", "z-short.jpg", "z-text.png"]
+    assert all(reason for _, reason in got.unreadable)
+    assert (got.pixels[names.index("deep.png")] == 0x80).all()  # not clipped to white
 
 
 def _everything(folder: Path) -> Path:

@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.text import Text
 
 from atm_export.evaluate.accuracy import Options
+from atm_export.evaluate.classes import ClassOrder
 from atm_export.evaluate.run import Place, evaluate_run
 from atm_export.report.evaluation import print_evaluation
 from atm_export.report.results import add_results
@@ -42,8 +43,9 @@ def evaluate(
         str,
         Parameter(
             help="Images: class folders (ImageNet synsets get their canonical classes, also a "
-            "subset of them), a flat folder with --labels, a .tar or a folder of them (class "
-            "folders or WebDataset), a folder of parquet files, or hfds/NAME (Hugging Face)."
+            "subset of them; folders 0 to 999 theirs in a model of 1000 classes), a flat folder "
+            "with --labels, a .tar or a folder of them (class folders or WebDataset; not "
+            "compressed), a folder of parquet files, or hfds/NAME (Hugging Face)."
         ),
     ],
     runner: Annotated[
@@ -51,7 +53,19 @@ def evaluate(
     ] = "onnxruntime",
     labels: Annotated[
         Path | None,
-        Parameter(help="Labels file: `file class` a line, or one class a line in file order."),
+        Parameter(
+            help="Labels file: `file class` a line (spaces and commas in names are kept, quotes as "
+            "in CSV), or one class a line in file order."
+        ),
+    ] = None,
+    class_order: Annotated[
+        ClassOrder | None,
+        Parameter(
+            help="What class folders mean whose names are neither synsets nor classes of the "
+            "model. name: classes in the order of names (1, 10, 2), as torchvision's ImageFolder "
+            "trains; natural: by the numbers in them (1, 2, 10), as timm trains; index: a folder's "
+            "name is the class. Needed only where these differ."
+        ),
     ] = None,
     real: Annotated[
         Path | None, Parameter(help="ReaL labels (real.json): several classes may be right.")
@@ -96,7 +110,8 @@ def evaluate(
         limit=limit,
         unmerged=unmerged,
     )
-    return evaluate_folder(run, Place(imagenet, labels, real, split), options, weights, threads)
+    place = Place(imagenet, labels, real, split, class_order)
+    return evaluate_folder(run, place, options, weights, threads)
 
 
 def evaluate_folder(

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from atm_export.artifacts import output_errors
 from atm_export.config import Preset, add_user_preset, file_name
+from atm_export.evaluate.classes import ClassOrder
 from atm_export.evaluate.objective import Known, Limits
 from atm_export.evaluate.tune import Task, Tuned, require
 from atm_export.evaluate.tune import tune as run_tune
@@ -33,6 +34,9 @@ def tune(
     ],
     weights: Annotated[str, Parameter(help="pretrained, or a checkpoint file.")] = "pretrained",
     labels: Annotated[Path | None, Parameter(help="Labels file, as for evaluate.")] = None,
+    class_order: Annotated[
+        ClassOrder | None, Parameter(help="What class folders mean, as for evaluate.")
+    ] = None,
     use: Annotated[
         int | None,
         Parameter(help="Tune on this many images; the others then confirm the result."),
@@ -82,7 +86,18 @@ def tune(
     limits = Limits(max_drop, min_agreement, max_distance)
     decoders = (os.cpu_count() or 1) if workers is None else workers
     task = Task(
-        model, weights, images, labels, use, batch, decoders, limits, trials, minutes, split
+        model=model,
+        weights=weights,
+        images=images,
+        labels=labels,
+        class_order=class_order,
+        use=use,
+        batch=batch,
+        workers=decoders,
+        limits=limits,
+        trials=trials,
+        minutes=minutes,
+        split=split,
     )
 
     def make_workers(backbone: Any, known: Known, limits: Limits) -> Workers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from atm_export.errors import DataError
 from atm_export.evaluate.decode import Decoded, decoded
 from atm_export.evaluate.intervals import share_facts
 from atm_export.evaluate.journal import Journal
+from atm_export.evaluate.resume import keep_what_holds
 from atm_export.evaluate.runners import BatchOutput, Engine, gmacs_from_tokens
 from atm_export.evaluate.samples import Samples
 from atm_export.evaluate.subject import Subject
@@ -53,6 +55,8 @@ def count_batches(
     """
     total = min(len(samples), options.limit or len(samples))
     batches = _chunks(total, options.batch)
+    keep_what_holds(journal, samples, batches, options.unmerged)
+    _check_unreadable(journal, options, total)
     todo = [k for k in range(len(batches)) if k not in journal.entries]
     done = before = sum(len(batches[k]) for k in journal.entries)
     progress(done, total)
@@ -90,12 +94,15 @@ def _decoded(
 def _count(
     subject: Subject, engine: Engine, samples: Samples, batch: Decoded, options: Options
 ) -> dict[str, Any]:
-    bad = [[samples.reader.name(i), reason] for i, reason in batch.unreadable]
+    bad = [[samples.name(i), reason] for i, reason in batch.unreadable]
+    asked = sorted([*batch.kept, *(i for i, _ in batch.unreadable)])
+    digest = samples.digest(asked, batch.contents)
     if not batch.kept:
-        return {"images": [], "unreadable": bad}
+        return {"samples": digest, "images": [], "unreadable": bad}
     output = engine.forward(batch.pixels)
     gmacs = gmacs_from_tokens(subject, subject.plan, output.tokens_out)
     entry: dict[str, Any] = {
+        "samples": digest,
         "images": list(batch.kept),
         "top5": _top5(output),
         "gmacs": gmacs.tolist(),
@@ -144,7 +151,12 @@ def summarize(
         "runner": options.runner,
         "device": engine.device,
         "batch": options.batch,
-        "data": {"labels": samples.source, "images": len(images)},
+        "data": {
+            "labels": samples.source,
+            "images": len(images),
+            "sha256": hashlib.sha256("".join(row["samples"] for row in rows).encode()).hexdigest(),
+            "other_files": dict(samples.others),
+        },
         "unreadable": [
             {"image": name, "reason": reason} for row in rows for name, reason in row["unreadable"]
         ],
@@ -191,20 +203,3 @@ def _spread(values: NDArray[np.float64]) -> dict[str, Any]:
             "counts": counts.tolist(),
         },
     }
-
-
-def predictions_csv(samples: Samples, journal: Journal) -> str:
-    """One line an image: what is right, what was answered, by the unmerged model too."""
-    lines = ["image,right,top1,top5,unmerged_top1,gflops"]
-    for k in sorted(journal.entries):
-        row = journal.entries[k]
-        plain = row.get("plain_top5") or [[""]] * len(row["images"])
-        for i, five, other, gmacs in zip(
-            row["images"], row.get("top5", []), plain, row.get("gmacs", []), strict=True
-        ):
-            name = samples.reader.name(i).replace('"', '""')
-            right = " ".join(map(str, samples.right[i]))
-            lines.append(
-                f'"{name}",{right},{five[0]},{" ".join(map(str, five))},{other[0]},{gmacs:.6f}'
-            )
-    return "\n".join(lines) + "\n"

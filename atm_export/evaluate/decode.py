@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atm_export.errors import AtmExportError
-from atm_export.evaluate.readers import Reader
+from atm_export.evaluate.readers import Reader, content_of, read
+from atm_export.imagefiles import printable
 from atm_export.pictures import read_rgb
 from atm_export.preprocess import Preprocessing, crop
 
@@ -30,34 +31,43 @@ CHUNK = 8  # images a task
 AHEAD = 3  # batches decoded in advance
 
 Pixels = NDArray[np.uint8]
-Part = tuple[Pixels, list[int], list[tuple[int, str]]]
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A batch: pixels [k, H, W, 3] of the images `kept`, and why the others are missing."""
+    """A batch: pixels [k, H, W, 3] of the images `kept`, and why the others are missing. contents:
+    a hash of the encoded bytes of each image asked for (empty where there are none)."""
 
     pixels: Pixels
     kept: tuple[int, ...]
     unreadable: tuple[tuple[int, str], ...]
+    contents: tuple[str, ...]
 
 
-def decode(reader: Reader, how: Preprocessing, chosen: Sequence[int]) -> Part:
+def decode(reader: Reader, how: Preprocessing, chosen: Sequence[int]) -> Decoded:
     """Read and crop images; what cannot be decoded is named with its reason."""
-    pixels, kept, bad = [], [], []
+    pixels, kept, bad, contents = [], [], [], []
     for i in chosen:
+        contents.append("")
         try:
+            data = read(reader, i)
+            contents[-1] = content_of(data)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                with reader.open(i) as file:
-                    pixels.append(crop(read_rgb(file), how))
+                pixels.append(crop(read_rgb(data), how))
             kept.append(i)
         except MemoryError:
             raise
         except Exception as error:  # decoders of broken files raise nearly anything
-            bad.append((i, " ".join((str(error) or type(error).__name__).split())[:200]))
-    empty = np.empty((0, *how.size, 3), np.uint8)
-    return (np.stack(pixels) if pixels else empty), kept, bad
+            bad.append((i, _reason(error)))
+    stacked = np.stack(pixels) if pixels else np.empty((0, *how.size, 3), np.uint8)
+    return Decoded(stacked, tuple(kept), tuple(bad), tuple(contents))
+
+
+def _reason(error: Exception) -> str:
+    """Why an image is unreadable, in one printable line without its path."""
+    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    return printable(" ".join(text.split())[:200])
 
 
 def decoded(
@@ -69,7 +79,7 @@ def decoded(
             yield _joined([decode(reader, how, batch)])
         return
     pool = _pool(workers, reader, how)
-    waiting: deque[list[Future[Part]]] = deque()
+    waiting: deque[list[Future[Decoded]]] = deque()
     try:
         for batch in batches:
             parts = [batch[i : i + CHUNK] for i in range(0, len(batch), CHUNK)]
@@ -104,12 +114,12 @@ def _no_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _joined(parts: list[Part]) -> Decoded:
-    pixels, kept, bad = zip(*parts, strict=True)
+def _joined(parts: list[Decoded]) -> Decoded:
     return Decoded(
-        np.concatenate(pixels) if len(pixels) > 1 else pixels[0],
-        tuple(i for part in kept for i in part),
-        tuple(entry for part in bad for entry in part),
+        np.concatenate([part.pixels for part in parts]) if len(parts) > 1 else parts[0].pixels,
+        tuple(i for part in parts for i in part.kept),
+        tuple(entry for part in parts for entry in part.unreadable),
+        tuple(data for part in parts for data in part.contents),
     )
 
 
@@ -124,6 +134,6 @@ def _begin(reader: Reader, how: Preprocessing) -> None:
     _state = reader, how
 
 
-def _work(chosen: Sequence[int]) -> Part:
+def _work(chosen: Sequence[int]) -> Decoded:
     assert _state is not None
     return decode(*_state, chosen)

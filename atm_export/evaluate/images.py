@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atm_export import demo
+from atm_export.imagefiles import printable
 from atm_export.preprocess import Preprocessing, crop, list_images, read_images
 
 LIMIT = 64
@@ -35,7 +36,7 @@ def load_images(folder: str | None, model: str, how: Preprocessing) -> ImageSet:
         files = list_images(Path(folder))
         step = max(1, len(files) / LIMIT)
         chosen = [files[int(i * step)] for i in range(min(LIMIT, len(files)))]
-        names = tuple(file.name for file in chosen)
+        names = tuple(printable(file.name) for file in chosen)
         return ImageSet(read_images(chosen, how), "images of the given folder", names=names)
     digits, labels = demo.heldout()
     if model == "demo":

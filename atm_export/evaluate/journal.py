@@ -7,19 +7,22 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
 from atm_export.artifacts import output_errors
-from atm_export.errors import OutputError
+from atm_export.errors import DataError, OutputError
+from atm_export.imagefiles import open_regular
 
 
 class Journal:
-    """Lines of JSON, each with a digest; a torn or foreign tail is dropped on opening.
+    """Lines of JSON, each with a digest; what follows a torn or broken line is dropped on opening.
 
-    The first line is the key of what is counted: another key starts anew.
+    The first line is the key of what is counted: another key starts anew. A file with another first
+    line is no journal, and is left as it is.
     """
 
     def __init__(self, path: Path, key: str) -> None:
@@ -52,18 +55,36 @@ class Journal:
             self._file.close()
 
     def _whole_lines(self) -> list[dict[str, Any]]:
-        if not self.path.is_file():
+        """The batches of this key up to the first broken line; DataError if there is a file that is
+        no journal at all."""
+        if not self.path.exists():
             return []
-        found: list[dict[str, Any]] = []
-        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines()):
-            digest, _, text = line.partition(" ")
-            if hashlib.sha256(text.encode()).hexdigest()[:16] != digest:
-                break
-            entry = json.loads(text)
-            if number == 0 and entry != {"key": self.key}:
-                return []
-            found += [entry] if number else []
-        return found
+        with output_errors(self.path), open_regular(self.path) as file:
+            lines = file.read().split(b"\n")
+        if lines == [b""]:  # what a crash of the machine may leave
+            return []
+        first = _entry(lines[0])
+        if first is None or set(first) != {"key"}:
+            raise DataError(
+                f"{self.path} is no journal of an evaluation, or a broken one; remove it to "
+                "start anew"
+            )
+        if first != {"key": self.key}:
+            return []
+        found = takewhile(lambda entry: entry is not None, map(_entry, lines[1:]))
+        return [entry for entry in found if entry is not None and type(entry.get("batch")) is int]
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """The entry of a whole line, or None."""
+    digest, _, text = line.partition(b" ")
+    if hashlib.sha256(text).hexdigest()[:16].encode() != digest:
+        return None
+    try:
+        entry = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) else None
 
 
 def _line(entry: dict[str, Any]) -> str:
@@ -77,10 +98,11 @@ def journal(path: Path, key: str) -> Iterator[Journal]:
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise OutputError(f"another evaluation is writing {path}; wait for it") from error
+    with output_errors(path):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise OutputError(f"another evaluation is writing {path}; wait for it") from error
     book = Journal(path, key)
     try:
         book.open()

@@ -1,21 +1,23 @@
 """Where images lie: files, tar archives, WebDataset shards, Hugging Face data sets.
 
-A reader is small and picklable: decoding workers open their own copy. `name(i)` is what a report
-calls an image; `open(i)` gives a file object to decode.
+A reader is small and picklable: decoding workers open their own copy. `name(i)` is what labels call
+an image; `open(i)` gives a file object to read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
-import tarfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
 from atm_export.errors import DataError, MissingDependencyError
-from atm_export.preprocess import IMAGE_SUFFIXES
+from atm_export.evaluate.archives import Entry, read_entry
+from atm_export.imagefiles import open_regular
+
+MAX_BYTES = 512 * 2**20  # of one encoded image
 
 
 class Reader(Protocol):
@@ -26,6 +28,30 @@ class Reader(Protocol):
     def name(self, index: int) -> str: ...
 
     def open(self, index: int) -> IO[bytes]: ...
+
+
+def read(reader: Reader, index: int) -> bytes:
+    """An image's encoded bytes; OSError or DataError says why there are none."""
+    with reader.open(index) as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise DataError(f"larger than {MAX_BYTES // 2**20} MiB")
+    return data
+
+
+def content(reader: Reader, index: int) -> str:
+    """A hash of an image's encoded bytes; empty if they cannot be read."""
+    try:
+        return content_of(read(reader, index))
+    except MemoryError:
+        raise
+    except Exception:  # as when it is decoded
+        return ""
+
+
+def content_of(data: bytes) -> str:
+    """The hash of encoded bytes."""
+    return hashlib.sha256(data).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -42,49 +68,57 @@ class FileReader:
         return self.files[index].relative_to(self.root).as_posix()
 
     def open(self, index: int) -> IO[bytes]:
-        return self.files[index].open("rb")
+        return open_regular(self.files[index])
+
+    def folder(self, index: int) -> PurePosixPath | None:
+        """The class folder of an image, from the root; None: it lies in none."""
+        parent = PurePosixPath(self.name(index)).parent
+        return parent if parent.name else None
 
 
 @dataclass(frozen=True)
-class ShardReader:
-    """WebDataset shards: images by (shard, offset, bytes, key).
+class ArchiveReader:
+    """Images in tar archives, named `ARCHIVE/PATH`; archives by their path below `root`.
+    by_archive: an image in no folder of its archive belongs to the class that the archive names."""
 
-    Indexed once instead of streamed (as timm's `wds/` reader does), so that images are decoded in
-    parallel, and an interrupted evaluation goes on where it was.
-    """
-
-    members: tuple[tuple[Path, int, int, str], ...]
+    root: Path
+    members: tuple[tuple[Path, Entry], ...]
+    by_archive: bool = False
 
     def __len__(self) -> int:
         return len(self.members)
 
     def name(self, index: int) -> str:
-        shard, _, _, key = self.members[index]
-        return f"{shard.name}/{key}"
+        path, entry = self.members[index]
+        return f"{path.relative_to(self.root).as_posix()}/{entry.name}"
 
     def open(self, index: int) -> IO[bytes]:
-        shard, offset, size, _ = self.members[index]
-        with shard.open("rb") as file:
-            file.seek(offset)
-            return io.BytesIO(file.read(size))
+        path, entry = self.members[index]
+        if entry.size > MAX_BYTES:
+            raise DataError(f"larger than {MAX_BYTES // 2**20} MiB")
+        return io.BytesIO(read_entry(path, entry))
+
+    def folder(self, index: int) -> PurePosixPath | None:
+        """The class folder of an image, from the top of its archive; None: it lies in none."""
+        path, entry = self.members[index]
+        parent = PurePosixPath(entry.name).parent
+        if parent.name or not self.by_archive:
+            return parent if parent.name else None
+        return PurePosixPath(path.relative_to(self.root).with_suffix(""))
 
 
-class TimmReader:
-    """One of timm's readers (`timm.data.readers`), opened on first use in each process."""
+class HuggingFaceReader:
+    """A Hugging Face data set through timm's reader, opened on first use in each process."""
 
-    def __init__(self, kind: str, root: str, split: str, class_map: dict[str, int] | None) -> None:
-        self.kind, self.root, self.split, self.class_map = kind, root, split, class_map
+    def __init__(self, root: str, split: str) -> None:
+        self.root, self.split = root, split
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: self.__dict__[key] for key in ("kind", "root", "split", "class_map")}
+        return {key: self.__dict__[key] for key in ("root", "split")}
 
     @cached_property
     def inner(self) -> Any:
         try:
-            if self.kind == "tar":
-                from timm.data.readers.reader_image_in_tar import ReaderImageInTar
-
-                return ReaderImageInTar(self.root, class_map=self.class_map, cache_tarinfo=False)
             from timm.data.readers.reader_factory import create_reader
 
             return create_reader(f"hfds/{self.root}", None, split=self.split)
@@ -92,9 +126,8 @@ class TimmReader:
             raise MissingDependencyError(
                 "Hugging Face data sets need the package datasets: pip install 'atm-export[data]'"
             ) from error
-        except Exception as error:  # archives and data sets fail in many ways
-            line = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DataError(f"cannot read {self.root} (split {self.split}): {line}") from error
+        except Exception as error:  # data sets fail in many ways
+            raise self._cannot(error) from error
 
     def __len__(self) -> int:
         return len(self.inner)
@@ -108,39 +141,15 @@ class TimmReader:
 
     def classes(self) -> list[int]:
         """The data set's own class of each image."""
-        if self.kind == "tar":
-            return [int(target) for target in self.inner.targets]
-        return [int(target) for target in self.inner.iter_targets()]
+        try:
+            return [int(target) for target in self.inner.iter_targets()]
+        except (TypeError, ValueError, KeyError) as error:
+            raise self._cannot(error) from error
 
     def class_names(self) -> dict[int, str]:
         """Names of the data set's classes, where it has any."""
-        inner = self.inner
-        table = inner.class_name_to_idx if self.kind == "tar" else inner.class_to_idx
-        return {int(index): name for name, index in (table or {}).items()}
+        return {int(index): name for name, index in (self.inner.class_to_idx or {}).items()}
 
-
-def shard_members(
-    shards: Sequence[Path],
-) -> tuple[list[tuple[Path, int, int, str]], list[int | None]]:
-    """Images of WebDataset shards, and the class that `.cls` files beside them give."""
-    members: list[tuple[Path, int, int, str]] = []
-    labels: list[int | None] = []
-    for shard in shards:
-        images: dict[str, tuple[Path, int, int, str]] = {}
-        classes: dict[str, int] = {}
-        try:
-            with tarfile.open(shard) as archive:
-                for info in archive:
-                    path = Path(info.name)
-                    key = str(path.with_suffix(""))
-                    if path.suffix.lower() in IMAGE_SUFFIXES:
-                        images[key] = (shard, info.offset_data, info.size, key)
-                    elif path.suffix == ".cls":
-                        content = archive.extractfile(info)
-                        assert content is not None
-                        classes[key] = int(content.read())
-        except (tarfile.TarError, OSError, ValueError) as error:
-            raise DataError(f"cannot read {shard}: {error}") from error
-        members += images.values()
-        labels += [classes.get(key) for key in images]
-    return members, labels
+    def _cannot(self, error: Exception) -> DataError:
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return DataError(f"cannot read {self.root} (split {self.split}): {line}")

@@ -14,13 +14,15 @@ from atm_export.errors import ConfigError
 from atm_export.evaluate.accuracy import (
     Options,
     count_batches,
-    predictions_csv,
     summarize,
 )
+from atm_export.evaluate.classes import ClassOrder
 from atm_export.evaluate.journal import journal
+from atm_export.evaluate.predictions import predictions_csv
 from atm_export.evaluate.runners import runners
 from atm_export.evaluate.samples import Samples, open_samples
 from atm_export.evaluate.subject import Subject, load_subject
+from atm_export.imagefiles import printable
 from atm_export.ort import share_threads
 from atm_export.runfolder import Run
 
@@ -33,6 +35,7 @@ class Place:
     labels: Path | None = None
     real: Path | None = None
     split: str = "validation"
+    class_order: ClassOrder | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,13 @@ def evaluate_run(
     labels = run.manifest.get("labels")
     classes = int(run.manifest["interface"]["outputs"]["logits"]["shape"][1])
     samples = open_samples(
-        place.images, classes, labels, labels=place.labels, real=place.real, split=place.split
+        place.images,
+        classes,
+        labels,
+        labels=place.labels,
+        real=place.real,
+        split=place.split,
+        order=place.class_order,
     )
     say("loading the model")
     needed = options.unmerged or options.runner == "eager"
@@ -81,9 +90,9 @@ def evaluate_run(
     with opener(subject) as engine, journal(path, _key(subject, samples, options)) as book:
         rate = count_batches(subject, engine, samples, options, book, progress)
         facts = summarize(subject, engine, samples, options, book)
-        facts["data"]["place"] = Path(place.images).name
+        facts["data"]["place"] = printable(Path(place.images).name)
         facts |= {"threads": threads, "rate": rate, "versions": versions()}
-        return Evaluation(facts, predictions_csv(samples, book), path)
+        return Evaluation(facts, predictions_csv(samples, book.entries), path)
 
 
 def _check(options: Options) -> None:
@@ -96,14 +105,15 @@ def _check(options: Options) -> None:
 
 
 def _key(subject: Subject, samples: Samples, options: Options) -> str:
-    """Everything that decides what a batch gives; how many workers decode does not."""
+    """Everything that decides what a batch gives but the images' bytes, which each batch notes; how
+    many workers decode does not."""
     chosen = asdict(options)
     for name in ("workers", "max_unreadable", "limit"):
         chosen.pop(name)
     facts = {
         "graph": subject.run.manifest["files"]["model.onnx"]["sha256"],
         "weights": subject.same_weights,
-        "samples": samples.digest(),
+        "samples": samples.listing(),
         "options": chosen,
         "limit": options.limit,
         "versions": versions(),

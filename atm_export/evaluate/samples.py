@@ -1,42 +1,70 @@
-"""A data set as numbered images with the classes that count as right."""
+"""A data set as numbered images with the classes that count as right.
+
+Every image is counted, named as unreadable when it is decoded, or the data set is refused; what
+lies beside the images is counted by its suffix.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 
 from atm_export.errors import ConfigError, DataError
-from atm_export.evaluate.imagenet import synset_index
-from atm_export.evaluate.readers import FileReader, Reader, ShardReader, TimmReader, shard_members
-from atm_export.preprocess import list_images
+from atm_export.evaluate.archives import PACKED, Entry, entries, read_entry
+from atm_export.evaluate.classes import ClassOrder, Numbering
+from atm_export.evaluate.labels import Right, from_cls, from_file, from_real
+from atm_export.evaluate.readers import (
+    ArchiveReader,
+    FileReader,
+    HuggingFaceReader,
+    Reader,
+    content,
+)
+from atm_export.imagefiles import is_image, printable, walk
 
-Right = tuple[int, ...]  # the classes that count as right; none: the image has no valid label
-_SYNSET = re.compile(r"n\d{8}")
+_CLS_BYTES = 64
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Images, the classes that are right for each, and in words where both come from."""
+    """Images, the classes that are right for each, and in words where both come from. others: how
+    many files lie beside them that are no images by their names, by suffix."""
 
     reader: Reader
     right: tuple[Right, ...]
     source: str
+    others: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.right)
 
-    def digest(self) -> str:
-        """A hash over names, labels, and for files sizes and times."""
+    def name(self, index: int) -> str:
+        """What a report calls an image."""
+        return printable(self.reader.name(index))
+
+    def listing(self) -> str:
+        """A hash over all names and labels, without reading an image."""
+        return self._hash((self.reader.name(i), self.right[i]) for i in range(len(self)))
+
+    def digest(
+        self, chosen: Sequence[int] | None = None, contents: Sequence[str] | None = None
+    ) -> str:
+        """A hash over names, labels and bytes of the `chosen` images (None: all). contents: the
+        hash of each one's bytes (`readers.content`), where they were read before."""
+        chosen = range(len(self)) if chosen is None else chosen
+        if contents is None:
+            contents = [content(self.reader, i) for i in chosen]
+        rows = zip(chosen, contents, strict=True)
+        return self._hash((self.reader.name(i), self.right[i], data) for i, data in rows)
+
+    @staticmethod
+    def _hash(rows: Iterable[object]) -> str:
         digest = hashlib.sha256()
-        files = self.reader.files if isinstance(self.reader, FileReader) else None
-        for i, right in enumerate(self.right):
-            stat = files[i].stat() if files else None
-            facts = (self.reader.name(i), right, stat and (stat.st_size, stat.st_mtime_ns))
-            digest.update(repr(facts).encode())
+        for row in rows:
+            digest.update(ascii(row).encode())
         return digest.hexdigest()
 
 
@@ -49,162 +77,176 @@ def open_samples(
     real: Path | None = None,
     split: str = "validation",
     unlabelled: bool = False,
+    order: ClassOrder | None = None,
 ) -> Samples:
     """The data set at `place`, with labels in the numbering of a model of `classes` classes.
 
     place: a folder of class folders, a flat folder with a labels file, a .tar or a folder of them
     (class folders inside, or WebDataset), or hfds/NAME and folders of parquet files. names: the
-    model's class names where it states them. real: ReaL labels.
+    model's class names where it states them. real: ReaL labels. order: how class folders are
+    numbered whose names state no class.
     """
-    path = Path(place)
     if labels is not None and real is not None:
         raise ConfigError("--labels and --real both say what is right; give one")
-    numbering = _Numbering(classes, names)
-    if place.startswith("hfds/") or (path.is_dir() and _holds(path, ".parquet")):
-        found = _hugging_face(place.removeprefix("hfds/"), split, numbering)
-    elif path.suffix == ".tar" or (path.is_dir() and _holds(path, ".tar")):
-        found = _tar(path, numbering)
-    else:
-        found = _folder(
-            path, numbering, with_labels=labels is None and real is None and not unlabelled
-        )
-    if labels is not None:
-        found = Samples(found.reader, _from_file(labels, found.reader, classes), "labels file")
-    if real is not None:
-        found = Samples(found.reader, _from_real(real, found.reader), "ReaL labels")
+    if not place.strip():
+        raise ConfigError("the place of the images is empty; give a folder, a .tar or hfds/NAME")
+    try:
+        opened = _open(place, split, Numbering(classes, names, order))
+    except OSError as error:
+        raise DataError(f"cannot read {place}: {error.strerror or error}") from error
+    found = opened.samples
     if not len(found):
         raise DataError(f"no images in {place}")
-    return found
+    if labels is not None or real is not None:
+        called = [found.reader.name(i) for i in range(len(found))]
+        if real is not None:
+            return replace(
+                found, right=tuple(from_real(real, called, classes)), source="ReaL labels"
+            )
+        assert labels is not None
+        stored = not isinstance(found.reader, FileReader)
+        right = from_file(labels, called, classes, stored)
+        return replace(found, right=tuple(right), source="labels file")
+    return found if unlabelled else opened.label()
 
 
 @dataclass(frozen=True)
-class _Numbering:
-    """How class folders get the model's class numbers."""
+class _Labelled:
+    """Images without labels, and how the data set itself labels them."""
 
-    classes: int
-    names: Sequence[str] | None
-
-    def table(self, found: Sequence[str], where: str) -> dict[str, int]:
-        """Class index of each folder name in `found`."""
-        if self.classes == 1000 and any(_SYNSET.fullmatch(name) for name in found):
-            table: Mapping[str, int] = synset_index()
-            kind = "ImageNet-1k synset"
-        elif self.names is not None and set(found) & set(self.names):
-            table = {name: i for i, name in enumerate(self.names)}
-            kind = "class of the model"
-        elif len(found) == self.classes:
-            return {name: i for i, name in enumerate(sorted(found))}
-        else:
-            raise DataError(
-                f"{where} has {len(found)} class folders ({', '.join(sorted(found)[:2])}, ...), "
-                f"which are no ImageNet-1k synsets, and the model has {self.classes} classes; "
-                "give --labels FILE"
-            )
-        strange = sorted(set(found) - set(table))
-        if strange:
-            more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
-            raise DataError(f"{where}: folder '{strange[0]}'{more} is no {kind}")
-        return {name: table[name] for name in found}
+    samples: Samples
+    label: Callable[[], Samples]
 
 
-def _folder(path: Path, numbering: _Numbering, with_labels: bool) -> Samples:
-    files = list_images(path)
-    reader = FileReader(path, tuple(files))
-    if not with_labels:
-        return Samples(reader, ((),) * len(files), "")
-    flat = [file for file in files if file.parent == path]
+def _open(place: str, split: str, numbering: Numbering) -> _Labelled:
+    path = Path(place)
+    if place.startswith("hfds/"):
+        return _hugging_face(place.removeprefix("hfds/"), split, numbering)
+    if path.is_dir():
+        return _folder(path, split, numbering)
+    if not path.exists():
+        raise DataError(f"no image folder or archive at {path}")
+    if path.suffix.lower() != ".tar":
+        raise DataError(f"{path} is a file, but no .tar; unpack it, and give the folder")
+    return _tar([path], path.parent, numbering, by_archive=False)
+
+
+def _folder(path: Path, split: str, numbering: Numbering) -> _Labelled:
+    folders, files = [], []
+    for place, below, names in walk(path):
+        folders += [place / name for name in below]
+        files += [place / name for name in names]
+    images = sorted(file for file in files if is_image(file.name))
+    tars = sorted(file for file in files if _kind(file) == ".tar")
+    tables = [file for file in files if _kind(file) == ".parquet"]
+    kinds = [kind for kind in (images, tars, tables) if kind]
+    if len(kinds) > 1:
+        raise DataError(
+            f"{path} holds {len(images)} images, {len(tars)} tar and {len(tables)} parquet files "
+            f"({', '.join(kind[0].name for kind in kinds)}, ...); give a folder with one kind"
+        )
+    packed = [file for file in files if _kind(file) in PACKED]
+    if packed and not images:
+        raise DataError(
+            f"{path}: {packed[0].name} is compressed or no tar archive; unpack it first"
+        )
+    if tables:
+        return _hugging_face(str(path), split, numbering)
+    if tars:
+        return _tar(tars, path, numbering, by_archive=True)
+    reader = FileReader(path, tuple(images))
+    others = _suffixes(file.name for file in files if not is_image(file.name))
+    found = Samples(reader, ((),) * len(images), "", others)
+    below_root = [PurePosixPath(folder.relative_to(path).as_posix()) for folder in folders]
+    return _Labelled(found, lambda: _by_folders(found, str(path), numbering, below_root))
+
+
+def _kind(file: Path) -> str:
+    return "" if file.name.startswith("._") else file.suffix.lower()
+
+
+def _suffixes(names: Iterable[str]) -> dict[str, int]:
+    """How many files have which suffix; `._` for what macOS keeps beside a file."""
+    kinds = ("._" if _base(n).startswith("._") else Path(n).suffix or "none" for n in names)
+    return dict(sorted(Counter(printable(kind) for kind in kinds).items()))
+
+
+def _base(name: str) -> str:
+    return PurePosixPath(name).name
+
+
+def _by_folders(
+    found: Samples, where: str, numbering: Numbering, folders: Sequence[PurePosixPath] = ()
+) -> Samples:
+    reader = found.reader
+    assert isinstance(reader, FileReader | ArchiveReader)
+    places = [reader.folder(i) for i in range(len(found))]
+    flat = [found.name(i) for i, place in enumerate(places) if place is None]
     if flat:
         raise DataError(
-            f"{path}: {len(flat)} images ({flat[0].name}, ...) lie in no class folder; "
+            f"{where}: {len(flat)} images ({flat[0]}, ...) lie in no class folder; "
             "give --labels FILE"
         )
-    table = numbering.table(sorted({file.parent.name for file in files}), str(path))
-    return Samples(reader, tuple((table[file.parent.name],) for file in files), "class folders")
+    own = [place for place in places if place is not None]
+    used = {step for place in own for step in (place, *place.parents)}
+    beside = [f.name for f in folders if f.parent == own[0].parent and f not in used]
+    empty = [name for name in beside if not name.startswith(".")]
+    table = numbering.table(own, where, empty)
+    right = tuple((table[place.name],) for place in own)
+    source = "class folders" if isinstance(reader, FileReader) else "class folders in tar files"
+    return replace(found, right=right, source=source)
 
 
-def _tar(path: Path, numbering: _Numbering) -> Samples:
-    if not path.exists():
-        raise DataError(f"no data set at {path}")
-    shards = [path] if path.is_file() else sorted(path.glob("*.tar"))
-    members, labels = shard_members(shards)
-    if any(label is not None for label in labels):
-        right = tuple((label,) if label is not None else () for label in labels)
-        return Samples(ShardReader(tuple(members)), right, "WebDataset .cls files")
-    if not members:
-        raise DataError(f"{path}: no images in {len(shards)} tar files")
-    reader = TimmReader("tar", str(path), "", None)
-    table = numbering.table(sorted(reader.class_names().values()), str(path))
-    own = reader.class_names()
-    right = tuple((table[own[label]],) for label in reader.classes())
-    return Samples(reader, right, "class folders in tar files")
+def _tar(paths: Sequence[Path], root: Path, numbering: Numbering, by_archive: bool) -> _Labelled:
+    files = [(path, entry) for path in paths for entry in entries(path)]
+    images = tuple((path, entry) for path, entry in files if is_image(entry.name))
+    reader = ArchiveReader(root, images, by_archive)
+    beside = [(path, entry) for path, entry in files if not is_image(entry.name)]
+    others = _suffixes(entry.name for _, entry in beside)
+    found = Samples(reader, ((),) * len(images), "", others)
+    given = [(path, entry) for path, entry in beside if entry.name.endswith(".cls")]
+    where = str(paths[0] if len(paths) == 1 else root)
+
+    def label() -> Samples:
+        if not given:
+            return _by_folders(found, where, numbering)
+        names = [reader.name(i) for i in range(len(reader))]
+        texts = {key: text for path, entry in given for key, text in [_cls(path, root, entry)]}
+        right = from_cls(names, texts, numbering.classes, where)
+        return replace(found, right=tuple(right), source="WebDataset .cls files")
+
+    return _Labelled(found, label)
 
 
-def _hugging_face(name: str, split: str, numbering: _Numbering) -> Samples:
-    reader = TimmReader("hfds", name, split, None)
-    own = reader.class_names()
-    labels = reader.classes()
-    if len(own) == numbering.classes or not own:
-        bad = [label for label in labels if not 0 <= label < numbering.classes]
-        if bad:
-            raise DataError(f"{name}: class {bad[0]}, but the model has {numbering.classes}")
-        return Samples(reader, tuple((label,) for label in labels), "Hugging Face labels")
-    table = numbering.table(sorted(own.values()), name)
-    return Samples(reader, tuple((table[own[i]],) for i in labels), "Hugging Face class names")
-
-
-def _from_file(path: Path, reader: Reader, classes: int) -> tuple[Right, ...]:
-    """One label a line: `file label`, or the label alone in the order of the images."""
-    lines = [line.replace(",", " ").split() for line in _text(path).splitlines() if line.strip()]
-    if all(len(line) == 1 for line in lines):
-        if len(lines) != len(reader):
-            raise DataError(f"{path} has {len(lines)} labels, but there are {len(reader)} images")
-        return tuple((_label(line[0], classes, path),) for line in lines)
-    table = {line[0]: line[-1] for line in lines if len(line) > 1}
-    short = {Path(name).name: label for name, label in table.items()}
-    names = [reader.name(i) for i in range(len(reader))]
-    missing = [name for name in names if name not in table and Path(name).name not in short]
-    if missing:
-        raise DataError(
-            f"{path} has {len(table)} labels for {len(names)} images; none for {missing[0]}"
-        )
-    found = [table.get(name, short.get(Path(name).name, "")) for name in names]
-    return tuple((_label(label, classes, path),) for label in found)
-
-
-def _label(text: str, classes: int, path: Path) -> int:
-    label = synset_index()[text] if classes == 1000 and text in synset_index() else None
-    if label is None and text.isdecimal():
-        label = int(text)
-    if label is None or label >= classes:
-        raise DataError(f"{path}: '{text}' is no class of a model of {classes} classes")
-    return label
-
-
-def _from_real(path: Path, reader: Reader) -> tuple[Right, ...]:
-    """ReaL: a JSON list, entry k - 1 holds the right classes of ILSVRC2012_val_<k> (none: the
-    image is left out); or a JSON table by file name. (L. Beyer et al., arXiv 2006.07159)"""
+def _cls(path: Path, root: Path, entry: Entry) -> tuple[str, str]:
+    """The key of a `.cls` file, as images are named without suffix, and its text."""
+    key = f"{path.relative_to(root).as_posix()}/{entry.name.removesuffix('.cls')}"
     try:
-        real = json.loads(_text(path))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
-    if isinstance(real, list):
-        real = {f"ILSVRC2012_val_{i + 1:08d}": classes for i, classes in enumerate(real)}
-    table = {Path(name).stem: classes for name, classes in real.items()}
-    names = [Path(reader.name(i)).stem for i in range(len(reader))]
-    # class folders sometimes put the synset after the official name
-    names = [re.sub(r"^(ILSVRC2012_val_\d{8}).*", r"\1", name) for name in names]
-    missing = [name for name in names if name not in table]
-    if missing:
-        raise DataError(f"{path} has no ReaL labels for {missing[0]} ({len(missing)} images)")
-    return tuple(tuple(int(i) for i in table[name]) for name in names)
+        if entry.size > _CLS_BYTES:
+            raise DataError(f"{path}: {printable(entry.name)} is no class but {entry.size} bytes")
+        return key, read_entry(path, entry).decode("utf-8", "surrogateescape").strip()
+    except OSError as error:
+        raise DataError(f"{path}: cannot read {printable(entry.name)}: {error}") from error
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
+def _hugging_face(name: str, split: str, numbering: Numbering) -> _Labelled:
+    reader = HuggingFaceReader(name, split)
+    found = Samples(reader, ((),) * len(reader), "")
+    return _Labelled(found, lambda: _hugging_face_labels(found, name, reader, numbering))
 
 
-def _holds(path: Path, suffix: str) -> bool:
-    return any(path.rglob(f"*{suffix}")) if suffix != ".tar" else any(path.glob("*.tar"))
+def _hugging_face_labels(
+    found: Samples, name: str, reader: HuggingFaceReader, numbering: Numbering
+) -> Samples:
+    own, labels = reader.class_names(), reader.classes()
+    direct = len(own) == numbering.classes or not own
+    valid = range(numbering.classes) if direct else own
+    bad = [label for label in labels if label not in valid]
+    if bad:
+        raise DataError(f"{name}: class {bad[0]}, but there are {len(valid)}; give --labels FILE")
+    if direct:
+        right = tuple((label,) for label in labels)
+        return replace(found, right=right, source="Hugging Face labels")
+    table = numbering.table([PurePosixPath(own[i]) for i in sorted(own)], name)
+    right = tuple((table[PurePosixPath(own[i]).name],) for i in labels)
+    return replace(found, right=right, source="Hugging Face class names")

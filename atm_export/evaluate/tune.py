@@ -19,7 +19,8 @@ from atm_export.config import (
     load_model_config,
     validated,
 )
-from atm_export.errors import AtmExportError, ConfigError, DataError
+from atm_export.errors import AtmExportError, ClassOrderError, ConfigError, DataError
+from atm_export.evaluate.classes import ClassOrder
 from atm_export.evaluate.decode import decoded
 from atm_export.evaluate.objective import Known, Limits, know, score
 from atm_export.evaluate.samples import Samples, open_samples
@@ -48,6 +49,7 @@ class Task:
     weights: str
     images: str
     labels: Path | None
+    class_order: ClassOrder | None
     use: int | None
     batch: int
     workers: int
@@ -135,12 +137,18 @@ def _check(task: Task) -> None:
 
 
 def _samples(task: Task, model: LoadedModel) -> tuple[Samples, bool]:
+    """The images, and whether each has one class. Without labels files, class folders that are none
+    of the model are just folders; those that may be are refused where their order is ambiguous."""
     classes = model.backbone.classes
     try:
-        found = open_samples(task.images, classes, model.labels, labels=task.labels)
+        found = open_samples(
+            task.images, classes, model.labels, labels=task.labels, order=task.class_order
+        )
         return found, all(len(right) == 1 for right in found.right)
+    except ClassOrderError:
+        raise
     except DataError:
-        if task.labels is not None:
+        if task.labels is not None or task.class_order is not None:
             raise
     return open_samples(task.images, classes, unlabelled=True), False
 
@@ -152,7 +160,7 @@ def _pixels(
     order = np.random.default_rng(0).permutation(len(samples)).tolist()
     batches = [order[i : i + 32] for i in range(0, len(order), 32)]
     parts = list(decoded(samples.reader, model.preprocessing, batches, task.workers))
-    bad = [(samples.reader.name(i), why) for part in parts for i, why in part.unreadable]
+    bad = [(samples.name(i), why) for part in parts for i, why in part.unreadable]
     if len(bad) > max(1, len(samples) // 20):
         raise DataError(f"{len(bad)} images cannot be read, the first: {bad[0][0]} ({bad[0][1]})")
     pixels = np.concatenate([part.pixels for part in parts])

@@ -25,6 +25,10 @@ def evaluation_lines(facts: Mapping[str, Any]) -> list[str]:
         f"images     {facts['data']['images']} counted, {len(facts['unreadable'])} unreadable; "
         f"{facts['data']['labels'] or 'no labels'}",
     ]
+    others = facts["data"].get("other_files")
+    if others:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in others.items())
+        lines.append(f"beside     files that are no images: {kinds}")
     lines += [f"unreadable {row['image']}: {row['reason']}" for row in facts["unreadable"]]
     for k in ("top1", "top5"):
         if k in facts:
