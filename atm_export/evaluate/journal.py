@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from atm_export.artifacts import output_errors
 from atm_export.errors import OutputError
+from atm_export.strict_json import loads
 
 
 class Journal:
@@ -59,7 +60,7 @@ class Journal:
             digest, _, text = line.partition(" ")
             if hashlib.sha256(text.encode()).hexdigest()[:16] != digest:
                 break
-            entry = json.loads(text)
+            entry = loads(text, dict)
             if number == 0 and entry != {"key": self.key}:
                 return []
             found += [entry] if number else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from atm_export.errors import ConfigError, DataError
 from atm_export.evaluate.imagenet import synset_index
 from atm_export.evaluate.readers import FileReader, Reader, ShardReader, TimmReader, shard_members
 from atm_export.preprocess import list_images
+from atm_export.strict_json import loads
 
 Right = tuple[int, ...]  # the classes that count as right; none: the image has no valid label
 _SYNSET = re.compile(r"n\d{8}")
@@ -184,11 +184,13 @@ def _from_real(path: Path, reader: Reader) -> tuple[Right, ...]:
     """ReaL: a JSON list, entry k - 1 holds the right classes of ILSVRC2012_val_<k> (none: the
     image is left out); or a JSON table by file name. (L. Beyer et al., arXiv 2006.07159)"""
     try:
-        real = json.loads(_text(path))
+        real = loads(_text(path), object)
     except ValueError as error:
         raise DataError(f"{path} is not JSON: {error}") from error
     if isinstance(real, list):
         real = {f"ILSVRC2012_val_{i + 1:08d}": classes for i, classes in enumerate(real)}
+    if not isinstance(real, dict):
+        raise DataError(f"{path}: give a JSON list of ReaL labels, or a table by file name")
     table = {Path(name).stem: classes for name, classes in real.items()}
     names = [Path(reader.name(i)).stem for i in range(len(reader))]
     # class folders sometimes put the synset after the official name
