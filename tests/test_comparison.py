@@ -23,13 +23,13 @@ from atm_export.comparison import (
 )
 from atm_export.errors import GoldenMismatchError, NonFiniteError, ParityError
 from atm_export.evaluate.objective import Limits, violation
-from atm_export.report.console import print_report
 from atm_export.runtime import Session, check_golden, load
 from atm_export.runtime import session as session_module
 from atm_export.runtime.prove import Verified
 from atm_export.validate import again, ladder
 from atm_export.validate.ladder import LadderResult, Rung
 from atm_export.validate.margins import count_margin
+from tests.test_report import REPORT, printed
 
 NAN, INF = float("nan"), float("inf")
 ROWS = np.array([[1.0, 2.0, 5.0], [4.0, 1.0, 0.0]], np.float32)
@@ -53,7 +53,6 @@ def test_one_bad_number_fails_logits_and_angles(row: int, wrong: float) -> None:
     bad[row, 1] = wrong
     for ours, theirs in ((bad, ROWS), (ROWS, bad), (bad, bad)):
         assert not compare_logits("x", ours, theirs, 1e-4).ok
-        assert not compare_logits("x", ours, theirs, INF).ok or not math.isnan(wrong)
         assert not compare_angles("x", ours, theirs, 0.9).ok
     assert not compare_angles("x", np.zeros_like(ROWS), ROWS, 0.9).ok
 
@@ -62,7 +61,8 @@ def test_top1_counts_where_it_is_clear() -> None:
     near = np.array([[1.0, 1.00005, 0.0]], np.float32)
     other = np.array([[1.00005, 1.0, 0.0]], np.float32)
     assert compare_logits("x", other, near, 1e-4).ok
-    assert not compare_logits("x", ROWS[:, ::-1], ROWS, 100.0).same_top1 or True
+    assert not compare_logits("x", ROWS[:, ::-1], ROWS, 0.5).same_top1
+    assert compare_logits("x", ROWS[:, ::-1], ROWS, 100.0).ok
     assert flips(ROWS[:, ::-1], ROWS, 0.5).tolist() == [True, True]
     assert flips(ROWS[:, ::-1], ROWS, 100.0).tolist() == [False, False]
     assert compare_logits("x", ROWS[:, :1], ROWS[:, :1], 0.0).ok, "one class"
@@ -126,7 +126,7 @@ def test_the_eager_proof_fails_on_nan_and_on_another_top1(demo_folder: Path) -> 
 
 
 def test_the_eager_proof_looks_at_top1(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a tolerance of 1 logits of 5 and 5.5 are alike; a lead of 2.5 is clear."""
+    """A lead of up to twice the tolerance may go either way; a larger one may not."""
     monkeypatch.setattr(again, "FP32_LOGITS", replace(again.FP32_LOGITS, logits=1.0))
     found = {"logits": np.array([[6.0, 5.9]], np.float32)}
     session = SimpleNamespace(outputs=lambda image: found, run_folder=SimpleNamespace(folder="x"))
@@ -160,10 +160,8 @@ def test_a_proof_with_nan_is_written_and_shown() -> None:
         assert facts["logits_max_abs"] is None and facts["cosine_min"] is None
         assert facts["top1_agreement"] == 0.5
         json.dumps(facts, allow_nan=False)
-    from tests.test_report import REPORT, printed
-
     text = printed({**REPORT, "parity": {**REPORT["parity"], **facts}})
-    assert "logits not finite" in text and print_report is not None
+    assert "logits not finite" in text
 
 
 def test_margins_and_limits_fail_on_nan() -> None:

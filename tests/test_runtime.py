@@ -295,12 +295,12 @@ def test_equals_timms_transform_on_100_images() -> None:
         (3, 224, 224), crop_pct=0.9, interpolation="bicubic", mean=mean, std=std
     )
     grey = np.asarray(std, np.float32)[:, None, None] * 255
-    worst = 0.0
+    differences = []
     for path in sample_images(step=5):
         with Image.open(path) as image:
             theirs = transform(image.convert("RGB")).numpy()
-        worst = max(worst, float((np.abs(batch_of(path, how, False)[0] - theirs) * grey).max()))
-    assert worst < 0.01, "grey levels"
+        differences.append((np.abs(batch_of(path, how, False)[0] - theirs) * grey).max())
+    assert len(differences) >= 10 and np.max(differences) < 0.01, "grey levels; NaN fails"
 
 
 def resident() -> int:
