@@ -14,6 +14,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from atm_export import commands
 from atm_export.commands.engine_options import NO_ENGINES, EngineOptions
+from atm_export.commands.numbers import Whole
 from atm_export.errors import AtmExportError, ConfigError
 
 HELP = """Export a token-merging vision transformer to ONNX, and prove it.
@@ -40,7 +41,7 @@ numbers as PyTorch, and reports what was saved.
 
 Exit codes: 0 done, 2 settings, 3 weights, 4 model not supported, 5 parity failed, 6 graph lint,
 7 output folder, 8 missing package, 9 images, 10 run folder not to be trusted, 11 engine build,
-130 interrupted.
+12 an answer with NaN, 130 interrupted.
 """
 
 app = App(
@@ -74,7 +75,7 @@ def export_command(
         ),
     ] = "pretrained",
     image_size: Annotated[
-        int | None,
+        Whole | None,
         _option(WHAT, "Input height and width; position embeddings are interpolated as timm does."),
     ] = None,
     option: Annotated[
@@ -103,7 +104,7 @@ def export_command(
     ] = None,
     theta_min: Annotated[float | None, _option(HOW, "Lowest threshold, a cosine.")] = None,
     split: Annotated[
-        int | None,
+        Whole | None,
         _option(
             HOW, "Last block that groups tokens alternately; later ones by size (3/4 of depth)."
         ),
@@ -147,7 +148,7 @@ def export_command(
     trace: Annotated[
         bool, _option(GRAPH, "Add outputs tokens_per_block and patch_to_token, for pictures.")
     ] = False,
-    opset: Annotated[int, _option(GRAPH, "ONNX opset, 20 to 23.")] = 20,
+    opset: Annotated[Whole, _option(GRAPH, "ONNX opset, 20 to 23.")] = 20,
     images: Annotated[
         str | None, _option(RUN, "Folder of images to prove and measure on (else demo digits).")
     ] = None,
@@ -159,7 +160,7 @@ def export_command(
         Path | None, _option(RUN, "Output folder (default: build/MODEL-PRESET).")
     ] = None,
     force: Annotated[bool, _option(RUN, "Redo a finished run; replace another one.")] = False,
-    threads: Annotated[int, _option(RUN, "CPU threads to measure with (0: all).")] = 0,
+    threads: Annotated[Whole, _option(RUN, "CPU threads to measure with (0: all).")] = 0,
     benchmark: Annotated[
         bool,
         Parameter(group=RUN, help="Measure latency.", negative="--no-benchmark"),

@@ -18,8 +18,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from atm_export.errors import ConfigError, unknown_name
+from atm_export.errors import ConfigError, ManifestError, unknown_name
 
+Gflops = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 ScheduleShape = Literal["constant", "decreasing", "increasing"]
 Cosine = Annotated[float, Field(gt=-1, le=1, allow_inf_nan=False)]
 
@@ -60,8 +62,8 @@ class Preset(OperatingPoint):
     """A named operating point with what the paper says of it (GFLOPs = 1e9 multiply-adds)."""
 
     table: str | None = None
-    gflops: float | None = None
-    top1: float | None = None
+    gflops: Gflops | None = None
+    top1: Percent | None = None
     fine_tuned: bool = False
 
     @property
@@ -76,8 +78,8 @@ DEFAULT_POINT = Preset(alpha=1.0, beta=0.035, theta_min=0.88)
 class PaperFigures(Settings):
     """What the paper reports for the unmerged model."""
 
-    gflops: float
-    top1: float
+    gflops: Gflops
+    top1: Percent
 
 
 class MeasuredFigures(Settings):
@@ -146,7 +148,7 @@ class Method(Settings):
     merge: MergePolicy = MergePolicy.ADAPTIVE
     preset: str | None = None
     point: OperatingPoint | None = None
-    r: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    r: tuple[Annotated[int, Field(ge=0, le=65_536)], ...] | None = None
     schedule: ScheduleShape = "constant"
     proportional: bool | None = None
 
@@ -189,8 +191,19 @@ def validated(kind: type[Settings], values: Mapping[str, Any], where: str) -> An
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         text = first["msg"].removeprefix("Value error, ")
-        shown = f" (got {first['input']!r})" if field and first["type"] != "missing" else ""
+        value = repr(first["input"])
+        value = value if len(value) < 80 else f"{value[:77]}..."
+        shown = f" (got {value})" if field and first["type"] != "missing" else ""
         raise ConfigError(f"{where}: {field + ': ' if field else ''}{text}{shown}") from error
+
+
+def exported_config(manifest: Mapping[str, Any], where: str) -> RunConfig:
+    """The config of a finished run; ManifestError names the first bad field."""
+    try:
+        config: RunConfig = validated(RunConfig, manifest["config"], f"{where}: config")
+    except ConfigError as error:
+        raise ManifestError(f"{error}; export again with --force") from error
+    return config
 
 
 def user_config_folder() -> Path:
@@ -289,6 +302,8 @@ def nearest_preset(gflops: float, model: str, config: ModelConfig) -> str:
     rows = {n: p.gflops for n, p in config.presets.items() if p.gflops and not p.fine_tuned}
     if not rows:
         raise ConfigError(f"model '{model}' has no presets with GFLOPs; --gflops cannot choose one")
+    if not gflops > 0:
+        raise ConfigError(f"--gflops {gflops:g}: give a number above 0")
     fitting = [(value, name) for name, value in rows.items() if value <= gflops]
     if not fitting:
         low = min(rows.values())

@@ -22,7 +22,8 @@ AtmExportError                1   anything else that has one clear line
 │   ├── GoldenMismatchError       this machine does not give the numbers of the export
 │   └── EngineMismatchError       an engine for another GPU, flavor or graph
 │       └── EngineVersionError        an engine for another TensorRT version
-└── EngineBuildError         11   a parser or builder that does not take the graph
+├── EngineBuildError         11   a parser or builder that does not take the graph
+└── NonFiniteError           12   an answer that holds NaN or infinity
 Ctrl-C                      130
 """
 
@@ -144,6 +145,12 @@ class EngineBuildError(AtmExportError):
     """TensorRT's parser or builder does not make an engine of the graph."""
 
     exit_code = 11
+
+
+class NonFiniteError(AtmExportError):
+    """Logits that hold NaN or infinity: they rank nothing."""
+
+    exit_code = 12
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> ConfigError:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from atm_export.bounds import checked_threads
 from atm_export.errors import AtmExportError, MissingDependencyError
 
 CPU = "CPUExecutionProvider"
@@ -37,7 +38,7 @@ def share_threads(threads: int = 0) -> int:
     allows this once, before the first session; later calls return the size that is in force.
     """
     global _shared_threads
-    count = threads or os.cpu_count() or 1
+    count = checked_threads(threads) or os.cpu_count() or 1
     if not _shared_threads:
         try:
             onnxruntime().set_global_thread_pool_sizes(count, 1)
@@ -72,7 +73,7 @@ def open_session(
     if measured and _shared_threads:
         options.use_per_session_threads = False
     else:
-        options.intra_op_num_threads = threads or _shared_threads
+        options.intra_op_num_threads = checked_threads(threads) or _shared_threads
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
     try:
         return ort.InferenceSession(

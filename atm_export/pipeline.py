@@ -13,6 +13,7 @@ import onnx
 from atm_export import artifacts
 from atm_export.artifacts import WorkFolder
 from atm_export.backends.tensorrt.settings import EngineSettings
+from atm_export.bounds import checked_threads
 from atm_export.config import RunConfig
 from atm_export.errors import ConfigError
 from atm_export.evaluate.images import ImageSet, load_images
@@ -24,8 +25,10 @@ from atm_export.graph.optimize import with_facts, with_outputs
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.zoo import load_model
 from atm_export.ort import share_threads
+from atm_export.report.documents import read_report
 from atm_export.report.facts import manifest_facts, summarize_method
 from atm_export.report.results import add_results, draw_report, pictures_of
+from atm_export.runfolder import check_fields
 from atm_export.validate.golden import FILE as GOLDEN
 from atm_export.validate.golden import golden_vectors
 from atm_export.validate.ladder import LadderResult, Subject, climb
@@ -56,8 +59,9 @@ def export(
     """Export, prove and measure one model, and build its engines if asked for; returns what is in
     `out`.
 
-    Raises ParityError after writing the artifacts marked "unproven".
+    Raises ConfigError for threads, and ParityError after writing the artifacts marked "unproven".
     """
+    checked_threads(threads)
     if engines is not None:
         _check_engines(engines)
     progress("loading the model")
@@ -219,13 +223,13 @@ def _reusable(config: RunConfig, out: Path, key: str) -> Outcome | None:
     if manifest is None or artifacts.broken_files(out, manifest):
         return None
     if manifest.get("run_key") == key and manifest.get("status") == "proven":
-        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
-        return Outcome(out, report, manifest, reused=True)
+        check_fields(out, manifest)
+        return Outcome(out, read_report(out), manifest, reused=True)
     if manifest.get("status") == "proven":
         differs = [
             name
             for name, value in config.model_dump(mode="json").items()
-            if manifest.get("config", {}).get(name) != value
+            if _setting(manifest, name) != value
         ]
         what = ", ".join(differs) or "weights, images or versions"
         raise ConfigError(
@@ -233,3 +237,9 @@ def _reusable(config: RunConfig, out: Path, key: str) -> Outcome | None:
             "give --force to replace it, or another --out"
         )
     return None
+
+
+def _setting(manifest: Mapping[str, Any], name: str) -> Any:
+    """One setting of a finished run; None where the manifest has none."""
+    config = manifest.get("config")
+    return config.get(name) if isinstance(config, dict) else None

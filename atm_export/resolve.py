@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from atm_export.bounds import whole
 from atm_export.config import (
+    MergePolicy,
     Method,
     MethodName,
     ModelConfig,
@@ -52,14 +55,55 @@ class Choice:
     images: str | None = None
 
 
+@dataclass(frozen=True)
+class Use:
+    """Options that mean something in some choices alone."""
+
+    options: tuple[str, ...]
+    belongs_to: str
+    there: Callable[[Choice], bool]
+
+
+USES = (
+    Use(
+        ("preset", "gflops", "alpha", "beta", "theta_min", "split", "merge"),
+        "--method atm",
+        lambda choice: choice.method == MethodName.ATM,
+    ),
+    Use(("r", "schedule"), "--method tome", lambda choice: choice.method == MethodName.TOME),
+    Use(("schedule",), "an -r of one number", lambda choice: "," not in (choice.r or "")),
+    Use(
+        ("proportional",),
+        "--method atm or tome",
+        lambda choice: choice.method != MethodName.NONE,
+    ),
+    Use(("calibrate",), "--merge frozen", lambda choice: choice.merge == MergePolicy.FROZEN),
+)
+
+
+def _refuse_in_vain(choice: Choice) -> None:
+    """ConfigError for options that were given and would be ignored."""
+    usual = {field.name: field.default for field in fields(Choice)}
+    for use in USES:
+        given = [name for name in use.options if getattr(choice, name) != usual[name]]
+        if given and not use.there(choice):
+            names = [f"{'-' if name == 'r' else '--'}{name.replace('_', '-')}" for name in given]
+            verb = "belongs" if len(names) == 1 else "belong"
+            raise ConfigError(f"{', '.join(names)} {verb} to {use.belongs_to}")
+    if choice.images is not None and choice.calibrate is not None:
+        raise ConfigError(
+            "--images and --calibrate: a frozen run is calibrated, proven and measured on one "
+            "folder; give one of them"
+        )
+
+
 def resolve(choice: Choice) -> RunConfig:
     """The RunConfig of a choice; ConfigError names the option at fault."""
+    _refuse_in_vain(choice)
     model = _with_options(load_model_config(choice.model), choice.option)
     for option, folder in (("--images", choice.images), ("--calibrate", choice.calibrate)):
         if folder is not None and not (folder.strip() and is_folder(Path(folder))):
             raise DataError(f"{option} {folder}: no such folder")
-    if choice.calibrate is not None and choice.merge != "frozen":
-        raise ConfigError("--calibrate belongs to --merge frozen")
     spec = validated(
         ModelSpec,
         {
@@ -83,7 +127,7 @@ def resolve(choice: Choice) -> RunConfig:
         "method": validated(Method, values, "method"),
         "uint8_input": choice.uint8_input,
         "trace": choice.trace,
-        "opset": _opset(choice.opset),
+        "opset": whole(choice.opset, "--opset", 20, 23),
         "calibrate": choice.calibrate,
         "images": choice.images,
     }
@@ -120,9 +164,6 @@ def _operating_point(choice: Choice, config: ModelConfig) -> dict[str, Any]:
     chosen = {"--preset": choice.preset, "--gflops": choice.gflops}
     named = [option for option, value in chosen.items() if value is not None]
     if choice.method != MethodName.ATM:
-        options = named + [f"--{name.replace('_', '-')}" for name in given]
-        if options:
-            raise ConfigError(f"{options[0]} belongs to --method atm")
         return {}
     if len(named) == 2:
         raise ConfigError("--preset and --gflops both choose an operating point; give one")
@@ -130,6 +171,8 @@ def _operating_point(choice: Choice, config: ModelConfig) -> dict[str, Any]:
     if choice.gflops is not None:
         name = nearest_preset(choice.gflops, choice.model, config)
     complete = {"alpha", "beta", "theta_min"} <= given.keys()
+    if named and complete:
+        raise ConfigError(f"{named[0]} and all of --alpha, --beta, --theta-min; give one of both")
     if name is None and not complete:
         name = config.default_preset
     base: dict[str, Any] = {}
@@ -148,12 +191,6 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
         raise ConfigError(
             f"-r {text}: give whole numbers, one or one a block (8 or 16,14,...)"
         ) from None
-
-
-def _opset(opset: int) -> int:
-    if not 20 <= opset <= 23:
-        raise ConfigError(f"--opset {opset}: give 20 to 23")
-    return opset
 
 
 def default_out(config: RunConfig) -> Path:

@@ -22,6 +22,8 @@ from atm_export.errors import (
     RunFormatError,
     UnprovenError,
 )
+from atm_export.manifest import FILES, check_manifest
+from atm_export.strict_json import MOST_BYTES, loads
 
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -31,7 +33,10 @@ _SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"')
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder and the manifest that was checked against it."""
+    """A finished run: its folder and the manifest that was checked against it.
+
+    Of a run that `open_run` gave, the manifest's fields are there and of their types (`manifest`).
+    """
 
     folder: Path
     manifest: Mapping[str, Any]
@@ -55,6 +60,7 @@ def open_run(folder: Path | str, *, allow_unproven: bool = False) -> Run:
     """
     folder = Path(folder)
     manifest = load_manifest(folder)
+    check_fields(folder, manifest)
     for name in sorted(manifest["files"]):
         check_file(folder, name, manifest["files"][name])
     if manifest.get("status") != "proven" and not allow_unproven:
@@ -66,31 +72,61 @@ def open_run(folder: Path | str, *, allow_unproven: bool = False) -> Run:
 
 
 def load_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of `folder`, its seal and format checked."""
+    """The manifest of `folder`: its seal, its format and the files it lists are checked."""
+    path = folder / MANIFEST
+    data = _manifest_bytes(folder)
+    found = _SEAL.search(data)
+    try:
+        manifest = loads(data, dict)
+        version = manifest.get("format")
+        if version is None or "files" not in manifest:
+            raise ValueError("no format or no files")
+    except ValueError as error:
+        raise ManifestError(f"{path} is damaged ({error}); export again") from error
+    if version != FORMAT or isinstance(version, bool | float):
+        raise RunFormatError(
+            f"{folder} was written in run format {str(version)[:40]}, this atm-export reads "
+            f"{FORMAT}; export again with --force"
+        )
+    if found is None or _seal_of(data) != found.group(1).decode():
+        raise ManifestError(f"{path} was changed after the export; export again")
+    try:
+        FILES(manifest, "")
+    except ValueError as error:
+        raise ManifestError(f"{path}: {error}; export again") from error
+    strange = [name for name in manifest["files"] if not _is_a_name(name)]
+    if strange:
+        raise ManifestError(f"{path} lists {strange[0]!r}, which is no file name; export again")
+    return manifest
+
+
+def check_fields(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """ManifestError unless every field that later code reads is there and of its type."""
+    try:
+        check_manifest(manifest)
+    except ValueError as error:
+        raise ManifestError(f"{folder / MANIFEST}: {error}; export again with --force") from error
+
+
+def _manifest_bytes(folder: Path) -> bytes:
     path = folder / MANIFEST
     try:
-        data = path.read_bytes()
-    except OSError as error:
+        if not path.is_file():
+            raise FileNotFoundError(path)
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise ManifestError(f"{path} has {size} bytes, {MOST_BYTES} at most; export again")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
         raise NotARunError(
             f"{folder} is no run folder: {MANIFEST} cannot be read; "
             "give the folder that `atm-export MODEL` wrote"
         ) from error
-    found = _SEAL.search(data)
-    try:
-        manifest = json.loads(data)
-        listed = manifest["files"]
-        version = manifest["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ManifestError(f"{path} is damaged; export again") from error
-    if version != FORMAT:
-        raise RunFormatError(
-            f"{folder} was written in run format {version}, this atm-export reads {FORMAT}; "
-            "export again with --force"
-        )
-    whole = found is not None and _seal_of(data) == found.group(1).decode()
-    if not whole or not isinstance(listed, dict) or any("/" in n or "\\" in n for n in listed):
-        raise ManifestError(f"{path} was changed after the export; export again")
-    return dict(manifest)
+
+
+def _is_a_name(name: str) -> bool:
+    """Whether it names a file in the folder itself, on every system."""
+    return bool(name) and name not in (".", "..") and not set(name) & set("/\\\0:")
 
 
 def check_file(folder: Path, name: str, facts: Mapping[str, Any]) -> None:
@@ -107,11 +143,14 @@ def check_file(folder: Path, name: str, facts: Mapping[str, Any]) -> None:
 def read_checked(run: Run, name: str) -> bytes:
     """The bytes of a listed file, hashed once more as read: what is checked is what is used."""
     path = run.folder / name
+    facts = run.manifest["files"].get(name)
+    if facts is None:
+        raise MissingFileError(f"{run.folder}: its manifest lists no {name}; export again")
     try:
         data = path.read_bytes()
     except OSError as error:
         raise MissingFileError(f"{run.folder}: {name} cannot be read; export again") from error
-    if hashlib.sha256(data).hexdigest() != run.manifest["files"][name]["sha256"]:
+    if hashlib.sha256(data).hexdigest() != facts["sha256"]:
         raise ChangedFileError(
             f"{path} was changed after the export (sha256 differs); export again"
         )

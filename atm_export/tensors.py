@@ -16,9 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atm_export.errors import RunFolderError
+from atm_export.shapes import fields, items, one_of, whole
+from atm_export.strict_json import loads
 
 Array = NDArray[Any]
 _DTYPES = {"U8": np.uint8, "I64": np.int64, "F16": np.float16, "F32": np.float32}
+MOST_HEADER = 2**20
+_ENTRY = fields(
+    {
+        "dtype": one_of(*_DTYPES),
+        "shape": items(whole(0, 2**31), 0, 8),
+        "data_offsets": items(whole(), 2, 2),
+    }
+)
 _NAMES = {np.dtype(kind): name for name, kind in _DTYPES.items()}
 
 
@@ -45,9 +55,13 @@ def unpacked(data: bytes, name: str) -> dict[str, Array]:
     """The arrays of a safetensors file, read-only; RunFolderError names the damaged file."""
     try:
         start = 8 + int.from_bytes(data[:8], "little")
-        header = json.loads(data[8:start])
-        return {key: _view(data, start, facts) for key, facts in header.items() if key[:2] != "__"}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if start > len(data):
+            raise ValueError("its header is longer than the file")
+        header = loads(data[8:start], dict, most=MOST_HEADER)
+        return {
+            key: _view(data, start, key, facts) for key, facts in header.items() if key[:2] != "__"
+        }
+    except ValueError as error:
         raise RunFolderError(f"{name} is no safetensors file ({error}); export again") from error
 
 
@@ -56,10 +70,11 @@ def read_tensors(path: Path) -> dict[str, Array]:
     return unpacked(path.read_bytes(), str(path))
 
 
-def _view(data: bytes, start: int, facts: Mapping[str, Any]) -> Array:
+def _view(data: bytes, start: int, key: str, facts: Any) -> Array:
+    _ENTRY(facts, key[:80])
     begin, end = facts["data_offsets"]
     kind = np.dtype(_DTYPES[facts["dtype"]])
     count = math.prod(facts["shape"])
-    if not 0 <= begin <= end <= len(data) - start or count * kind.itemsize != end - begin:
-        raise ValueError("sizes do not fit")
+    if not begin <= end <= len(data) - start or count * kind.itemsize != end - begin:
+        raise ValueError(f"{key[:80]}: sizes do not fit")
     return np.frombuffer(data, kind, count, start + begin).reshape(facts["shape"])

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from atm_export.errors import ConfigError, RunFolderError
+from atm_export.errors import ConfigError
 from atm_export.preprocess import normalize
 from atm_export.runfolder import Run, open_run, read_checked
+from atm_export.runtime.golden_file import read_golden
 from atm_export.runtime.pictures import preprocessing
-from atm_export.tensors import unpacked
 
 MAX_BATCH = 32
 SERVED_FLAVOR = "tensorrt"
@@ -190,10 +190,7 @@ def _text(name: str, *fields: str) -> str:
 
 def _warm_up_image(run: Run) -> bytes:
     """The first golden image, as the input's raw bytes."""
-    golden = run.manifest.get("golden")
-    if golden is None:
-        raise RunFolderError(f"{run.folder} holds no golden images to warm up with; export again")
-    images = unpacked(read_checked(run, golden["file"]), golden["file"])["images"]
+    images = read_golden(run).images
     if run.input["dtype"] == "uint8":
         return bytes(images[0].tobytes())
     return normalize(images[:1], preprocessing(run.manifest)).tobytes()

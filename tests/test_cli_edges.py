@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from signal import SIGTERM, getsignal, signal
@@ -21,6 +22,7 @@ from atm_export.config import ModelSpec, RunConfig, load_model_config
 from atm_export.errors import AtmExportError
 from atm_export.evaluate import job as evaluated_job
 from atm_export.model.zoo import load_model
+from atm_export.resolve import USES, Choice
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["demo", "--image-size", "8", "--method", "none", "--no-benchmark"]
@@ -177,6 +179,54 @@ def test_running_out_of_memory_is_one_line(
     assert main([*SMALL, "--out", str(tmp_path / "run")]) == 1
     assert "out of memory" in last_line(capsys)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--schedule increasing", "--schedule belongs to --method tome"),
+        ("--schedule decreasing --merge frozen", "--schedule belongs to --method tome"),
+        ("-r 8", "-r belongs to --method tome"),
+        ("-r 8 --schedule decreasing", "-r, --schedule belong to --method tome"),
+        ("--method none -r 8", "-r belongs to --method tome"),
+        ("--method none --schedule increasing", "--schedule belongs to --method tome"),
+        ("--method none --proportional", "--proportional belongs to --method atm or tome"),
+        ("--method none --no-proportional", "--proportional belongs to --method atm or tome"),
+        ("--method none --merge per-image", "--merge belongs to --method atm"),
+        ("--method none --split 3", "--split belongs to --method atm"),
+        ("--method tome -r 8 --alpha 0.9", "--alpha belongs to --method atm"),
+        ("--method tome -r 8 --beta 0.9 --split 2", "--beta, --split belong to --method atm"),
+        ("--method tome -r 8 --theta-min 0.9", "--theta-min belongs to --method atm"),
+        ("--method tome -r 8 --gflops 0.1", "--gflops belongs to --method atm"),
+        ("--method tome -r 8 --merge frozen", "--merge belongs to --method atm"),
+        ("--method tome -r 8 --calibrate .", "--calibrate belongs to --merge frozen"),
+        ("--method tome -r 8,8 --schedule increasing", "--schedule belongs to an -r of one"),
+        ("--method tome", "needs -r"),
+        ("--calibrate .", "--calibrate belongs to --merge frozen"),
+        ("--merge per-image --calibrate .", "--calibrate belongs to --merge frozen"),
+        ("--merge frozen --calibrate . --images .", "--images and --calibrate"),
+        ("--preset lossless --alpha 0.9 --beta 0 --theta-min 0.8", "--preset and all of"),
+        ("--preset lossless --gflops 0.1", "--preset and --gflops"),
+    ],
+)
+def test_options_given_in_vain_are_refused(
+    options: str,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", *options.split()]) == 2
+    assert says in last_line(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_option_of_merging_has_its_place_in_the_rule() -> None:
+    """A new option of a method must say where it is of use."""
+    known = {name for use in USES for name in use.options} | {"images"}
+    shape = {"model", "weights", "image_size", "option", "method", "uint8_input", "trace", "opset"}
+    assert {field.name for field in fields(Choice)} == known | shape
 
 
 @pytest.mark.parametrize(

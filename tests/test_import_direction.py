@@ -11,10 +11,10 @@ import atm_export
 
 PACKAGE = Path(atm_export.__file__).parent
 ORDER = (
+    ("errors", "bounds", "comparison", "strict_json", "shapes", "manifest"),
     (
         "artifacts",
         "demo",
-        "errors",
         "fit",
         "imagefiles",
         "ort",

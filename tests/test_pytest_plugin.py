@@ -99,7 +99,7 @@ def test_the_reference_is_built_again_and_compared(
     with pytest.raises(again.NotHere, match="not at hand"):
         again.prove_again(run)
     monkeypatch.setattr(again, "FP32_LOGITS", replace(again.FP32_LOGITS, logits=-1.0))
-    with pytest.raises(ParityError, match="batch 1 differ"):
+    with pytest.raises(ParityError, match="batch 1 against the eager reference: differs"):
         again.prove_again.__wrapped__(demo_folder)
 
 

@@ -6,14 +6,21 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from markupsafe import escape
 from rich.console import Console
 
 from atm_export.config import MethodName, ModelSpec, load_model_config
+from atm_export.evaluate.images import ImageSet
+from atm_export.evaluate.job import Job
+from atm_export.evaluate.measure import measure
+from atm_export.model.flops import linear_weights
 from atm_export.model.schedule import MergePlan, plan_merges, thresholds
 from atm_export.model.zoo import load_model
 from atm_export.report.console import print_report
 from atm_export.report.facts import manifest_facts, summarize_method
+from atm_export.report.page import page
 from atm_export.resolve import Choice, resolve
 
 REPORT: dict[str, Any] = {
@@ -48,7 +55,7 @@ REPORT: dict[str, Any] = {
 
 def printed(report: dict[str, Any]) -> str:
     text = io.StringIO()
-    print_report(Console(file=text, width=200), Path("build/demo"), report)
+    print_report(Console(file=text, width=250), Path("build/demo"), report)
     return text.getvalue()
 
 
@@ -110,6 +117,45 @@ def test_the_method_is_told_block_by_block() -> None:
 )
 def test_the_method_in_one_line(choice: Choice, summary: str) -> None:
     assert summarize_method(*planned(choice))["summary"] == summary
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        Choice(model="demo", theta_min=1.0),
+        Choice(model="demo", theta_min=1.0, merge="per-image"),
+        Choice(model="demo", method="tome", r="0"),
+    ],
+    ids=lambda choice: f"{choice.method}, {choice.merge}",
+)
+def test_a_plan_that_merges_nothing_says_so_and_where_the_saving_comes_from(choice: Choice) -> None:
+    """The demo has 196 + 1 tokens; its last MLP runs on the class token alone."""
+    config, plan = planned(choice)
+    assert summarize_method(config, plan)["summary"].endswith("; nothing merges")
+    model = load_model(config.model)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), dtype=np.uint8)
+    found = measure(Job(config, model, plan, ImageSet(pixels, "noise")))
+    last = model.backbone.parts()[-1].mlp
+    flops = found["gflops"]
+    assert flops["unmerged"] - flops["mean"] == pytest.approx(196 * linear_weights(last) / 1e9)
+    share = 100 * (flops["mean"] / flops["unmerged"] - 1)
+    note = (
+        f"no token merges on these images; the {share:+.1f} % is the last block's MLP, which the "
+        "export runs on the class token that the head reads alone"
+    )
+    assert flops["note"] == note and share < -1
+    text = printed({**REPORT, "gflops": {**flops, "images": 2}})
+    assert note in text
+    facts = {**manifest_facts(config, model, plan), "files": {}}
+    report = {**REPORT, "method": facts["method"], "gflops": flops, "tokens": found["tokens"]}
+    report |= {"weights": facts["weights"], "notes": [], "versions": {}}
+    del report["latency"]
+    assert escape(note) in page(facts, report)
+
+
+def test_a_plan_that_merges_says_nothing_of_the_kind() -> None:
+    for choice in (Choice(model="demo"), Choice(model="demo", method="none")):
+        assert "nothing merges" not in summarize_method(*planned(choice))["summary"]
 
 
 def test_a_frozen_schedule_states_its_r() -> None:

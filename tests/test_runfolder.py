@@ -11,6 +11,7 @@ import pytest
 from atm_export import errors
 from atm_export.artifacts import extend, publish, working
 from atm_export.runfolder import MANIFEST, load_manifest, open_run, sealed
+from tests.manifests import FILES, engine_facts, least_facts
 
 
 @pytest.fixture
@@ -19,7 +20,9 @@ def run(tmp_path: Path) -> Path:
     with working(out, "key") as work:
         work.write("a.txt", b"some bytes")
         work.write("b.txt", bytes(range(256)))
-        publish(work, out, ["a.txt", "b.txt"], {"status": "proven", "model": "δ"})
+        for name in FILES:
+            work.write(name, b"{}")
+        publish(work, out, ["a.txt", "b.txt", *FILES], least_facts())
     return out
 
 
@@ -64,8 +67,9 @@ def test_every_mismatch_has_its_own_error(run: Path, tmp_path: Path) -> None:
     (run / MANIFEST).write_bytes(text.replace(b"proven", b"unsure"))
     with pytest.raises(errors.ManifestError, match="changed"):
         open_run(run)
-    manifest = json.loads(text) | {"status": "unproven", "files": {}}
+    manifest = json.loads(text) | {"status": "unproven"}
     (run / MANIFEST).write_bytes(sealed(manifest))
+    (run / "a.txt").write_bytes(b"some bytes")
     with pytest.raises(errors.UnprovenError, match="not proven"):
         open_run(run)
     assert open_run(run, allow_unproven=True).manifest["status"] == "unproven"
@@ -74,8 +78,8 @@ def test_every_mismatch_has_its_own_error(run: Path, tmp_path: Path) -> None:
 def test_a_finished_run_can_be_extended(run: Path) -> None:
     with working(run, "later") as work:
         work.write("engine.plan", b"engine")
-        extend(work, run, ["engine.plan"], {"engines": {"engine.plan": {"sm": 86}}})
+        extend(work, run, ["engine.plan"], {"engines": {"engine.plan": engine_facts()}})
     opened = open_run(run)
-    assert sorted(opened.manifest["files"]) == ["a.txt", "b.txt", "engine.plan"]
+    assert sorted(opened.manifest["files"]) == sorted(["a.txt", "b.txt", "engine.plan", *FILES])
     assert opened.manifest["engines"] and opened.manifest["model"] == "δ"
     assert load_manifest(run)["run_key"] == "key"

@@ -19,6 +19,7 @@ from atm_export.cli import main
 from atm_export.runfolder import MANIFEST, sealed
 from atm_export.tensors import read_tensors
 from atm_export.triton import write_repository
+from tests.manifests import engine_facts
 from tests.test_verify import reseal
 
 
@@ -115,9 +116,12 @@ def with_engine(run: Path, flavor: str) -> str:
     (run / name).write_bytes(b"plan")
     manifest = json.loads((run / MANIFEST).read_text())
     manifest["files"][name] = {"bytes": 4, "sha256": hashlib.sha256(b"plan").hexdigest()}
-    tensors = {"image": {"dtype": "uint8"}, "logits": {"dtype": "float16"}}
-    entry = {"flavor": flavor, "precision": "fp16", "profiles": ["1:1:1", "2:8:24"]}
-    manifest["engines"] = {name: {**entry, "tensors": tensors}}
+    tensors = {
+        "image": {"dtype": "uint8", "shape": [-1, 48, 48, 3]},
+        "logits": {"dtype": "float16", "shape": [-1, 7]},
+    }
+    entry = engine_facts(flavor=flavor, profiles=["1:1:1", "2:8:24"], tensors=tensors)
+    manifest["engines"] = {name: entry}
     (run / MANIFEST).write_bytes(sealed(manifest))
     return name
 

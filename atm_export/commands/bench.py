@@ -13,6 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from atm_export.bounds import MAX_BATCH, MAX_ROUNDS, checked_threads, whole
+from atm_export.commands.numbers import Whole
 from atm_export.errors import ConfigError
 from atm_export.evaluate.bench import Sweep
 from atm_export.evaluate.bench import bench as measure
@@ -20,8 +22,10 @@ from atm_export.evaluate.candidates import BACKENDS, candidates
 from atm_export.evaluate.images import load_images
 from atm_export.evaluate.subject import load_subject
 from atm_export.ort import share_threads
-from atm_export.report.results import add_results
-from atm_export.runfolder import open_run
+from atm_export.report.documents import BENCH_FILE
+from atm_export.report.results import add_results, open_with_report
+
+MOST_CORES = 4096
 
 
 def bench(
@@ -36,7 +40,7 @@ def bench(
         str, Parameter(help="A list of onnxruntime, eager, torch.compile, tensorrt.")
     ] = "onnxruntime",
     batches: Annotated[str, Parameter(help="Batch sizes, a list.")] = "1,8,32",
-    rounds: Annotated[int, Parameter(help="Counted rounds at each batch.")] = 15,
+    rounds: Annotated[Whole, Parameter(help="Counted rounds at each batch.")] = 15,
     images: Annotated[
         str | None, Parameter(help="Folder of images to run (up to 64; else demo digits).")
     ] = None,
@@ -50,7 +54,7 @@ def bench(
     cores: Annotated[
         str | None, Parameter(help="Bind the process to these CPU cores, a list (0,1).")
     ] = None,
-    threads: Annotated[int, Parameter(help="CPU threads (0: one a core).")] = 0,
+    threads: Annotated[Whole, Parameter(help="CPU threads (0: one a core).")] = 0,
     weights: Annotated[
         str | None, Parameter(help="The export's weights, where they are no longer in their place.")
     ] = None,
@@ -65,12 +69,12 @@ def bench(
         atm-export bench build/deit_s-a2-3.23 --images photos --batches 1,8
         atm-export bench build/deit_s-a2-3.23 --against tome:13 --backends onnxruntime,eager
     """
-    sweep = Sweep(_backends(backends), _numbers(batches, "--batches"), rounds)
-    if rounds < 1:
-        raise ConfigError(f"--rounds {rounds}: give 1 or more")
-    opened = open_run(run)
+    checked_threads(threads, "--threads")
+    rounds = whole(rounds, "--rounds", 1, MAX_ROUNDS)
+    sweep = Sweep(_backends(backends), _numbers(batches, "--batches", 1, MAX_BATCH), rounds)
+    opened = open_with_report(run, BENCH_FILE)
     if cores is not None:
-        _bind(_numbers(cores, "--cores", least=0))
+        _bind(_numbers(cores, "--cores", 0, MOST_CORES))
     count = share_threads(threads or (len(os.sched_getaffinity(0)) if cores else 0))
     torch.set_num_threads(count)
     console = Console(stderr=True)
@@ -82,7 +86,7 @@ def bench(
         facts = measure(chosen, pixels, sweep, count, status.update)
     facts |= {"model": subject.model.name, "source": found.source}
     text = json.dumps(facts, indent=1, sort_keys=True) + "\n"
-    add_results(run, {"bench.json": text.encode()})
+    add_results(run, {BENCH_FILE: text.encode()})
     _print(Console(width=max(120, Console().width)), facts)
     print(json.dumps(facts, sort_keys=True))
     return 0
@@ -127,14 +131,12 @@ def _backends(text: str) -> tuple[str, ...]:
     return names
 
 
-def _numbers(text: str, option: str, least: int = 1) -> tuple[int, ...]:
+def _numbers(text: str, option: str, least: int, most: int) -> tuple[int, ...]:
     try:
-        numbers = tuple(int(part) for part in text.split(","))
+        numbers = tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
-        numbers = ()
-    if not numbers or min(numbers) < least:
-        raise ConfigError(f"{option} {text}: give whole numbers from {least}, separated by commas")
-    return numbers
+        raise ConfigError(f"{option} {text[:80]}: give whole numbers, by commas") from None
+    return tuple(whole(number, option, least, most) for number in numbers)
 
 
 def _bind(cores: tuple[int, ...]) -> None:

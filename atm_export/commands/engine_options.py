@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
+from atm_export.commands.numbers import Whole
 from atm_export.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class EngineOptions:
         ),
     ] = None
     workspace: Annotated[
-        int | None, _option("Scratch memory at most, in MiB (default: the builder's).")
+        Whole | None, _option("Scratch memory at most, in MiB (default: the builder's).")
     ] = None
     refit: Annotated[bool, _option("Let weights be replaced later.")] = False
     version_compatible: Annotated[
@@ -67,7 +68,7 @@ class EngineOptions:
         bool, _option("Load on Ampere and later, at a cost in speed.")
     ] = False
     opt_level: Annotated[
-        int | None, _option("How long the builder searches, 0 to 5 (default: 3).")
+        Whole | None, _option("How long the builder searches, 0 to 5 (default: 3).")
     ] = None
 
     def settings(self) -> EngineSettings | None:

@@ -19,12 +19,12 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from atm_export.commands.numbers import Whole
 from atm_export.evaluate.accuracy import Options
 from atm_export.evaluate.classes import ClassOrder
 from atm_export.evaluate.run import Place, evaluate_run
 from atm_export.report.evaluation import print_evaluation
-from atm_export.report.results import add_results
-from atm_export.runfolder import open_run
+from atm_export.report.results import add_results, open_with_report
 
 
 class _Rate(ProgressColumn):
@@ -72,9 +72,9 @@ def evaluate(
     ] = None,
     split: Annotated[str, Parameter(help="Split of a Hugging Face data set.")] = "validation",
     batch: Annotated[
-        int, Parameter(help="Images a batch; with --merge adaptive they share r.")
+        Whole, Parameter(help="Images a batch; with --merge adaptive they share r.")
     ] = 32,
-    limit: Annotated[int | None, Parameter(help="Count the first N images only.")] = None,
+    limit: Annotated[Whole | None, Parameter(help="Count the first N images only.")] = None,
     unmerged: Annotated[
         bool,
         Parameter(
@@ -86,11 +86,11 @@ def evaluate(
         str | None, Parameter(help="The export's weights, where they are no longer in their place.")
     ] = None,
     workers: Annotated[
-        int | None, Parameter(help="Decoding processes (default: one a core; 0: none).")
+        Whole | None, Parameter(help="Decoding processes (default: one a core; 0: none).")
     ] = None,
-    threads: Annotated[int, Parameter(help="CPU threads of the model (0: all).")] = 0,
+    threads: Annotated[Whole, Parameter(help="CPU threads of the model (0: all).")] = 0,
     max_unreadable: Annotated[
-        int, Parameter(help="Images that may fail to decode; each is named and left out.")
+        Whole, Parameter(help="Images that may fail to decode; each is named and left out.")
     ] = 10,
 ) -> int:
     """Measure a finished run on labelled images.
@@ -122,7 +122,7 @@ def evaluate_folder(
     threads: int = 0,
 ) -> int:
     """Evaluate, print, and add the results to the run folder."""
-    run = open_run(folder)
+    run = open_with_report(folder, f"evaluation-{options.runner}.json")
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),

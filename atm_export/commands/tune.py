@@ -12,6 +12,8 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from atm_export.artifacts import output_errors
+from atm_export.bounds import checked_threads
+from atm_export.commands.numbers import Whole
 from atm_export.config import Preset, add_user_preset, file_name
 from atm_export.evaluate.classes import ClassOrder
 from atm_export.evaluate.objective import Known, Limits
@@ -38,7 +40,7 @@ def tune(
         ClassOrder | None, Parameter(help="What class folders mean, as for evaluate.")
     ] = None,
     use: Annotated[
-        int | None,
+        Whole | None,
         Parameter(help="Tune on this many images; the others then confirm the result."),
     ] = None,
     max_drop: Annotated[
@@ -51,18 +53,20 @@ def tune(
         float, Parameter(help="Largest mean cosine distance of the class token.")
     ] = 1.0,
     name: Annotated[str, Parameter(help="Name of the preset.")] = "tuned",
-    trials: Annotated[int, Parameter(help="Operating points to try, resumed ones included.")] = 80,
+    trials: Annotated[
+        Whole, Parameter(help="Operating points to try, resumed ones included.")
+    ] = 80,
     minutes: Annotated[float, Parameter(help="Stop after this time.")] = 30.0,
     split: Annotated[
         bool, Parameter(help="Search the split too (the last block that groups alternately).")
     ] = False,
-    batch: Annotated[int, Parameter(help="Images a batch, which share r.")] = 32,
+    batch: Annotated[Whole, Parameter(help="Images a batch, which share r.")] = 32,
     ray: Annotated[
         str | None,
         Parameter(help="Run trials on the Ray cluster at this address (auto: the local one)."),
     ] = None,
-    workers: Annotated[int | None, Parameter(help="Decoding processes.")] = None,
-    threads: Annotated[int, Parameter(help="CPU threads (0: all).")] = 0,
+    workers: Annotated[Whole | None, Parameter(help="Decoding processes.")] = None,
+    threads: Annotated[Whole, Parameter(help="CPU threads (0: all).")] = 0,
     out: Annotated[
         Path | None, Parameter(help="Folder of journal and results (build/tune-MODEL).")
     ] = None,
@@ -78,6 +82,7 @@ def tune(
         atm-export tune deit_s --images photos --use 200
         atm-export deit_s --preset tuned
     """
+    checked_threads(threads, "--threads")
     load_optuna()
     torch.set_num_threads(threads or os.cpu_count() or 1)
     out = out or Path("build") / f"tune-{file_name(model)}"

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from atm_export.commands.numbers import Whole
+
 
 def verify(
     *runs: Annotated[
@@ -20,7 +22,7 @@ def verify(
         str | None,
         Parameter(help="Prove a TensorRT engine of the folder instead; auto: the one that fits."),
     ] = None,
-    threads: Annotated[int, Parameter(help="CPU threads, 0 for all cores.")] = 0,
+    threads: Annotated[Whole, Parameter(help="CPU threads, 0 for all cores.")] = 0,
 ) -> int:
     """See `commands.VERIFY`."""
     from atm_export.errors import ConfigError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from atm_export.errors import AtmExportError
+from atm_export.strict_json import read
+
 FOLDER = Path(str(resources.files(__package__)))
 
 
 def card() -> dict[str, Any]:
     """Architecture, training and measured accuracy."""
-    return dict(json.loads((FOLDER / "card.json").read_text(encoding="utf-8")))
+    return read(FOLDER / "card.json", AtmExportError, dict, fix="install atm-export again")
 
 
 def heldout() -> tuple[list[Image.Image], NDArray[np.int64]]:

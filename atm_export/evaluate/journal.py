@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from atm_export.artifacts import output_errors
 from atm_export.errors import DataError, OutputError
 from atm_export.imagefiles import open_regular
+from atm_export.strict_json import loads
 
 
 class Journal:
@@ -81,10 +82,9 @@ def _entry(line: bytes) -> dict[str, Any] | None:
     if hashlib.sha256(text).hexdigest()[:16].encode() != digest:
         return None
     try:
-        entry = json.loads(text)
-    except (ValueError, RecursionError):
+        return loads(text, dict)
+    except ValueError:
         return None
-    return entry if isinstance(entry, dict) else None
 
 
 def _line(entry: dict[str, Any]) -> str:

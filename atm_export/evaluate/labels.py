@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from atm_export.errors import DataError
 from atm_export.evaluate.classes import natural
 from atm_export.evaluate.imagenet import synset_index
 from atm_export.imagefiles import open_regular, printable
+from atm_export.strict_json import loads
 
 Right = tuple[int, ...]  # the classes that count as right; none: the image has no valid label
 _NUMBER = re.compile(r"[0-9]{1,9}")
@@ -155,16 +155,15 @@ def from_real(path: Path, names: Sequence[str], classes: int) -> list[Right]:
 
 def _real_table(path: Path, classes: int) -> dict[str, Right]:
     try:
-        real = json.loads(_text(path), object_pairs_hook=list)
-    except (ValueError, RecursionError) as error:
+        real = loads(_text(path), object)
+    except ValueError as error:
         raise DataError(f"{path} is not JSON: {error}") from error
-    pairs: Any = real
-    if isinstance(real, list) and not all(isinstance(pair, tuple) for pair in real):
-        pairs = [(f"ILSVRC2012_val_{i + 1:08d}", right) for i, right in enumerate(real)]
-    if not isinstance(pairs, list):
+    if isinstance(real, list):
+        real = {f"ILSVRC2012_val_{i + 1:08d}": right for i, right in enumerate(real)}
+    if not isinstance(real, dict):
         raise DataError(f"{path} is neither a list nor a table of ReaL labels")
     table: dict[str, Right] = {}
-    for name, right in pairs:
+    for name, right in real.items():
         stem = PurePosixPath(name).stem
         if stem in table:
             raise DataError(f"{path}: two entries are for '{printable(stem)}'")

@@ -14,6 +14,7 @@ from atm_export.backends.onnxruntime import OnnxRuntimeRunner
 from atm_export.evaluate import latency
 from atm_export.evaluate.job import Job, Progress
 from atm_export.graph.optimize import with_outputs
+from atm_export.model.backbone import Backbone
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.reference import Trace, run_reference
 
@@ -45,9 +46,23 @@ def measure(job: Job) -> dict[str, Any]:
             "mean_merged_in_block": merged.mean(dim=1).tolist(),
         },
     }
+    if plan.merges and not bool(merged.any()):
+        found["gflops"]["note"] = _nothing_merges(backbone, float(gmacs.mean()))
     if images.labels is not None:
         found["accuracy"] = _accuracy(job, traces, images.labels)
     return found
+
+
+def _nothing_merges(backbone: Backbone, mean: float) -> str:
+    """Why the export may cost less than the unmerged model though nothing merges."""
+    saved = 100 * (mean / unmerged_gmacs(backbone) - 1)
+    if backbone.head_rows is None:
+        return f"no token merges on these images ({saved:+.1f} %)"
+    rows = "class token" if backbone.head_rows == 1 else f"{backbone.head_rows} tokens"
+    return (
+        f"no token merges on these images; the {saved:+.1f} % is the last block's MLP, which the "
+        f"export runs on the {rows} that the head reads alone"
+    )
 
 
 def _accuracy(job: Job, traces: Sequence[Trace], right: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atm_export.comparison import largest
 from atm_export.config import Method, OperatingPoint
 from atm_export.evaluate.intervals import wilson
 from atm_export.evaluate.subject import Pixels
@@ -144,7 +145,8 @@ def violation(score: Mapping[str, Any], known: Mapping[str, Any], limits: Limits
     Agreement must keep its limit by one standard error (the lower end of its 68 % Wilson interval):
     the best of many trials is otherwise the one that these images flatter most.
     """
-    broken = max(0.0, limits.min_agreement - score["agreement_low"])
+    broken = [limits.min_agreement - score["agreement_low"]]
     if score["top1"] is not None and known["top1"] is not None:
-        broken += max(0.0, known["top1"] - score["top1"] - limits.max_drop)
-    return broken + max(0.0, 100 * (score["distance"] - limits.max_distance))
+        broken.append(known["top1"] - score["top1"] - limits.max_drop)
+    broken.append(100 * (score["distance"] - limits.max_distance))
+    return sum(largest([0.0, each]) for each in broken)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from atm_export.artifacts import versions
-from atm_export.errors import ConfigError
+from atm_export.bounds import MAX_BATCH, MAX_COUNT, MAX_WORKERS, checked_threads, whole
 from atm_export.evaluate.accuracy import (
     Options,
     count_batches,
@@ -69,7 +69,7 @@ def evaluate_run(
     """Evaluate a run; goes on where an interrupted evaluation of the same things stopped."""
     opener = runners[options.runner]
     _check(options)
-    threads = share_threads(threads)
+    threads = share_threads(checked_threads(threads, "--threads"))
     say("looking through the data set")
     labels = run.manifest.get("labels")
     classes = int(run.manifest["interface"]["outputs"]["logits"]["shape"][1])
@@ -96,12 +96,12 @@ def evaluate_run(
 
 
 def _check(options: Options) -> None:
-    for name, least in (("batch", 1), ("workers", 0), ("max_unreadable", 0)):
-        value = getattr(options, name)
-        if value < least:
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: give {least} or more")
-    if options.limit is not None and options.limit < 1:
-        raise ConfigError(f"--limit {options.limit}: give 1 or more")
+    """ConfigError for numbers that cannot be meant."""
+    whole(options.batch, "--batch", 1, MAX_BATCH)
+    whole(options.workers, "--workers", 0, MAX_WORKERS)
+    whole(options.max_unreadable, "--max-unreadable", 0, MAX_COUNT)
+    if options.limit is not None:
+        whole(options.limit, "--limit", 1, MAX_COUNT)
 
 
 def _key(subject: Subject, samples: Samples, options: Options) -> str:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from atm_export.config import RunConfig, validated
+from atm_export.config import RunConfig, exported_config
 from atm_export.errors import WeightsError
 from atm_export.graph.traced import traced_graph
 from atm_export.model.backbone import LoadedModel
@@ -79,7 +79,7 @@ def load_subject(run: Run, weights: str | None = None, *, need_weights: bool = T
 
     Without need_weights, weights that are gone are replaced by random ones of the same shapes.
     """
-    config: RunConfig = validated(RunConfig, run.manifest["config"], f"{run.folder}/manifest.json")
+    config = exported_config(run.manifest, f"{run.folder}/manifest.json")
     spec = config.model if weights is None else config.model.model_copy(update={"weights": weights})
     digest = run.manifest["weights"]["sha256"]
     try:

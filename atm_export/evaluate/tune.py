@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from atm_export.bounds import MAX_BATCH, MAX_COUNT, MAX_WORKERS, whole
 from atm_export.config import (
     DEFAULT_POINT,
     ModelSpec,
@@ -127,13 +128,15 @@ def _check(task: Task) -> None:
         ("--max-drop", limits.max_drop, 0.0, 100.0),
         ("--min-agreement", limits.min_agreement, 0.0, 100.0),
         ("--max-distance", limits.max_distance, 0.0, 2.0),
-        ("--trials", task.trials, 1, 10**6),
         ("--minutes", task.minutes, 0.0, 10.0**6),
-        ("--batch", task.batch, 1, 4096),
-        ("--use", task.use or 1, 1, 10**7),
     ):
         if not low <= value <= high:
             raise ConfigError(f"{option} {value:g}: give {low:g} to {high:g}")
+    whole(task.trials, "--trials", 1, 10**6)
+    whole(task.batch, "--batch", 1, MAX_BATCH)
+    whole(task.workers, "--workers", 0, MAX_WORKERS)
+    if task.use is not None:
+        whole(task.use, "--use", 1, MAX_COUNT)
 
 
 def _samples(task: Task, model: LoadedModel) -> tuple[Samples, bool]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from atm_export.config import Method
+from atm_export.errors import ManifestError
 from atm_export.model.backbone import Backbone
 from atm_export.model.schedule import MergePlan, plan_merges
 
@@ -26,4 +27,10 @@ def exported_plan(backbone: Backbone, method: Method, exported: Mapping[str, Any
     plan = plan_for(backbone, method)
     if not plan.adaptive or exported["merge"] != "frozen":
         return plan
-    return plan.frozen([r or 0 for r in exported["r_per_block"]])
+    r = exported["r_per_block"]
+    if len(r) != len(plan.blocks):
+        raise ManifestError(
+            f"the manifest's method tells of {len(r)} blocks, the model has {len(plan.blocks)}; "
+            "export again with --force"
+        )
+    return plan.frozen([count or 0 for count in r])

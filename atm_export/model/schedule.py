@@ -48,6 +48,14 @@ class MergePlan:
         return any(block is not None for block in self.blocks)
 
     @property
+    def idle(self) -> bool:
+        """True where no block can merge anything: no cosine exceeds 1, or r is 0."""
+        return all(
+            block is None or block.r == 0 or (block.theta is not None and block.theta >= 1)
+            for block in self.blocks
+        )
+
+    @property
     def adaptive(self) -> bool:
         """True where r is decided at run time."""
         return any(block is not None and block.theta is not None for block in self.blocks)

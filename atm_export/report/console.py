@@ -17,9 +17,11 @@ def print_report(console: Console, out: Path, report: Mapping[str, Any]) -> None
     if report["weights"].get("meaningless_accuracy"):
         say("[bold yellow]random weights: accuracy means nothing[/]")
     proof = "[bold green]proven[/]" if parity["proven"] else "[bold red]UNPROVEN[/]"
+    worst = parity["logits_max_abs"]
+    within = "not finite" if worst is None else f"within {worst:.1e}"
     say(
         f"parity    {proof}: {parity['comparisons']} comparisons on {parity['inputs']} inputs, "
-        f"logits within {parity['logits_max_abs']:.1e}, decisions that differ: "
+        f"logits {within}, decisions that differ: "
         f"{parity['decisions_that_differ']}",
         highlight=False,
     )
@@ -30,6 +32,8 @@ def print_report(console: Console, out: Path, report: Mapping[str, Any]) -> None
         f"{flops['images']} {report['images']['source']}{paper}",
         highlight=False,
     )
+    if "note" in flops:
+        say(f"          {flops['note']}", highlight=False, soft_wrap=True)
     say(
         f"tokens    {' '.join(f'{n:.0f}' for n in report['tokens']['mean_after_block'])}",
         highlight=False,

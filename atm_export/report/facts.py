@@ -68,7 +68,8 @@ def summarize_method(config: RunConfig, plan: MergePlan) -> dict[str, Any]:
         "theta_per_block": [block.theta if block else None for block in plan.blocks],
         "r_per_block": [block.r if block else None for block in plan.blocks],
     }
-    return {**facts, "summary": _line(facts, plan)}
+    nothing = "; nothing merges" if plan.merges and plan.idle else ""
+    return {**facts, "summary": _line(facts, plan) + nothing}
 
 
 def _line(facts: Mapping[str, Any], plan: MergePlan) -> str:

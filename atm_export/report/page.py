@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from atm_export.config import ModelConfig, exported_config
 from atm_export.report.charts import Series, bars, lines
 from atm_export.report.evaluation import evaluation_lines, share_text
 
@@ -40,11 +41,11 @@ def page(
     bench: Mapping[str, Any] | None = None,
 ) -> str:
     """The page. pictures: the HTML of `picture_section`, kept when a page is drawn anew."""
-    charts = _charts(report, manifest, evaluations)
-    if bench is not None:
+    config = exported_config(manifest, "manifest.json").model.config
+    preset = config.presets.get(manifest["method"]["preset"] or "")
+    charts = _charts(report, config, evaluations)
+    if bench is not None and bench["rows"]:
         charts.append(("bench", _bench(bench)))
-    presets = manifest["config"]["model"]["config"]["presets"]
-    preset = presets.get(manifest["method"]["preset"] or "")
     files = {name: facts for name, facts in manifest["files"].items() if name != FILE}
     return (
         _environment()
@@ -54,7 +55,7 @@ def page(
             report=report,
             method=manifest["method"],
             preset=preset,
-            paper=manifest["config"]["model"]["config"]["paper"],
+            paper=config.paper,
             evaluations=[({"unmerged": {}, **f}, evaluation_lines(f)) for f in evaluations],
             charts={name: Markup(svg) for name, svg in charts},
             pictures=Markup(PICTURES[0] + pictures + PICTURES[1]),
@@ -78,14 +79,14 @@ def picture_section(pictures: Sequence[Mapping[str, Any]], sorted_by_tokens: boo
 
 def _charts(
     report: Mapping[str, Any],
-    manifest: Mapping[str, Any],
+    config: ModelConfig,
     evaluations: Sequence[Mapping[str, Any]],
 ) -> list[tuple[str, str]]:
     charts = [("tokens", _tokens(report)), ("merges", _merges(report))]
     theta = [t for t in report["method"]["theta_per_block"] if t is not None]
     if theta:
         charts.append(("thresholds", _thresholds(report)))
-    charts.append(("accuracy", _accuracy(report, manifest, evaluations)))
+    charts.append(("accuracy", _accuracy(report, config, evaluations)))
     if "information_loss" in report:
         charts.append(("loss", _loss(report["information_loss"])))
     if "latency" in report:
@@ -120,17 +121,18 @@ def _thresholds(report: Mapping[str, Any]) -> str:
 
 def _accuracy(
     report: Mapping[str, Any],
-    manifest: Mapping[str, Any],
+    config: ModelConfig,
     evaluations: Sequence[Mapping[str, Any]],
 ) -> str:
     """Figure 4: the paper's curves, and what was measured here."""
-    config = manifest["config"]["model"]["config"]
-    rows = [p for p in config["presets"].values() if p["gflops"] and p["top1"]]
+    rows = [
+        (p.gflops, p.top1, p.fine_tuned) for p in config.presets.values() if p.gflops and p.top1
+    ]
     series = []
     for tuned, name in ((False, "paper, no training"), (True, "paper, fine-tuned")):
-        points = sorted((p["gflops"], p["top1"]) for p in rows if p["fine_tuned"] is tuned)
-        if points and config["paper"] and not tuned:
-            points.append((config["paper"]["gflops"], config["paper"]["top1"]))
+        points = sorted((gflops, top1) for gflops, top1, fine in rows if fine is tuned)
+        if points and config.paper and not tuned:
+            points.append((config.paper.gflops, config.paper.top1))
         if points:
             series.append(Series(name, points))
     here = _measured(report, evaluations)

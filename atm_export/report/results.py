@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,16 @@ from numpy.typing import NDArray
 from atm_export import artifacts
 from atm_export.artifacts import WorkFolder
 from atm_export.evaluate.insight import Fates
+from atm_export.report.documents import (
+    BENCH,
+    BENCH_FILE,
+    EVALUATION,
+    read_document,
+    read_report,
+)
 from atm_export.report.page import FILE, kept_pictures, page, picture_section
 from atm_export.report.pictures import data_url, enlarged, regions
-from atm_export.runfolder import load_manifest, sha256
+from atm_export.runfolder import Run, load_manifest, open_run, sha256
 
 SHOWN = 6  # easiest and hardest images in the report, of each
 
@@ -28,7 +35,7 @@ def draw_report(
         name: {"bytes": (work.path / name).stat().st_size, "sha256": sha256(work.path / name)}
         for name in names
     }
-    report = json.loads((work.path / "report.json").read_text(encoding="utf-8"))
+    report = read_report(work.path)
     work.write(FILE, page({**facts, "files": files}, report, pictures=pictures).encode())
 
 
@@ -80,21 +87,38 @@ def add_results(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
     return manifest
 
 
-def evaluations_of(folder: Path, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every evaluation in a run folder, by runner; those that ran the unmerged model too first."""
-    names = [name for name in sorted(manifest["files"]) if name.startswith("evaluation-")]
-    found = [json.loads((folder / name).read_text(encoding="utf-8")) for name in names]
-    return sorted(found, key=lambda facts: "agreement" not in facts)
+def open_with_report(folder: Path, replaced: str) -> Run:
+    """A checked run whose report can be drawn anew, so that no measurement is lost to a document
+    that cannot be read; `replaced`: the result that is about to be written. RunFolderError."""
+    run = open_run(folder)
+    _documents(folder, [name for name in run.manifest["files"] if name != replaced])
+    return run
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What the report is drawn from, beside the manifest; evaluations that ran the unmerged model
+    too come first."""
+
+    report: dict[str, Any]
+    evaluations: list[dict[str, Any]]
+    bench: dict[str, Any] | None
+
+
+def _documents(folder: Path, names: Sequence[str]) -> Documents:
+    told = [name for name in sorted(names) if name.startswith("evaluation-")]
+    found = [read_document(folder / name, EVALUATION) for name in told]
+    return Documents(
+        read_report(folder),
+        sorted(found, key=lambda facts: "agreement" not in facts),
+        read_document(folder / BENCH_FILE, BENCH) if BENCH_FILE in names else None,
+    )
 
 
 def _drawn_anew(folder: Path, manifest: Mapping[str, Any]) -> bytes | None:
     """The report with everything that the run holds now, or None if it is as it was."""
     path = folder / FILE
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    bench = None
-    if "bench.json" in manifest["files"]:
-        bench = json.loads((folder / "bench.json").read_text(encoding="utf-8"))
-    evaluations = evaluations_of(folder, manifest)
-    html = page(manifest, report, evaluations, kept_pictures(before), bench)
+    before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    found = _documents(folder, list(manifest["files"]))
+    html = page(manifest, found.report, found.evaluations, kept_pictures(before), found.bench)
     return None if html == before else html.encode()

@@ -9,7 +9,8 @@
 Needs onnxruntime, numpy and pillow; docs/runtime.md says how to install just these.
 """
 
-from atm_export.runtime.golden import Finding, check_golden
+from atm_export.comparison import Comparison
+from atm_export.runtime.golden import check_golden
 from atm_export.runtime.session import Label, Session, load
 
-__all__ = ["Finding", "Label", "Session", "check_golden", "load"]
+__all__ = ["Comparison", "Label", "Session", "check_golden", "load"]

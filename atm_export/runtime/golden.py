@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from atm_export.comparison import Comparison, compare_angles, compare_logits
 from atm_export.preprocess import normalize
+from atm_export.runtime.golden_file import Golden, read_golden
 from atm_export.runtime.pictures import decoded
 
 if TYPE_CHECKING:
@@ -18,80 +18,54 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One comparison: what was compared, the largest difference, and what is allowed."""
-
-    what: str
-    difference: float
-    allowed: float
-    same_top1: bool = True
-
-    @property
-    def ok(self) -> bool:
-        return bool(self.difference <= self.allowed) and self.same_top1
-
-    @property
-    def line(self) -> str:
-        text = f"{self.what}: differs by {self.difference:.2g}, {self.allowed:g} allowed"
-        return text if self.same_top1 else f"{text}; another top-1"
-
-
-def check_golden(session: Session) -> list[Finding]:
+def check_golden(session: Session) -> list[Comparison]:
     """Every golden vector of the session's run: each image alone, a batch, a JPEG file."""
-    from atm_export.runtime.session import golden_arrays
-
-    arrays = golden_arrays(session.run_folder)
+    golden = read_golden(session.run_folder)
     return [
-        compare_alone(session, arrays, len(arrays["images"])),
-        _compare_batch(session, arrays),
-        *_compare_picture(session, arrays),
+        compare_alone(session, golden, len(golden.images)),
+        _compare_batch(session, golden),
+        *_compare_picture(session, golden),
     ]
 
 
-def compare_alone(session: Session, arrays: Mapping[str, Array], count: int) -> Finding:
+def compare_alone(session: Session, golden: Golden, count: int) -> Comparison:
     """The first `count` images, each as a batch of one."""
-    logits = [_run(session, pixels[None]) for pixels in arrays["images"][:count]]
-    return _finding(session, "single images", np.concatenate(logits), arrays["logits"], "logits")
+    logits = [_logits(session, pixels[None]) for pixels in golden.images[:count]]
+    theirs = golden.logits[: len(logits)]
+    return _compare(session, "single images", np.concatenate(logits), theirs, "logits")
 
 
-def _compare_batch(session: Session, arrays: Mapping[str, Array]) -> Finding:
-    theirs = arrays["batch_logits"]
-    logits = _run(session, arrays["images"][: len(theirs)])
-    return _finding(session, f"a batch of {len(theirs)}", logits, theirs, "logits")
+def _compare_batch(session: Session, golden: Golden) -> Comparison:
+    theirs = golden.batch_logits
+    logits = _logits(session, golden.images[: len(theirs)])
+    return _compare(session, f"a batch of {len(theirs)}", logits, theirs, "logits")
 
 
-def _compare_picture(session: Session, arrays: Mapping[str, Array]) -> list[Finding]:
-    pixels = decoded(arrays["picture"].tobytes(), session.preprocessing)
-    levels = np.abs(pixels.astype(int) - arrays["picture_pixels"]).max()
-    logits = session.predict(arrays["picture"].tobytes())
-    theirs = arrays["picture_logits"][None]
+def _compare_picture(session: Session, golden: Golden) -> list[Comparison]:
+    pixels = decoded(golden.picture.tobytes(), session.preprocessing)
+    levels = np.abs(pixels.astype(int) - golden.picture_pixels).max()
+    logits = _logits(session, pixels[None])
+    theirs = golden.picture_logits[None]
+    allowed = _allowed(session, "picture_grey_levels")
     return [
-        Finding("grey levels of a JPEG file", float(levels), _allowed(session, "grey_levels")),
-        _finding(session, "a JPEG file", logits, theirs, "picture_logits"),
+        Comparison("grey levels of a JPEG file", float(levels), allowed),
+        _compare(session, "a JPEG file", logits, theirs, "picture_logits"),
     ]
 
 
-def _run(session: Session, pixels: Array) -> Array:
+def _logits(session: Session, pixels: Array) -> Array:
+    """Logits [n, classes] of pictures as after the crop; NaN is left for the verdict to find."""
     image = pixels if session.uint8 else normalize(pixels, session.preprocessing)
-    return session.run(image)["logits"]
+    return session.outputs(image)["logits"]
 
 
 def _allowed(session: Session, what: str) -> float:
-    tolerance = session.manifest["golden"]["tolerance"]
-    return float(tolerance["picture_grey_levels" if what == "grey_levels" else what])
+    return float(session.manifest["golden"]["tolerance"][what])
 
 
-def _finding(session: Session, what: str, ours: Array, theirs: Array, tolerance: str) -> Finding:
+def _compare(session: Session, what: str, ours: Array, theirs: Array, tolerance: str) -> Comparison:
     """Logits within the tolerance; of an engine, which may round more, their angle."""
-    theirs = theirs[: len(ours)]
     if session.engine is not None:
         least = float(session.engine["validation"]["tolerance"]["min_cosine_logits"])
-        norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-        cosine = float(((ours * theirs).sum(axis=1) / norms).min())
-        return Finding(f"angle of the logits of {what} (1 - cosine)", 1 - cosine, 1 - least)
-    allowed = _allowed(session, tolerance)
-    two = np.sort(theirs, axis=1)[:, -2:]
-    tied = two[:, -1] - two[:, 0] <= 2 * allowed  # either class is right
-    same = bool((tied | (ours.argmax(axis=1) == theirs.argmax(axis=1))).all())
-    return Finding(f"logits of {what}", float(np.abs(ours - theirs).max()), allowed, same)
+        return compare_angles(f"angle of the logits of {what} (1 - cosine)", ours, theirs, least)
+    return compare_logits(f"logits of {what}", ours, theirs, _allowed(session, tolerance))

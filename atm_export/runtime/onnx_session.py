@@ -25,8 +25,6 @@ class OnnxSession:
     ) -> None:
         library = ort.onnxruntime()
         check_version(library.__version__, opset)
-        if threads < 0:
-            raise ConfigError(f"threads {threads}: give 0 (all cores) or more")
         choice = chooser.choose(providers, library.get_available_providers())
         if chooser.NAMES["cuda"] in choice.taken and hasattr(library, "preload_dlls"):
             library.preload_dlls()

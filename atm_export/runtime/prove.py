@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from atm_export.comparison import Comparison
 from atm_export.errors import ParityError
-from atm_export.runtime.golden import Finding, check_golden
+from atm_export.runtime.golden import check_golden
 from atm_export.runtime.session import Session, load
 
 
@@ -16,18 +17,18 @@ class Verified:
     """A run whose bytes hold, and how its golden vectors compare on this machine."""
 
     session: Session
-    findings: tuple[Finding, ...]
+    comparisons: tuple[Comparison, ...]
 
     @property
     def lines(self) -> list[str]:
         """What was checked, one line each."""
         run = self.session.run_folder
         head = f"{len(run.manifest['files'])} files and the manifest's seal hold"
-        return [head, f"runs on {self.session.about}", *(f.line for f in self.findings)]
+        return [head, f"runs on {self.session.about}", *(each.line for each in self.comparisons)]
 
     def require(self) -> None:
         """ParityError with every comparison that failed."""
-        bad = [finding.line for finding in self.findings if not finding.ok]
+        bad = [each.line for each in self.comparisons if not each.ok]
         if bad:
             raise ParityError(f"{self.session.run_folder.folder}: {'; '.join(bad)}")
 
@@ -41,7 +42,8 @@ def verify(
 ) -> Verified:
     """Check every byte against the manifest and every golden vector against PyTorch's numbers.
 
-    Raises RunFolderError for the bytes; `require` of what it returns, ParityError for the numbers.
+    Raises RunFolderError for the bytes, ConfigError for threads and providers; `require` of what it
+    returns, ParityError for the numbers.
     """
     session = load(folder, providers=providers, engine=engine, threads=threads, warm_up=False)
     return Verified(session, tuple(check_golden(session)))

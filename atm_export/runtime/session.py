@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +11,25 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from atm_export.errors import ConfigError, DataError, GoldenMismatchError, RunFolderError
+from atm_export.bounds import MAX_BATCH, MAX_TOP_K, checked_threads, whole
+from atm_export.errors import (
+    ConfigError,
+    DataError,
+    GoldenMismatchError,
+    NonFiniteError,
+    RunFolderError,
+)
 from atm_export.runfolder import Run, open_run, read_checked
 from atm_export.runtime import engines, golden
+from atm_export.runtime.golden_file import read_golden
 from atm_export.runtime.onnx_session import OnnxSession
 from atm_export.runtime.pictures import Picture, batch_of, preprocessing
-from atm_export.tensors import unpacked
 
 Array = NDArray[Any]
 log = logging.getLogger("atm_export.runtime")
+PICTURES = (str, Path, bytes, Image.Image, np.ndarray, list, tuple)
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,7 @@ class Session:
         self.labels: list[str] | None = run.manifest["labels"]
         self.preprocessing = preprocessing(run.manifest)
         self.uint8 = run.input["dtype"] == "uint8"
+        self.classes: int = run.manifest["interface"]["outputs"]["logits"]["shape"][1]
         self.engine: Mapping[str, Any] | None = getattr(backend, "facts", None)
         self._backend = backend
 
@@ -68,11 +79,13 @@ class Session:
         A picture is a path, encoded bytes, a PIL image, a uint8 array [h, w, 3] of any size, or an
         already normalised float array [3, H, W]. All go in as one batch unless batch_size says
         otherwise; with the policy "adaptive", what shares a batch shares its number of merges.
+
+        Raises DataError for what is no picture, ConfigError for batch_size, NonFiniteError for
+        logits that rank nothing.
         """
+        size = None if batch_size is None else whole(batch_size, "batch_size", 1, MAX_BATCH)
         batch = self.prepare(images)
-        step = len(batch) if batch_size is None else batch_size
-        if step < 1:
-            raise ConfigError(f"batch_size {batch_size}: give 1 or more")
+        step = size or len(batch)
         parts = [self.run(batch[i : i + step])["logits"] for i in range(0, len(batch), step)]
         return np.concatenate(parts)
 
@@ -83,13 +96,13 @@ class Session:
         *,
         batch_size: int | None = None,
     ) -> list[list[Label]]:
-        """For each picture its `top_k` classes, the likeliest first."""
+        """For each picture its `top_k` classes (all, if there are fewer), the likeliest first."""
+        whole(top_k, "top_k", 1, MAX_TOP_K)
         return self.ranked(self.predict(images, batch_size=batch_size), top_k)
 
     def ranked(self, logits: NDArray[np.float32], top_k: int = 5) -> list[list[Label]]:
         """Labels of logits [n, classes]; the softmax is taken in FP64."""
-        if top_k < 1:
-            raise ConfigError(f"top_k {top_k}: give 1 or more")
+        top_k = whole(top_k, "top_k", 1, MAX_TOP_K)
         scores = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
         scores /= scores.sum(axis=1, keepdims=True)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
@@ -99,19 +112,48 @@ class Session:
         ]
 
     def prepare(self, images: Picture | Sequence[Picture]) -> Array:
-        """The array that `run` takes, by the manifest's preprocessing."""
+        """The array that `run` takes, by the manifest's preprocessing; DataError."""
+        if not isinstance(images, PICTURES):
+            kind = type(images).__name__
+            raise DataError(
+                f"{kind} is no picture: give a path, bytes, PIL or NumPy, or a list of them"
+            )
         return batch_of(images, self.preprocessing, self.uint8)
 
     def run(self, image: Array) -> dict[str, Array]:
-        """All outputs by name; image: float32 [n, 3, H, W], or uint8 [n, H, W, 3]."""
+        """All outputs by name; image: float32 [n, 3, H, W], or uint8 [n, H, W, 3].
+
+        Raises DataError for another shape or type, NonFiniteError for logits that rank nothing.
+        """
+        outputs = self.outputs(image)
+        finite = np.isfinite(outputs["logits"]).all(axis=1)
+        if not finite.all():
+            raise NonFiniteError(
+                f"the logits of image {int(finite.argmin())} hold NaN or infinity: the image does, "
+                f"or this machine ({self.about}) computes something else; see `atm-export verify`"
+            )
+        return outputs
+
+    def outputs(self, image: Array) -> dict[str, Array]:
+        """What `run` returns, finite or not."""
         facts = self.run_folder.input
+        if not isinstance(image, np.ndarray):
+            raise DataError(f"the graph takes a NumPy array, not {type(image).__name__}")
         fits = image.ndim == 4 and list(image.shape[1:]) == list(facts["shape"][1:])
         if not fits or image.dtype != facts["dtype"] or not len(image):
             raise DataError(
                 f"the graph takes {facts['dtype']} {facts['shape']}, "
                 f"not {image.dtype} {list(image.shape)}"
             )
-        return self._backend.run(np.ascontiguousarray(image))
+        outputs = self._backend.run(np.ascontiguousarray(image))
+        logits = outputs.get("logits")
+        if logits is None or logits.shape != (len(image), self.classes):
+            shape = "missing" if logits is None else list(logits.shape)
+            raise RunFolderError(
+                f"{self.run_folder.folder}: the graph's logits are {shape}, the manifest says "
+                f"{[len(image), self.classes]}; export again"
+            )
+        return outputs
 
     def _name(self, index: int) -> str:
         return self.labels[index] if self.labels is not None else str(index)
@@ -133,16 +175,17 @@ def load(
     one that fits this GPU). threads: intra-op threads, 0 for all cores. warm_up: run golden images
     first and compare, so that a machine that computes something else is refused.
 
-    Raises RunFolderError (a subclass for each mismatch), ConfigError for providers, and
+    Raises RunFolderError (a subclass for each mismatch), ConfigError for what cannot be meant, and
     MissingDependencyError. Nothing is written.
     """
+    _check_options(folder, providers, engine, threads)
     run = open_run(folder, allow_unproven=allow_unproven)
     backend: Backend
     if engine is not None:
         backend = engines.open_engine(run, engine)
     else:
         graph = read_checked(run, "model.onnx")
-        backend = OnnxSession(graph, int(run.manifest["opset"]), providers, threads)
+        backend = OnnxSession(graph, run.manifest["opset"], providers, threads)
     session = Session(run, backend)
     log.info("%s: %s", folder, session.about)
     if warm_up:
@@ -150,20 +193,24 @@ def load(
     return session
 
 
-def golden_arrays(run: Run) -> dict[str, Array]:
-    """The golden vectors of a run; RunFolderError if it has none."""
-    facts = run.manifest.get("golden")
-    if facts is None:
-        raise RunFolderError(f"{run.folder} holds no golden vectors; export again with --force")
-    return unpacked(read_checked(run, facts["file"]), facts["file"])
+def _check_options(folder: Any, providers: Any, engine: Any, threads: Any) -> None:
+    """ConfigError for what cannot be meant, or would be ignored."""
+    if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
+        raise ConfigError(f"run folder {folder!r}: give the path that `atm-export MODEL` wrote")
+    checked_threads(threads)
+    if providers is not None and (
+        not isinstance(providers, list | tuple) or not all(isinstance(p, str) for p in providers)
+    ):
+        raise ConfigError(f"providers {providers!r}: give a list of names, such as ['cuda', 'cpu']")
+    if engine is not None and (providers is not None or threads):
+        raise ConfigError("providers and threads are ONNX Runtime's; an engine takes neither")
 
 
 def _warm_up(session: Session) -> None:
     """First runs allocate and tune; two golden images also prove this machine's numbers."""
-    if session.manifest.get("golden") is None:
+    if session.manifest["golden"] is None:
         return
-    arrays = golden_arrays(session.run_folder)
-    found = golden.compare_alone(session, arrays, count=2)
+    found = golden.compare_alone(session, read_golden(session.run_folder), count=2)
     if not found.ok:
         raise GoldenMismatchError(
             f"{session.run_folder.folder}: {found.line}; this machine ({session.about}) does not "

@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from atm_export.comparison import largest
 from atm_export.model import merging
 from atm_export.model.backbone import Backbone
 from atm_export.model.merging import GRID, Pairs
@@ -31,21 +32,20 @@ def follow(backbone: Backbone, plan: MergePlan, image: Tensor, maps: Tensor) -> 
         parts = [
             follow(backbone, plan, image[i : i + 1], maps[:, i : i + 1]) for i in range(len(image))
         ]
-        return join_traces([trace for trace, _ in parts]), max(worst for _, worst in parts)
-    worst = 0.0
+        return join_traces([trace for trace, _ in parts]), largest(worst for _, worst in parts)
+    shortfalls: list[float] = []
 
     def decider(
         block: int, keys: Tensor, sizes: Tensor, rule: BlockMerge, where: Tensor
     ) -> Decision:
-        nonlocal worst
         decision, short = _forced(keys, sizes, backbone.prefix, rule, where, maps[block])
-        worst = max(worst, short)
+        shortfalls.append(short)
         return decision
 
     trace = run_batch(backbone, plan, image, decider)
     if not torch.equal(trace.maps, maps):
         raise NotAMerge("tokens stand in another order than the merge leaves them in")
-    return trace, worst
+    return trace, largest(shortfalls)
 
 
 def _forced(
@@ -69,7 +69,9 @@ def _forced(
             count_margin(pairs.similarity, merging.grid_threshold(rule.theta), len(counts))
         )
     first = torch.where(merged, 4.0 * GRID, -4.0 * GRID)
-    return Decision(replace(pairs, best=best, similarity=first), r, rule.theta), max(short) / GRID
+    return Decision(replace(pairs, best=best, similarity=first), r, rule.theta), largest(
+        short
+    ) / GRID
 
 
 def _partner_shortfall(metric: Tensor, pairs: Pairs, merged: Tensor, best: Tensor) -> float:
@@ -90,4 +92,4 @@ def _rank_shortfall(pairs: Pairs, merged: Tensor) -> float:
         return 0.0
     best_kept = pairs.similarity.masked_fill(merged, -torch.inf).amax(dim=1)
     worst_merged = pairs.similarity.masked_fill(~merged, torch.inf).amin(dim=1)
-    return max(float((best_kept - worst_merged).max()), 0.0)
+    return largest([0.0, float((best_kept - worst_merged).max())])

@@ -7,6 +7,7 @@ which tokens merged, logits, top-1. The graph that ships and the traced one must
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -19,6 +20,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from atm_export.backends.onnxruntime import OnnxRuntimeRunner
+from atm_export.comparison import Comparison, flips, largest, smallest
 from atm_export.errors import ParityError
 from atm_export.model.backbone import Backbone
 from atm_export.model.reference import Trace, run_reference
@@ -75,15 +77,17 @@ class LadderResult:
             "proven": self.proven,
             "inputs": len(self.margins),
             "comparisons": len(self.rungs),
-            "logits_max_abs": max((r.logits_max_abs for r in self.rungs), default=0.0),
-            "cosine_min": min((r.cosine for r in self.rungs), default=1.0),
-            "top1_agreement": min((r.top1_agreement for r in self.rungs), default=1.0),
+            "logits_max_abs": _finite(largest(r.logits_max_abs for r in self.rungs)),
+            "cosine_min": _finite(smallest((r.cosine for r in self.rungs), default=1.0)),
+            "top1_agreement": smallest((r.top1_agreement for r in self.rungs), default=1.0),
             "decisions_that_differ": len(self.differences),
             "tolerance": asdict(FP32_LOGITS),
             "margin": {"least": MARGIN, "reason": MARGIN_REASON},
             "ties_within_noise": self.undecided,
             "differences": [asdict(d) for d in self.differences],
-            "rungs": [asdict(r) for r in self.rungs],
+            "rungs": [
+                {name: _finite(value) for name, value in asdict(r).items()} for r in self.rungs
+            ],
         }
 
     def require(self) -> None:
@@ -93,6 +97,11 @@ class LadderResult:
             raise ParityError(
                 f"the export is not proven: {first.rung} differs on {first.case}: {first.what}"
             )
+
+
+def _finite(value: Any) -> Any:
+    """The value; None for a number that JSON cannot state."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True)
@@ -255,25 +264,21 @@ def _compare(
 
 
 def _compare_logits(ours: Tensor, theirs: Tensor, noise: Callable[[], Tensor]) -> str | None:
+    """What differs: `theirs` [B, K] are not finite, differ by more than is allowed, or have another
+    top-1 where `ours`, the reference's, are clear."""
     gap = (ours - theirs).abs().amax(dim=1)
-    if not bool(torch.isfinite(theirs).all()):
+    if not bool(torch.isfinite(gap).all()):
         return "logits are not finite"
     limit = torch.full_like(gap, FP32_LOGITS.logits)
-    if bool((gap > limit).any()):
+    if not bool((gap <= limit).all()):
         allowed = FP32_LOGITS.noise * noise().to(limit)
         limit = allowed.clamp(FP32_LOGITS.logits, FP32_LOGITS.most)
     image = int((gap - limit).argmax())
-    if float(gap[image]) > float(limit[image]):
-        return (
-            f"logits of image {image} differ by {float(gap[image]):.2e} "
-            f"(at most {float(limit[image]):.1e})"
-        )
-    top = ours.topk(min(2, ours.shape[1]), dim=1).values
-    clear = top[:, 0] - top[:, -1] > 2 * FP32_LOGITS.logits
-    flipped = clear & (ours.argmax(dim=1) != theirs.argmax(dim=1))
-    if bool(flipped.any()):
-        return f"top-1 of image {int(torch.nonzero(flipped)[0])} differs"
-    return None
+    worst = Comparison(f"logits of image {image}", float(gap[image]), float(limit[image]))
+    if not worst.ok:
+        return f"{worst.what} differ by {worst.difference:.2e} (at most {worst.allowed:.1e})"
+    flipped = flips(theirs.numpy(), ours.numpy(), FP32_LOGITS.logits)
+    return f"top-1 of image {int(flipped.argmax())} differs" if flipped.any() else None
 
 
 def _margin_note(trace: Trace, block: int, image: int) -> str:

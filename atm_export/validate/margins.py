@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from atm_export.comparison import smallest
 from atm_export.model.merging import GRID, grid_threshold
 from atm_export.model.reference import Decision, Trace
 
@@ -16,7 +17,7 @@ from atm_export.model.reference import Decision, Trace
 def trace_margin(trace: Trace) -> float:
     """The smallest margin of all blocks and images, as a cosine; 0 where similarities tie."""
     decisions = [d for block in trace.decisions for d in block if d is not None]
-    return min((decision_margin(d) for d in decisions), default=float("inf"))
+    return smallest(decision_margin(d) for d in decisions)
 
 
 def decision_margin(decision: Decision) -> float:
@@ -31,18 +32,20 @@ def decision_margin(decision: Decision) -> float:
         gaps.append(_smallest(ranked[:, r - 1] - ranked[:, r]))
     if decision.theta is not None:
         gaps.append(count_margin(pairs.similarity, grid_threshold(decision.theta), batch))
-    return min(gaps) / GRID
+    return smallest(gaps) / GRID
 
 
 def count_margin(similarity: Tensor, theta: float, batch: int) -> float:
     """How far similarities must move before floor(pairs above theta / batch) changes."""
     distance = (similarity - theta).flatten()
+    if bool(distance.isnan().any()):
+        return float("nan")
     above = distance[distance > 0].sort().values
     below = (-distance[distance <= 0]).sort().values
     to_fall = len(above) % batch
     to_rise = batch - len(above) % batch - 1
     moves = [float(side[k]) for side, k in ((above, to_fall), (below, to_rise)) if k < len(side)]
-    return min(moves, default=float("inf"))
+    return smallest(moves)
 
 
 def _smallest(gaps: Tensor) -> float:

@@ -1,0 +1,169 @@
+"""What a manifest must hold, checked once where a run folder is opened; later code relies on it.
+
+Nothing here imports more than the standard library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from atm_export.shapes import (
+    Misfit,
+    anything,
+    fields,
+    flag,
+    items,
+    matching,
+    maybe,
+    number,
+    one_of,
+    sha256,
+    table,
+    text,
+    whole,
+)
+
+MOST_TOKENS = 65_536
+SIDE = whole(1, 4096)
+PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "int8")
+ENGINE_DTYPES = ("float32", "float16", "bfloat16", "uint8", "int32", "int64")
+
+_PROFILE = matching(r"\d{1,6}:\d{1,6}:\d{1,6}", "min:opt:max")
+FILES = fields({"files": table(fields({"bytes": whole(), "sha256": sha256}))})
+
+_INPUT = fields(
+    {
+        "name": text,
+        "shape": items(anything, 4, 4),
+        "dtype": one_of("float32", "uint8"),
+        "normalised": flag,
+    }
+)
+_OUTPUT = fields({"shape": items(anything, 1, 3), "dtype": one_of("float32", "int64")})
+_METHOD = fields(
+    {
+        "name": one_of("atm", "tome", "none"),
+        "merge": one_of("adaptive", "frozen", "per-image"),
+        "summary": text,
+        "preset": maybe(text),
+        "operating_point": maybe(
+            fields({name: number() for name in ("alpha", "beta", "theta_min")})
+        ),
+        "theta_per_block": items(maybe(number()), 1, 4096),
+        "r_per_block": items(maybe(whole(0, MOST_TOKENS)), 1, 4096),
+        "groups_per_block": items(maybe(text), 1, 4096),
+    }
+)
+_PREPROCESSING = fields(
+    {
+        "size": items(SIDE, 2, 2),
+        "crop_pct": number(0.05, 4),
+        "interpolation": one_of("bicubic", "bilinear", "nearest", "lanczos"),
+        "crop_mode": one_of("center", "squash"),
+        "mean": items(number(-1000, 1000), 3, 3),
+        "std": items(number(1e-6, 1000), 3, 3),
+    }
+)
+_GOLDEN = fields(
+    {
+        "file": text,
+        "tolerance": fields(
+            {
+                "logits": number(0),
+                "picture_logits": number(0),
+                "picture_grey_levels": number(0, 255),
+            }
+        ),
+    }
+)
+_ENGINE = fields(
+    {
+        "precision": one_of(*PRECISIONS),
+        "flavor": one_of("tensorrt", "rtx"),
+        "tensorrt": text,
+        "sms": items(whole(50, 999), 1, 64),
+        "source": fields({"file": text, "sha256": sha256}),
+        "profiles": items(_PROFILE, 1, 64),
+        "tensors": table(
+            fields({"dtype": one_of(*ENGINE_DTYPES), "shape": items(whole(-1), 1, 8)})
+        ),
+        "bytes": whole(),
+        "build": fields({"activation_bytes": maybe(whole())}),
+        "run": fields({"status": text}, {"recommendation": text}),
+        "validation": fields(
+            {
+                "cosine_logits_of_nine_tenths": number(),
+                "min_cosine_logits": number(),
+                "top1_agreement": number(),
+                "token_share_differing": number(),
+                "tolerance": fields({"min_cosine_logits": number()}),
+            }
+        ),
+    },
+    {"settings": fields({}, {"hardware_compatible": flag, "version_compatible": flag})},
+)
+_MANIFEST = fields(
+    {
+        "run_key": text,
+        "status": text,
+        "model": text,
+        "config": fields({}),
+        "weights": fields({"sha256": sha256}),
+        "method": _METHOD,
+        "interface": fields(
+            {"input": _INPUT, "outputs": fields({"logits": _OUTPUT})},
+        ),
+        "opset": whole(1, 1000),
+        "preprocessing": _PREPROCESSING,
+        "labels": maybe(items(text)),
+        "licence": maybe(text),
+        "notes": items(text),
+        "golden": maybe(_GOLDEN),
+    },
+    {"engines": table(_ENGINE)},
+)
+NEEDED = ("model.onnx", "config.yaml", "report.json")
+
+
+def check_manifest(manifest: Mapping[str, Any]) -> None:
+    """Misfit, a ValueError, names the first field that is missing or cannot be meant."""
+    FILES(manifest, "")
+    _MANIFEST(manifest, "")
+    table(_OUTPUT)(manifest["interface"]["outputs"], "interface.outputs")
+    _check_files(manifest)
+    _check_interface(manifest)
+    blocks = {len(manifest["method"][f"{name}_per_block"]) for name in ("theta", "r", "groups")}
+    if len(blocks) > 1:
+        raise Misfit("method tells of different numbers of blocks")
+
+
+def _check_files(manifest: Mapping[str, Any]) -> None:
+    golden = manifest["golden"]
+    named = [*NEEDED, *manifest.get("engines", {})]
+    for name in named if golden is None else [*named, golden["file"]]:
+        if name not in manifest["files"]:
+            raise Misfit(f"files does not list {name[:80]!r}")
+
+
+def _check_interface(manifest: Mapping[str, Any]) -> None:
+    """Input, preprocessing, logits and labels must be of one size."""
+    facts, outputs = manifest["interface"]["input"], manifest["interface"]["outputs"]
+    height, width = manifest["preprocessing"]["size"]
+    flat = facts["dtype"] == "float32"
+    shape = ["batch", 3, height, width] if flat else ["batch", height, width, 3]
+    if facts["shape"] != shape:
+        raise Misfit(f"interface.input.shape must be {shape}, as dtype and preprocessing say")
+    for name, output in outputs.items():
+        axes = output["shape"][1:] if output["shape"][0] == "batch" else output["shape"]
+        for i, length in enumerate(axes):
+            whole(1, 10**7)(length, f"interface.outputs.{name}.shape[{i}]")
+    logits, labels = outputs["logits"], manifest["labels"]
+    if (
+        logits["dtype"] != "float32"
+        or logits["shape"][:1] != ["batch"]
+        or len(logits["shape"]) != 2
+    ):
+        raise Misfit("interface.outputs.logits must be float32 [batch, classes]")
+    if labels is not None and len(labels) != logits["shape"][1]:
+        raise Misfit(f"labels names {len(labels)} classes, the logits have {logits['shape'][1]}")

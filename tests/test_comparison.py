@@ -1,0 +1,172 @@
+"""A verdict that NaN cannot pass, wherever numbers are compared."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from atm_export.comparison import (
+    Comparison,
+    compare_angles,
+    compare_logits,
+    flips,
+    largest,
+    smallest,
+)
+from atm_export.errors import GoldenMismatchError, NonFiniteError, ParityError
+from atm_export.evaluate.objective import Limits, violation
+from atm_export.runtime import Session, check_golden, load
+from atm_export.runtime import session as session_module
+from atm_export.runtime.prove import Verified
+from atm_export.validate import again, ladder
+from atm_export.validate.ladder import LadderResult, Rung
+from atm_export.validate.margins import count_margin
+from tests.test_report import REPORT, printed
+
+NAN, INF = float("nan"), float("inf")
+ROWS = np.array([[1.0, 2.0, 5.0], [4.0, 1.0, 0.0]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("difference", "ok"), [(0.0, True), (1.0, True), (1.1, False), (NAN, False), (INF, False)]
+)
+def test_the_verdict(difference: float, ok: bool) -> None:
+    assert Comparison("x", difference, 1.0).ok is ok
+    assert Comparison("x", difference, 1.0, same_top1=False).ok is False
+    assert Comparison("x", 0.0, NAN).ok is False
+    assert "another top-1" in Comparison("x", difference, 1.0, same_top1=False).line
+
+
+@pytest.mark.parametrize("wrong", [NAN, INF, -INF])
+@pytest.mark.parametrize("row", [0, 1])
+def test_one_bad_number_fails_logits_and_angles(row: int, wrong: float) -> None:
+    assert compare_logits("x", ROWS, ROWS, 1e-4).ok and compare_angles("x", ROWS, ROWS, 0.9).ok
+    bad = ROWS.copy()
+    bad[row, 1] = wrong
+    for ours, theirs in ((bad, ROWS), (ROWS, bad), (bad, bad)):
+        assert not compare_logits("x", ours, theirs, 1e-4).ok
+        assert not compare_angles("x", ours, theirs, 0.9).ok
+    assert not compare_angles("x", np.zeros_like(ROWS), ROWS, 0.9).ok
+
+
+def test_top1_counts_where_it_is_clear() -> None:
+    near = np.array([[1.0, 1.00005, 0.0]], np.float32)
+    other = np.array([[1.00005, 1.0, 0.0]], np.float32)
+    assert compare_logits("x", other, near, 1e-4).ok
+    assert not compare_logits("x", ROWS[:, ::-1], ROWS, 0.5).same_top1
+    assert compare_logits("x", ROWS[:, ::-1], ROWS, 100.0).ok
+    assert flips(ROWS[:, ::-1], ROWS, 0.5).tolist() == [True, True]
+    assert flips(ROWS[:, ::-1], ROWS, 100.0).tolist() == [False, False]
+    assert compare_logits("x", ROWS[:, :1], ROWS[:, :1], 0.0).ok, "one class"
+
+
+@pytest.mark.parametrize("values", [[NAN, 1.0, 2.0], [1.0, NAN, 2.0], [1.0, 2.0, NAN]])
+def test_extremes_keep_nan(values: list[float]) -> None:
+    assert math.isnan(largest(values)) and math.isnan(smallest(values))
+    assert largest([]) == 0 and smallest([]) == INF and largest(iter([1.0, 3.0])) == 3
+
+
+class Spoilt:
+    """A backend whose answers can be spoilt."""
+
+    about, providers = "spoilt", ("none",)
+
+    def __init__(self, session: Session, spoil: Any) -> None:
+        self.session, self.spoil = session, spoil
+
+    def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        logits = self.session.outputs(image)["logits"].copy()
+        self.spoil(logits)
+        return {"logits": logits}
+
+
+def spoilt(session: Session, value: float) -> Session:
+    def spoil(logits: np.ndarray) -> None:
+        logits[-1, 0] = value
+
+    return Session(session.run_folder, Spoilt(session, spoil))
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_logits_that_are_not_finite_are_an_error(uint8_folder: Path, value: float) -> None:
+    whole = load(uint8_folder, threads=1)
+    session = spoilt(whole, value)
+    pixels = np.zeros((2, 48, 48, 3), np.uint8)
+    for ask in (session.run, session.predict, session.classify):
+        with pytest.raises(NonFiniteError, match="image 1 hold NaN or infinity"):
+            ask(pixels)
+    assert NonFiniteError.exit_code == 12
+    assert not any(each.ok for each in check_golden(session) if "grey" not in each.what)
+    with pytest.raises(ParityError, match="logits of single images"):
+        Verified(session, tuple(check_golden(session))).require()
+    with pytest.raises(GoldenMismatchError):
+        session_module._warm_up(session)
+
+
+def test_the_eager_proof_fails_on_nan_and_on_another_top1(demo_folder: Path) -> None:
+    logits = torch.tensor([[1.0, 2.0, 5.0]])
+
+    def answer(*rows: float) -> Any:
+        found = {"logits": np.array([rows], np.float32)}
+        folder = SimpleNamespace(folder=demo_folder)
+        return SimpleNamespace(outputs=lambda image: found, run_folder=folder)
+
+    assert again._compare(answer(1, 2, 5), None, logits, 1) == 0
+    for wrong in (answer(1, 2, NAN), answer(NAN, 2, 5), answer(1, 2, 5.1)):
+        with pytest.raises(ParityError, match="batch 1 against the eager reference"):
+            again._compare(wrong, None, logits, 1)
+
+
+def test_the_eager_proof_looks_at_top1(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lead of up to twice the tolerance may go either way; a larger one may not."""
+    monkeypatch.setattr(again, "FP32_LOGITS", replace(again.FP32_LOGITS, logits=1.0))
+    found = {"logits": np.array([[6.0, 5.9]], np.float32)}
+    session = SimpleNamespace(outputs=lambda image: found, run_folder=SimpleNamespace(folder="x"))
+    assert again._compare(session, None, torch.tensor([[5.5, 6.5]]), 1) == pytest.approx(0.6)  # type: ignore[arg-type]
+    monkeypatch.setattr(again, "FP32_LOGITS", replace(again.FP32_LOGITS, logits=2.0))
+    lead = {"logits": np.array([[5.0, 4.9]], np.float32)}
+    session = SimpleNamespace(outputs=lambda image: lead, run_folder=SimpleNamespace(folder="x"))
+    with pytest.raises(ParityError, match="another top-1"):
+        again._compare(session, None, torch.tensor([[3.0, 7.1]]), 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("which", ["ours", "theirs", "both"])
+def test_the_ladder_fails_on_nan_of_either_side(which: str) -> None:
+    good = torch.tensor([[1.0, 2.0], [3.0, 1.0]])
+    bad = torch.tensor([[1.0, 2.0], [NAN, 1.0]])
+    ours, theirs = (bad if which in (side, "both") else good for side in ("ours", "theirs"))
+
+    def quiet() -> torch.Tensor:
+        return torch.zeros(2)
+
+    assert ladder._compare_logits(good, good, quiet) is None
+    assert ladder._compare_logits(ours, theirs, quiet) == "logits are not finite"
+    nan = ladder._compare_logits(good, good + 0.1, lambda: torch.tensor([NAN, NAN]))
+    assert nan is not None and "differ" in nan
+
+
+def test_a_proof_with_nan_is_written_and_shown() -> None:
+    rungs = (Rung("onnx", "a", 1e-6, 1.0, 1.0, 0), Rung("onnx", "b", NAN, NAN, 0.5, 0))
+    for order in (rungs, rungs[::-1]):
+        facts = LadderResult(order, (ladder.Difference("onnx", "b", "NaN"),)).facts()
+        assert facts["logits_max_abs"] is None and facts["cosine_min"] is None
+        assert facts["top1_agreement"] == 0.5
+        json.dumps(facts, allow_nan=False)
+    text = printed({**REPORT, "parity": {**REPORT["parity"], **facts}})
+    assert "logits not finite" in text
+
+
+def test_margins_and_limits_fail_on_nan() -> None:
+    similarity = torch.tensor([[3.0, NAN, 9.0]])
+    assert math.isnan(count_margin(similarity, 5.0, 1))
+    facts = {"agreement_low": 99.0, "top1": None, "distance": NAN}
+    assert not violation(facts, {"top1": None}, Limits()) <= 0
+    assert violation({**facts, "distance": 0.5}, {"top1": None}, Limits()) == 0
