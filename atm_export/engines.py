@@ -39,6 +39,7 @@ from atm_export.model.reference import run_reference
 from atm_export.runfolder import load_manifest, sha256
 from atm_export.validate.calibration import linear_inputs, ranges
 from atm_export.validate.inputs import cases
+from atm_export.validate.matching import require_matching
 from atm_export.validate.precision import PrecisionProof, compare_precision
 
 IMAGES = 32  # that lower precisions are calibrated on and compared with FP32
@@ -220,7 +221,9 @@ def _run_here(
             runners.pop("traced"), shipped, source.expected(), build.precision.value
         )
         if not parity["within"]:
-            raise ParityError(f"{build.name} disagrees with the eager reference on {gpu}: {parity}")
+            raise ParityError(
+                f"{build.name} disagrees with the eager reference on {gpu}: {parity['failed']}"
+            )
         progress(f"measuring the engine on {gpu}")
         largest = max(profile.max for profile in build.settings.profiles)
         feeds = {
@@ -244,13 +247,18 @@ def _typed(
     name = precision.value
     if precision is Precision.FP32:
         return reference, compare_precision(reference, reference, feeds, name)
-    if precision in (Precision.INT8, Precision.FP8):
+    low = "fp16" if precision in (Precision.INT8, Precision.FP8) else name
+    try:
+        typed = with_precision(reference, low)
+    except OverflowError as error:
+        raise ParityError(
+            f"{low} cannot hold this model: {error}; no engine was built; "
+            "take --precision bf16 or fp32"
+        ) from error
+    if low != name:
         progress(f"calibrating {name}")
-        scales = ranges(reference, linear_inputs(reference), feeds)
-        typed = quantized(with_precision(reference, "fp16"), scales, name)
-        low = "fp16"
-    else:
-        typed, low = with_precision(reference, name), name
+        typed = quantized(typed, ranges(reference, linear_inputs(reference), feeds), name)
+    require_matching(typed, name)
     progress(f"comparing {name} with FP32")
     return typed, compare_precision(reference, emulated(typed, low), feeds, name)
 

@@ -11,7 +11,8 @@ import atm_export
 
 PACKAGE = Path(atm_export.__file__).parent
 ORDER = (
-    ("errors", "registry", "fit", "runfolder", "artifacts", "preprocess", "demo", "tensors"),
+    ("errors", "registry", "fit", "runfolder", "artifacts", "preprocess", "tensors"),
+    ("demo", "photos"),
     ("runtime",),
     ("triton",),
     ("config",),

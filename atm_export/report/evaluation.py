@@ -8,6 +8,11 @@ from typing import Any
 from rich.console import Console
 
 
+def counted_text(share: Mapping[str, Any]) -> str:
+    """Cases of all, then the share with its interval."""
+    return f"{share['hits']} of {share['of']}, {share_text(share)}"
+
+
 def share_text(share: Mapping[str, Any]) -> str:
     """`82.60 % (79.0 to 85.7)`: percent and the 95 % interval."""
     if share["percent"] is None:
