@@ -145,7 +145,7 @@ def _add_one(
     precision, name, api, settings = build.precision, build.name, build.api, build.settings
     progress(f"writing {precision.value} into the graph")
     reference = source.traced()
-    traced, proof = _typed(reference, source.feeds, precision, progress)
+    traced, proof = typed_graph(reference, source.feeds, precision, progress)
     proof.require()
     facts = {**source.facts, "precision": precision.value}
     shipped = with_facts(with_outputs(traced, source.outputs), facts)
@@ -200,7 +200,7 @@ def _run_here(
 
     gpu = torch.cuda.get_device_name()
     others = {
-        name: _typed(graph, source.feeds, build.precision, progress)[0]
+        name: typed_graph(graph, source.feeds, build.precision, progress)[0]
         for name, graph in source.alternatives().items()
     }
     graphs = {"traced": traced}
@@ -240,7 +240,7 @@ def _run_here(
     }
 
 
-def _typed(
+def typed_graph(
     reference: onnx.ModelProto, feeds: Sequence[Array], precision: Precision, progress: Progress
 ) -> tuple[onnx.ModelProto, PrecisionProof]:
     """The traced graph in `precision`, and how it compares with the FP32 one."""
