@@ -73,7 +73,7 @@ def test_a_matching_that_was_lowered_is_refused(merge: str) -> None:
             typed_graph(reference, made.feeds, Precision.FP16, lambda text: None)
     with pytest.raises(ParityError, match="stays in FP32 in every precision"):
         require_matching(lowered, "fp16")
-    if merge != "frozen":
+    if merge == "adaptive":  # per image, indices built on overflown keys leave the graph
         proof = compare_precision(reference, emulated(lowered, "fp16"), made.feeds, "fp16")
         assert proof.tokens.hits > 0.2 * proof.tokens.of and "tokens that differ" in proof.failed
         with pytest.raises(ParityError, match="no engine was built"):
