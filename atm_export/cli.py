@@ -135,8 +135,8 @@ def export_command(
         _option(
             HOW,
             "Who shares r. adaptive: the batch, at run time, as in the paper. frozen: fixed from "
-            "--calibrate images or the paper's GFLOPs; static shapes. per-image: each image alone, "
-            "so that an answer never depends on its neighbours.",
+            "--calibrate images, the paper's GFLOPs, or the images that ship; static shapes. "
+            "per-image: each image alone, so that an answer never depends on its neighbours.",
         ),
     ] = "adaptive",
     calibrate: Annotated[
@@ -150,7 +150,8 @@ def export_command(
     ] = False,
     opset: Annotated[Whole, _option(GRAPH, "ONNX opset, 20 to 23.")] = 20,
     images: Annotated[
-        str | None, _option(RUN, "Folder of images to prove and measure on (else demo digits).")
+        str | None,
+        _option(RUN, "Folder of images to prove and measure on (else photographs that ship)."),
     ] = None,
     imagenet: Annotated[
         str | None,

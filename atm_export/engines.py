@@ -39,6 +39,7 @@ from atm_export.model.reference import run_reference
 from atm_export.runfolder import load_manifest, sha256
 from atm_export.validate.calibration import linear_inputs, ranges
 from atm_export.validate.inputs import cases
+from atm_export.validate.matching import require_matching
 from atm_export.validate.precision import PrecisionProof, compare_precision
 
 IMAGES = 32  # that lower precisions are calibrated on and compared with FP32
@@ -144,7 +145,7 @@ def _add_one(
     precision, name, api, settings = build.precision, build.name, build.api, build.settings
     progress(f"writing {precision.value} into the graph")
     reference = source.traced()
-    traced, proof = _typed(reference, source.feeds, precision, progress)
+    traced, proof = typed_graph(reference, source.feeds, precision, progress)
     proof.require()
     facts = {**source.facts, "precision": precision.value}
     shipped = with_facts(with_outputs(traced, source.outputs), facts)
@@ -199,7 +200,7 @@ def _run_here(
 
     gpu = torch.cuda.get_device_name()
     others = {
-        name: _typed(graph, source.feeds, build.precision, progress)[0]
+        name: typed_graph(graph, source.feeds, build.precision, progress)[0]
         for name, graph in source.alternatives().items()
     }
     graphs = {"traced": traced}
@@ -220,7 +221,9 @@ def _run_here(
             runners.pop("traced"), shipped, source.expected(), build.precision.value
         )
         if not parity["within"]:
-            raise ParityError(f"{build.name} disagrees with the eager reference on {gpu}: {parity}")
+            raise ParityError(
+                f"{build.name} disagrees with the eager reference on {gpu}: {parity['failed']}"
+            )
         progress(f"measuring the engine on {gpu}")
         largest = max(profile.max for profile in build.settings.profiles)
         feeds = {
@@ -237,20 +240,25 @@ def _run_here(
     }
 
 
-def _typed(
+def typed_graph(
     reference: onnx.ModelProto, feeds: Sequence[Array], precision: Precision, progress: Progress
 ) -> tuple[onnx.ModelProto, PrecisionProof]:
     """The traced graph in `precision`, and how it compares with the FP32 one."""
     name = precision.value
     if precision is Precision.FP32:
         return reference, compare_precision(reference, reference, feeds, name)
-    if precision in (Precision.INT8, Precision.FP8):
+    low = "fp16" if precision in (Precision.INT8, Precision.FP8) else name
+    try:
+        typed = with_precision(reference, low)
+    except OverflowError as error:
+        raise ParityError(
+            f"{low} cannot hold this model: {error}; no engine was built; "
+            "take --precision bf16 or fp32"
+        ) from error
+    if low != name:
         progress(f"calibrating {name}")
-        scales = ranges(reference, linear_inputs(reference), feeds)
-        typed = quantized(with_precision(reference, "fp16"), scales, name)
-        low = "fp16"
-    else:
-        typed, low = with_precision(reference, name), name
+        typed = quantized(typed, ranges(reference, linear_inputs(reference), feeds), name)
+    require_matching(typed, name)
     progress(f"comparing {name} with FP32")
     return typed, compare_precision(reference, emulated(typed, low), feeds, name)
 

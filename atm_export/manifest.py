@@ -11,6 +11,7 @@ from typing import Any
 from atm_export.shapes import (
     Misfit,
     anything,
+    either,
     fields,
     flag,
     items,
@@ -77,6 +78,9 @@ _GOLDEN = fields(
         ),
     }
 )
+_SHARE = fields(
+    {"percent": maybe(number()), "low": number(), "high": number(), "hits": whole(), "of": whole()}
+)
 _ENGINE = fields(
     {
         "precision": one_of(*PRECISIONS),
@@ -95,10 +99,12 @@ _ENGINE = fields(
             {
                 "cosine_logits_of_nine_tenths": number(),
                 "min_cosine_logits": number(),
-                "top1_agreement": number(),
-                "token_share_differing": number(),
+                "images": whole(),
+                # A mere share where the run is older than intervals.
+                "top1_agreement": either(number(), _SHARE),
                 "tolerance": fields({"min_cosine_logits": number()}),
-            }
+            },
+            {"tokens_differing": _SHARE, "token_share_differing": number()},
         ),
     },
     {"settings": fields({}, {"hardware_compatible": flag, "version_compatible": flag})},

@@ -67,20 +67,29 @@ def export(
     progress("loading the model")
     threads = share_threads(threads)
     model = load_model(config.model)
-    images = load_images(config.images or config.calibrate, config.model.name, model.preprocessing)
-    key = _run_key(config, model, images)
+    images, calibration = _images(config, model)
+    key = _run_key(config, model, images, calibration)
     outcome = None if force else _reusable(config, out, key)
     if outcome is not None and engines is None:
         return outcome
     if outcome is None:
         with artifacts.working(out, key) as work:
-            job = plan_job(config, model, images, progress)
+            job = plan_job(config, model, images, calibration, progress)
             outcome = _export(job, out, work, threads, benchmark, progress)
     else:
-        job = plan_job(config, model, images, progress)
+        job = plan_job(config, model, images, calibration, progress)
     if engines is not None:
         outcome = _with_engines(outcome, job, engines, progress)
     return outcome
+
+
+def _images(config: RunConfig, model: LoadedModel) -> tuple[ImageSet, ImageSet]:
+    """The images to prove and measure on, and those to calibrate a frozen schedule on."""
+    name, how = config.model.name, model.preprocessing
+    images = load_images(config.images or config.calibrate, name, how)
+    if config.images is None or config.calibrate is None:
+        return images, images
+    return images, load_images(config.calibrate, name, how)
 
 
 def _export(
@@ -206,12 +215,13 @@ def write(
     return artifacts.publish(work, out, [*names, "report.html"], facts)
 
 
-def _run_key(config: RunConfig, model: LoadedModel, images: ImageSet) -> str:
+def _run_key(config: RunConfig, model: LoadedModel, images: ImageSet, calibration: ImageSet) -> str:
     return artifacts.run_key(
         {
             "config": config.digest(),
             "weights": model.weights["sha256"],
             "images": images.digest(),
+            "calibration": calibration.digest(),
             "versions": artifacts.versions(),
         }
     )

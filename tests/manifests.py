@@ -60,6 +60,7 @@ def engine_facts(**changes: Any) -> dict[str, Any]:
         ),
         1.0,
     )
+    judged["images"] = 32
     return {
         "precision": "fp16",
         "flavor": "tensorrt",

@@ -18,7 +18,6 @@ from atm_export.cli import main
 from atm_export.commands import evaluate as command
 from atm_export.errors import WeightsError
 from atm_export.evaluate.accuracy import Options, _count
-from atm_export.evaluate.intervals import share_facts, wilson
 from atm_export.evaluate.journal import journal
 from atm_export.evaluate.run import Place, evaluate_run
 from atm_export.evaluate.runners import from_runner, runners, traced_graph
@@ -29,6 +28,7 @@ from atm_export.model.flops import trace_gmacs
 from atm_export.model.reference import run_reference
 from atm_export.preprocess import read_images
 from atm_export.runfolder import Run, open_run
+from atm_export.validate.intervals import share_facts, wilson
 
 FAST = Options(batch=16, workers=0)
 

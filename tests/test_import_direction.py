@@ -14,7 +14,6 @@ ORDER = (
     ("errors", "bounds", "comparison", "strict_json", "shapes", "manifest"),
     (
         "artifacts",
-        "demo",
         "fit",
         "imagefiles",
         "ort",
@@ -24,6 +23,7 @@ ORDER = (
         "runfolder",
         "tensors",
     ),
+    ("demo", "photos"),
     ("runtime",),
     ("triton",),
     ("config",),

@@ -14,6 +14,8 @@ import importlib.util, sys
 for name in ('torch', 'timm', 'onnx', 'pydantic'):
     assert importlib.util.find_spec(name) is None, name
 from PIL import Image
+from atm_export import photos
+assert len({view.image().tobytes() for view in photos.VIEWS}) == 32
 from atm_export.runtime import load
 session = load(sys.argv[1])
 print(session.classify(Image.new('RGB', (80, 60)), 1)[0][0].name, session.about)

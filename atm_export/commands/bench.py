@@ -42,7 +42,8 @@ def bench(
     batches: Annotated[str, Parameter(help="Batch sizes, a list.")] = "1,8,32",
     rounds: Annotated[Whole, Parameter(help="Counted rounds at each batch.")] = 15,
     images: Annotated[
-        str | None, Parameter(help="Folder of images to run (up to 64; else demo digits).")
+        str | None,
+        Parameter(help="Folder of images to run (up to 64; else photographs that ship)."),
     ] = None,
     policies: Annotated[
         bool,

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from atm_export.errors import DataError
 from atm_export.evaluate.decode import Decoded, decoded
-from atm_export.evaluate.intervals import share_facts
 from atm_export.evaluate.journal import Journal
 from atm_export.evaluate.resume import keep_what_holds
 from atm_export.evaluate.runners import BatchOutput, Engine, gmacs_from_tokens
 from atm_export.evaluate.samples import Samples
 from atm_export.evaluate.subject import Subject
 from atm_export.model.flops import unmerged_gmacs
+from atm_export.validate.intervals import share_facts
 
 Progress = Callable[[int, int], None]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from atm_export import demo
+from atm_export import demo, photos
 from atm_export.imagefiles import printable
 from atm_export.preprocess import Preprocessing, crop, list_images, read_images
 
@@ -31,16 +31,19 @@ class ImageSet:
 
 def load_images(folder: str | None, model: str, how: Preprocessing) -> ImageSet:
     """Up to 64 images of `folder`, evenly spread over its sorted files; without a folder, the
-    demo's held-out digits (all of them, labelled, for the demo model)."""
+    photographs that ship, or for the demo model its held-out digits (all of them, labelled)."""
     if folder is not None:
         files = list_images(Path(folder))
         step = max(1, len(files) / LIMIT)
         chosen = [files[int(i * step)] for i in range(min(LIMIT, len(files)))]
         names = tuple(printable(file.name) for file in chosen)
         return ImageSet(read_images(chosen, how), "images of the given folder", names=names)
-    digits, labels = demo.heldout()
     if model == "demo":
+        digits, labels = demo.heldout()
         pixels = np.stack([crop(digit, how) for digit in digits])
         return ImageSet(pixels, "held-out digits", labels)
-    pixels = np.stack([crop(digit, how) for digit in digits[:24]])
-    return ImageSet(pixels, "demo digits (give --images DIR for yours)")
+    pixels = np.stack([crop(view.image(), how) for view in photos.VIEWS])
+    names = tuple(photos.credit(view.photo) for view in photos.VIEWS)
+    return ImageSet(
+        pixels, "views of photographs that ship (give --images DIR for yours)", None, names
+    )

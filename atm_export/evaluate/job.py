@@ -23,6 +23,7 @@ from atm_export.model.schedule import MergePlan
 from atm_export.preprocess import normalize
 
 Progress = Callable[[str], None]
+PAPER = "the paper's GFLOPs"
 
 
 @dataclass(frozen=True)
@@ -71,24 +72,40 @@ class Job:
         ]
 
 
-def plan_job(
-    config: RunConfig, model: LoadedModel, images: ImageSet, progress: Progress = lambda text: None
-) -> Job:
-    """The job of a config; a frozen schedule is measured on its images, or met by the paper's
-    GFLOPs. ConfigError where there is neither."""
-    backbone, method = model.backbone, config.method
-    job = Job(config, model, plan_for(backbone, method), images)
-    if method.merge is not MergePolicy.FROZEN:
-        return job
-    if config.calibrate is not None or (config.model.name == "demo" and config.images is None):
-        progress(f"calibrating the frozen schedule on {len(images.pixels)} images")
-        r = measured_r(backbone, job.plan, job.tensors(images.pixels, 8))
-        return Job(config, model, job.plan.frozen(r), images)
-    preset = config.model.config.presets.get(method.preset or "")
-    if preset is None or preset.gflops is None:
+def schedule_from(config: RunConfig) -> str:
+    """What a frozen schedule comes from; ConfigError where the user's images are there to prove on,
+    not to calibrate on, and the paper gives no GFLOPs."""
+    if config.calibrate is not None:
+        return "the images to calibrate on"
+    preset = config.model.config.presets.get(config.method.preset or "")
+    if preset is not None and preset.gflops is not None:
+        return PAPER
+    if config.images is not None:
         raise ConfigError(
             "--merge frozen needs images to calibrate on (--calibrate DIR), or a preset whose "
             "GFLOPs the paper gives"
         )
-    r = paper_r(backbone, job.plan, preset.gflops)
+    return "the images that ship"
+
+
+def plan_job(
+    config: RunConfig,
+    model: LoadedModel,
+    images: ImageSet,
+    calibration: ImageSet,
+    progress: Progress = lambda text: None,
+) -> Job:
+    """The job of a config; a frozen schedule is measured on `calibration`, or met by the paper's
+    GFLOPs (see `schedule_from`)."""
+    backbone, method = model.backbone, config.method
+    job = Job(config, model, plan_for(backbone, method), images)
+    if method.merge is not MergePolicy.FROZEN:
+        return job
+    if schedule_from(config) == PAPER:
+        gflops = config.model.config.presets[method.preset or ""].gflops
+        assert gflops is not None
+        r = paper_r(backbone, job.plan, gflops)
+    else:
+        progress(f"calibrating the frozen schedule on {len(calibration.pixels)} images")
+        r = measured_r(backbone, job.plan, job.tensors(calibration.pixels, 8))
     return Job(config, model, job.plan.frozen(r), images)

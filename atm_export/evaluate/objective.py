@@ -16,7 +16,6 @@ from torch import Tensor
 
 from atm_export.comparison import largest
 from atm_export.config import Method, OperatingPoint
-from atm_export.evaluate.intervals import wilson
 from atm_export.evaluate.subject import Pixels
 from atm_export.model.backbone import Backbone
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
@@ -24,6 +23,7 @@ from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
 from atm_export.model.schedule import MergePlan
 from atm_export.preprocess import Preprocessing, normalize
+from atm_export.validate.intervals import wilson
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
+from atm_export.report.evaluation import counted_text
+
 
 def print_report(console: Console, out: Path, report: Mapping[str, Any]) -> None:
     """A dozen lines: what was exported, whether it is proven, and what it saves."""
@@ -62,8 +64,8 @@ def print_report(console: Console, out: Path, report: Mapping[str, Any]) -> None
             f"{', '.join(engine['profiles'])}; {engine['run']['status']}; against FP32: logits "
             f"cosine {checked['cosine_logits_of_nine_tenths']:.5f} in nine of ten images "
             f"({checked['min_cosine_logits']:.5f} at worst), "
-            f"top-1 {checked['top1_agreement']:.1%}, tokens differing "
-            f"{checked['token_share_differing']:.2%}",
+            f"top-1 equal in {counted_text(checked['top1_agreement'])}, tokens differing "
+            f"{counted_text(checked['tokens_differing'])}",
             highlight=False,
         )
     say(f"written   {out}/", highlight=False, soft_wrap=True)

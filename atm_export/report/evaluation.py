@@ -8,6 +8,13 @@ from typing import Any
 from rich.console import Console
 
 
+def counted_text(share: Mapping[str, Any] | float) -> str:
+    """Cases of all, then the share with its interval; a mere share 0..1 in percent."""
+    if not isinstance(share, Mapping):
+        return f"{100 * share:.2f} %"
+    return f"{share['hits']} of {share['of']}, {share_text(share)}"
+
+
 def share_text(share: Mapping[str, Any]) -> str:
     """`82.60 % (79.0 to 85.7)`: percent and the 95 % interval."""
     if share["percent"] is None:

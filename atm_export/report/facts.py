@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from atm_export.config import MethodName, RunConfig
+from atm_export.config import MergePolicy, MethodName, RunConfig
+from atm_export.evaluate.job import schedule_from
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.schedule import MergePlan
 
@@ -67,6 +68,7 @@ def summarize_method(config: RunConfig, plan: MergePlan) -> dict[str, Any]:
         "groups_per_block": [block.grouping if block else None for block in plan.blocks],
         "theta_per_block": [block.theta if block else None for block in plan.blocks],
         "r_per_block": [block.r if block else None for block in plan.blocks],
+        "r_from": schedule_from(config) if method.merge is MergePolicy.FROZEN else None,
     }
     nothing = "; nothing merges" if plan.merges and plan.idle else ""
     return {**facts, "summary": _line(facts, plan) + nothing}
@@ -82,4 +84,5 @@ def _line(facts: Mapping[str, Any], plan: MergePlan) -> str:
     numbers = f"alpha {point['alpha']:g}, beta {point['beta']:g}, theta_min {point['theta_min']:g}"
     policy = facts["merge"] if plan.adaptive else f"frozen, r = {' '.join(map(str, r))}"
     preset = f"{facts['preset']}: " if facts["preset"] else ""
-    return f"ATM {preset}{numbers}, {policy}"
+    origin = f" (from {facts['r_from']})" if facts["r_from"] else ""
+    return f"ATM {preset}{numbers}, {policy}{origin}"

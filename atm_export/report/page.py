@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from atm_export.config import ModelConfig, exported_config
 from atm_export.report.charts import Series, bars, lines
-from atm_export.report.evaluation import evaluation_lines, share_text
+from atm_export.report.evaluation import counted_text, evaluation_lines, share_text
 
 FILE = "report.html"
 PICTURES = ("<!-- pictures -->", "<!-- end of pictures -->")
@@ -30,6 +30,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["share"] = share_text
+    environment.filters["counted"] = counted_text
     return environment
 
 

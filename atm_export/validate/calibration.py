@@ -12,7 +12,9 @@ from atm_export.backends.runner import Array
 
 # Keys decide which tokens merge, and the head is small: both keep their precision.
 KEPT = (".k.weight", "head.")
-CLIPPED = 99.99  # percentile; what lies above is clipped, which costs less than a coarser grid
+# Percentile; what lies above is clipped, which costs less than a coarser grid. At 99.99 pictures of
+# other content than most lost what tells them apart (ViT-Tiny: gravel, logits cosine 0.74).
+CLIPPED = 99.999
 
 
 def linear_inputs(model: onnx.ModelProto) -> Mapping[str, str]:

@@ -1,8 +1,8 @@
 """Golden vectors: pictures and the logits that the eager reference gives for them.
 
 They travel in the run folder, so that any runtime on any machine can prove itself without PyTorch.
-The pictures are the demo's digits and drawn scenes, never the user's images: a run folder may go
-where those must not.
+The pictures are photographs that ship (for the demo its digits) and drawn scenes, never the user's
+images: a run folder may go where those must not.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from atm_export import demo
+from atm_export import demo, photos
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.reference import run_reference
 from atm_export.model.schedule import MergePlan
@@ -32,11 +32,13 @@ from atm_export.validate.tolerances import FP32_LOGITS, MARGIN
 
 Pixels = NDArray[np.uint8]
 FILE = "golden.safetensors"
+DEMO = "demo"
 MOST_BYTES = 1_300_000
 TRIES = 8
 PICTURE = (400, 300)
 PICTURE_LOGITS = 1e-3
-SOURCE = "handwritten digits (CC BY 4.0) and drawn scenes"
+DIGITS = "handwritten digits (CC BY 4.0) and drawn scenes"
+PHOTOS = "photographs (CC0 or public domain) and drawn scenes"
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def golden_vectors(model: LoadedModel, plan: MergePlan) -> tuple[bytes, dict[str
     """
     how, oracle = model.preprocessing, Oracle(model, plan)
     size = max(1, min(4, MOST_BYTES // (how.size[0] * how.size[1] * 3)))
-    alone = _firm((oracle.answer(pixels) for pixels in _candidates(how)), size)
+    alone = _firm((oracle.answer(pixels) for pixels in _candidates(model)), size)
     images = np.concatenate([answer.pixels for answer in alone])
     sizes = range(len(images), 0, -1)
     batch = _firm((oracle.answer(images[:n], noise=False) for n in sizes), 1)[0]
@@ -111,17 +113,17 @@ def golden_vectors(model: LoadedModel, plan: MergePlan) -> tuple[bytes, dict[str
         "picture_pixels": shown.pixels[0],
         "picture_logits": shown.logits[0],
     }
-    return packed(arrays), _facts(arrays)
+    return packed(arrays), _facts(arrays, DIGITS if model.name == DEMO else PHOTOS)
 
 
 def _cropped(jpeg: bytes, how: Preprocessing) -> Pixels:
     return crop(read_rgb(jpeg), how)[None]
 
 
-def _facts(arrays: dict[str, Any]) -> dict[str, Any]:
+def _facts(arrays: dict[str, Any], source: str) -> dict[str, Any]:
     return {
         "file": FILE,
-        "source": SOURCE,
+        "source": source,
         "images": len(arrays["images"]),
         "batch": len(arrays["batch_logits"]),
         "reference": "PyTorch, eager, FP32",
@@ -150,12 +152,19 @@ def _firm(answers: Iterator[Answer], count: int) -> list[Answer]:
     return found or [best]
 
 
-def _candidates(how: Preprocessing) -> Iterator[Pixels]:
-    """Digits and scenes by turns, [1, H, W, 3]."""
-    digits, _ = demo.heldout()
-    for i in range(TRIES // 2):
-        yield crop(digits[i], how)[None]
+def _candidates(model: LoadedModel) -> Iterator[Pixels]:
+    """Real pictures and scenes by turns, [1, H, W, 3]."""
+    how = model.preprocessing
+    for i, picture in enumerate(_pictures(model.name)[: TRIES // 2]):
+        yield crop(picture, how)[None]
         yield crop(scene(how.size[::-1], i), how)[None]
+
+
+def _pictures(model: str) -> list[Image.Image]:
+    """Pictures that may go anywhere with a run folder: digits for the demo, else photographs."""
+    if model == DEMO:
+        return demo.heldout()[0]
+    return [view.image() for view in photos.VIEWS if photos.unconditional(view.photo)]
 
 
 def scene(size: tuple[int, int], seed: int) -> Image.Image:

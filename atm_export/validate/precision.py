@@ -3,14 +3,15 @@
 Lower precision moves keys, so that pairs close to a threshold may merge or not; what counts is that
 few do, and that the answers stay. One pair that merges or not moves an image's logits further than
 rounding does, so that a single image says little: a tenth of the images may lie below the bound
-that holds for the others. The typed graph is emulated (see `EmulateLow`): each value is rounded
-where an engine would round it, and sums run in FP32.
+that holds for the others, and a share of images or tokens breaks its bound where its 95 % interval
+excludes it. The typed graph is emulated (see `EmulateLow`): each value is rounded where an engine
+would round it, and sums run in FP32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,17 @@ from numpy.typing import NDArray
 from atm_export.backends.onnxruntime import OnnxRuntimeRunner
 from atm_export.backends.runner import Array
 from atm_export.errors import ParityError
+from atm_export.validate.intervals import Share
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class PrecisionTolerance:
-    """cosine: least cosine of the logits, of all but a tenth of the images. every: least cosine of
-    any image. top1: least share of equal top-1 classes, among images whose FP32 lead exceeds the
+    """cosine: of the logits, which NINE_TENTHS of the images reach. every: least cosine of any
+    image. top1: least share of equal top-1 classes, among images whose FP32 lead exceeds the
     largest logits difference allowed to an honest rounding (`lead` times the logits' spread).
-    tokens: largest share of token counts that differ."""
+    tokens: largest share of tokens by which the counts differ."""
 
     cosine: float
     every: float
@@ -39,6 +41,7 @@ class PrecisionTolerance:
     reason: str
 
 
+NINE_TENTHS = 0.9
 TOLERANCES: Mapping[str, PrecisionTolerance] = {
     "fp32": PrecisionTolerance(
         cosine=0.999999, every=0.999999, top1=1.0, tokens=0.0, lead=0.0, reason="the same graph"
@@ -82,7 +85,12 @@ TOLERANCES: Mapping[str, PrecisionTolerance] = {
 
 @dataclass(frozen=True)
 class PrecisionProof:
-    """What lower precision changes, over `images` images in batches of `batch`."""
+    """What lower precision changes, over `images` images in batches of `batch`.
+
+    cosine: of the logits, which a tenth of the images do not reach; least: of the worst image;
+    reached: images that reach the tolerance's cosine; top1: images of equal top-1, of those that
+    count; tokens: tokens by which the counts differ, of all. failed: what breaks the tolerance.
+    """
 
     precision: str
     images: int
@@ -90,15 +98,18 @@ class PrecisionProof:
     max_abs: float
     cosine: float
     least: float
-    top1: float
-    counted: int
-    tokens: float
+    reached: Share
+    top1: Share
+    tokens: Share
     counts_that_differ: int
-    within: bool
     failed: str
 
+    @property
+    def within(self) -> bool:
+        return not self.failed
+
     def facts(self) -> dict[str, Any]:
-        """For manifest and report."""
+        """For manifest and report; shares with their counts and 95 % intervals."""
         tolerance = TOLERANCES[self.precision]
         return {
             "against": "the FP32 graph, in ONNX Runtime; rounding emulated",
@@ -106,19 +117,21 @@ class PrecisionProof:
             "batch": self.batch,
             "max_abs_logits": self.max_abs,
             "cosine_logits_of_nine_tenths": self.cosine,
+            "images_that_reach_cosine": self.reached.facts(),
             "min_cosine_logits": self.least,
-            "top1_agreement": self.top1,
-            "top1_counted_images": self.counted,
-            "token_share_differing": self.tokens,
+            "top1_agreement": self.top1.facts(),
+            "tokens_differing": self.tokens.facts(),
             "token_counts_differing": self.counts_that_differ,
             "tolerance": {
-                "cosine_logits_of_nine_tenths": tolerance.cosine,
+                "cosine_logits": tolerance.cosine,
+                "images_that_reach_cosine": NINE_TENTHS,
                 "min_cosine_logits": tolerance.every,
                 "top1_agreement": tolerance.top1,
-                "token_share_differing": tolerance.tokens,
+                "tokens_differing": tolerance.tokens,
                 "reason": tolerance.reason,
             },
             "within": self.within,
+            "failed": self.failed,
         }
 
     def require(self) -> None:
@@ -153,38 +166,49 @@ def compare_precision(
 def judge(precision: str, a: Floats, b: Floats, n: Floats, m: Floats, batch: int) -> PrecisionProof:
     """a, b: logits [images, classes] of reference and typed graph; n, m: their token counts."""
     tolerance = TOLERANCES[precision]
-    difference = np.abs(a - b)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    cosines = (a * b).sum(axis=1) / np.maximum(norms, 1e-30)
-    cosine, least = float(np.quantile(cosines, 0.1, method="lower")), float(cosines.min())
-    ranked = np.sort(a, axis=1)
-    lead = ranked[:, -1] - ranked[:, -2] if a.shape[1] > 1 else np.full(len(a), np.inf)
-    sure = lead > tolerance.lead * (ranked[:, -1] - ranked[:, 0])
-    same = a.argmax(axis=1) == b.argmax(axis=1)
-    top1 = float(same[sure].mean()) if sure.any() else 1.0
-    tokens = float(np.abs(n - m).sum() / n.sum())
-    found = {
-        f"logits cosine {cosine:.5f}, which a tenth of the images do not reach, is below "
-        f"{tolerance.cosine}": cosine < tolerance.cosine,
-        f"logits cosine {least:.5f} of the worst image is below {tolerance.every}": least
-        < tolerance.every,
-        f"top-1 agreement {top1:.4f} is below {tolerance.top1}": top1 < tolerance.top1,
-        f"{tokens:.1%} of the tokens differ, more than {tolerance.tokens:.0%}": tokens
-        > tolerance.tokens,
-        "logits are not finite": not np.isfinite(b).all(),
-    }
-    failed = ", ".join(text for text, wrong in found.items() if wrong)
-    return PrecisionProof(
+    cosines = _cosines(a, b)
+    sure = _lead(a) > tolerance.lead
+    same = (a.argmax(axis=1) == b.argmax(axis=1)) & np.isfinite(b).all(axis=1)
+    proof = PrecisionProof(
         precision=precision,
         images=len(a),
         batch=batch,
-        max_abs=float(difference.max()),
-        cosine=cosine,
-        least=least,
-        top1=top1,
-        counted=int(sure.sum()),
-        tokens=tokens,
+        max_abs=float(np.abs(a - b).max()),
+        cosine=float(np.quantile(cosines, 0.1, method="lower")),
+        least=float(cosines.min()),
+        reached=Share(int((cosines >= tolerance.cosine).sum()), len(a)),
+        top1=Share(int(same[sure].sum()), int(sure.sum())),
+        tokens=Share(int(min(np.abs(n - m).sum(), n.sum())), int(n.sum())),
         counts_that_differ=int((n != m).sum()),
-        within=not failed,
-        failed=failed,
+        failed="",
     )
+    finite = bool(np.isfinite(a).all() and np.isfinite(b).all())
+    return replace(proof, failed=", ".join(_failures(proof, tolerance, finite)))
+
+
+def _failures(proof: PrecisionProof, tolerance: PrecisionTolerance, finite: bool) -> Iterator[str]:
+    """What breaks the tolerance, in words; whatever is not a number breaks it."""
+    if not finite:
+        yield "logits are not finite"
+    if not proof.reached.at_least(NINE_TENTHS):
+        yield f"logits cosine {tolerance.cosine} is reached by {proof.reached}, not nine in ten"
+    if not proof.least >= tolerance.every:
+        yield f"logits cosine {proof.least:.5f} of the worst image is below {tolerance.every}"
+    if not proof.top1.at_least(tolerance.top1):
+        yield f"top-1 agreement {proof.top1} is below {tolerance.top1:.0%}"
+    if not proof.tokens.at_most(tolerance.tokens):
+        yield f"tokens that differ, {proof.tokens}, are more than {tolerance.tokens:.0%}"
+
+
+def _cosines(a: Floats, b: Floats) -> Floats:
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.asarray((a * b).sum(axis=1) / np.maximum(norms, 1e-30))
+
+
+def _lead(logits: Floats) -> Floats:
+    """How far the first class leads the second, in shares of the logits' spread."""
+    if logits.shape[1] < 2:
+        return np.full(len(logits), np.inf)
+    ranked = np.sort(logits, axis=1)
+    spread = ranked[:, -1] - ranked[:, 0]
+    return np.asarray((ranked[:, -1] - ranked[:, -2]) / np.maximum(spread, 1e-30))
