@@ -13,7 +13,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from atm_export import commands
 from atm_export.commands.engine_options import NO_ENGINES, EngineOptions
-from atm_export.errors import AtmExportError, ConfigError
+from atm_export.errors import AtmExportError, ConfigError, OutputError
 
 HELP = """Export a token-merging vision transformer to ONNX, and prove it.
 
@@ -197,6 +197,10 @@ def export_command(
     config = resolve(choice)
     settings = engines.settings()
     out = out or default_out(config)
+    if triton_repo is not None:
+        from atm_export.commands.triton import refuse_loss
+
+        refuse_loss(out, triton_repo)
     code = _run(config, out, force, threads, benchmark, settings)
     if imagenet is not None:
         from atm_export.commands.evaluate import evaluate
@@ -266,6 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        _refuse_empty(sys.argv[1:] if arguments is None else arguments)
         result = app(
             arguments, exit_on_error=False, print_error=False, result_action="return_value"
         )
@@ -282,6 +287,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except MemoryError:
         return _fail(AtmExportError("out of memory; try a smaller model or --image-size"))
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """An empty argument is a shell variable that is not set, and never `.`, as a path would be."""
+    before = ""
+    for text in arguments:
+        option, assigned, value = text.partition("=")
+        given = text.startswith("--") and assigned
+        if not (value if given else text).strip():
+            name = option if given else before if before.startswith("-") else ""
+            kind = OutputError if name in ("--out", "--triton-repo") else ConfigError
+            raise kind(f"{name or 'an argument'} is empty; is a shell variable not set?")
+        before = text
 
 
 def _fail(error: AtmExportError) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from atm_export import artifacts
+from atm_export import artifacts, place
 from atm_export.artifacts import WorkFolder
 from atm_export.backends.runner import Array
 from atm_export.backends.tensorrt.api import Api, gpu_sm, load_api
@@ -161,9 +161,10 @@ def _add_one(
             api=api,
         )
     except BuildFailedError as error:
-        log = out / f"{name}.log"
-        log.write_text("\n".join(f"{kind}: {text}" for kind, text in error.log), encoding="utf-8")
-        raise EngineBuildError(f"{name}: {error}; the whole log is in {log}") from error
+        log = "\n".join(f"{kind}: {text}" for kind, text in error.log)
+        place.put_files(out, {f"{name}.log": log.encode()})
+        whole = f"the whole log is in {out / name}.log"
+        raise EngineBuildError(f"{name}: {error}; {whole}") from error
     plan = work.write(name, engine.plan)
     image = engine.facts["tensors"]["image"]["shape"][1:]
     gpu = gpu_sm()

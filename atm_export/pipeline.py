@@ -25,12 +25,14 @@ from atm_export.graph.optimize import with_facts, with_outputs
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.zoo import load_model
 from atm_export.report.facts import manifest_facts, summarize_method
+from atm_export.report.page import FILE as REPORT
 from atm_export.report.results import add_results, draw_report, pictures_of
 from atm_export.validate.golden import FILE as GOLDEN
 from atm_export.validate.golden import golden_vectors
 from atm_export.validate.ladder import LadderResult, Subject, climb
 
 PROVEN_ON = 32  # real images
+FILES = ("model.onnx", "config.yaml", "report.json", GOLDEN, REPORT)
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,10 @@ def export(
     """Export, prove and measure one model, and build its engines if asked for; returns what is in
     `out`.
 
-    Raises ParityError after writing the artifacts marked "unproven".
+    Raises OutputError before anything is loaded if the run would replace files of others in `out`,
+    or changed ones without `force`; ParityError after writing the artifacts marked "unproven".
     """
+    artifacts.refuse_loss(out, FILES, force=force)
     if engines is not None:
         _check_engines(engines)
     progress("loading the model")
@@ -66,12 +70,14 @@ def export(
     images = load_images(config.images or config.calibrate, config.model.name, model.preprocessing)
     key = _run_key(config, model, images)
     outcome = None if force else _reusable(config, out, key)
+    if outcome is not None:
+        artifacts.drop_leftovers(out)
     if outcome is not None and engines is None:
         return outcome
     if outcome is None:
         with artifacts.working(out, key) as work:
             job = plan_job(config, model, images, progress)
-            outcome = _export(job, out, work, threads, benchmark, progress)
+            outcome = _export(job, out, work, threads, benchmark, progress, force=force)
     else:
         job = plan_job(config, model, images, progress)
     if engines is not None:
@@ -80,7 +86,14 @@ def export(
 
 
 def _export(
-    job: Job, out: Path, work: WorkFolder, threads: int, benchmark: bool, progress: Progress
+    job: Job,
+    out: Path,
+    work: WorkFolder,
+    threads: int,
+    benchmark: bool,
+    progress: Progress,
+    *,
+    force: bool,
 ) -> Outcome:
     model, images = job.model, job.images
     traced, shipped = translate(job, work, progress)
@@ -105,7 +118,7 @@ def _export(
         model.backbone.prefix,
         decided_per_image=job.plan.adaptive,
     )
-    manifest = write(job, shipped, report, pictures, work, out)
+    manifest = write(job, shipped, report, pictures, work, out, force=force)
     proof.require()
     return Outcome(out, report, manifest, reused=False)
 
@@ -113,8 +126,11 @@ def _export(
 def _check_engines(settings: EngineSettings) -> None:
     """Fail before the long export, not after it."""
     from atm_export.backends.tensorrt.api import gpu_sm, load_api
+    from atm_export.backends.tensorrt.build import check_timing_cache
 
     api, gpu = load_api(settings.flavor), gpu_sm()
+    if settings.timing_cache and api.keeps_timings:
+        check_timing_cache(Path(settings.timing_cache))
     for precision in settings.precisions:
         api.targets(settings, precision, gpu)
 
@@ -180,6 +196,8 @@ def write(
     pictures: str,
     work: WorkFolder,
     out: Path,
+    *,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Write and publish the run folder; returns its manifest."""
     proven = report["parity"]["proven"]
@@ -197,9 +215,8 @@ def write(
         "golden": golden_facts,
         **manifest_facts(job.config, job.model, job.plan),
     }
-    names = ["model.onnx", "config.yaml", "report.json", GOLDEN]
-    draw_report(work, names, facts, pictures)
-    return artifacts.publish(work, out, [*names, "report.html"], facts)
+    draw_report(work, [name for name in FILES if name != REPORT], facts, pictures)
+    return artifacts.publish(work, out, list(FILES), facts, force=force)
 
 
 def _run_key(config: RunConfig, model: LoadedModel, images: ImageSet) -> str:
@@ -216,6 +233,11 @@ def _run_key(config: RunConfig, model: LoadedModel, images: ImageSet) -> str:
 def _reusable(config: RunConfig, out: Path, key: str) -> Outcome | None:
     """The finished, proven run in `out` if it is this one; ConfigError if it is another."""
     manifest = artifacts.read_manifest(out)
+    if manifest is None and (out / artifacts.MANIFEST).exists():
+        raise ConfigError(
+            f"{out} holds a run that this atm-export cannot read; "
+            "give --force to replace it, or another --out"
+        )
     if manifest is None or artifacts.broken_files(out, manifest):
         return None
     if manifest.get("run_key") == key and manifest.get("status") == "proven":

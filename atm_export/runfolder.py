@@ -75,7 +75,6 @@ def load_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} is no run folder: {MANIFEST} cannot be read; "
             "give the folder that `atm-export MODEL` wrote"
         ) from error
-    found = _SEAL.search(data)
     try:
         manifest = json.loads(data)
         listed = manifest["files"]
@@ -87,8 +86,11 @@ def load_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} was written in run format {version}, this atm-export reads {FORMAT}; "
             "export again with --force"
         )
-    whole = found is not None and _seal_of(data) == found.group(1).decode()
-    if not whole or not isinstance(listed, dict) or any("/" in n or "\\" in n for n in listed):
+    if (
+        not is_sealed(data)
+        or not isinstance(listed, dict)
+        or any("/" in n or "\\" in n for n in listed)
+    ):
         raise ManifestError(f"{path} was changed after the export; export again")
     return dict(manifest)
 
@@ -129,6 +131,12 @@ def sealed(manifest: Mapping[str, Any]) -> bytes:
 
 def _seal_of(data: bytes) -> str:
     return hashlib.sha256(_SEAL.sub(f'"seal": "{BLANK}"'.encode(), data, count=1)).hexdigest()
+
+
+def is_sealed(data: bytes) -> bool:
+    """Whether these are bytes that `sealed` gave."""
+    found = _SEAL.search(data)
+    return found is not None and _seal_of(data) == found.group(1).decode()
 
 
 def sha256(path: Path) -> str:

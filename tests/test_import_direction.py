@@ -11,7 +11,17 @@ import atm_export
 
 PACKAGE = Path(atm_export.__file__).parent
 ORDER = (
-    ("errors", "registry", "fit", "runfolder", "artifacts", "preprocess", "demo", "tensors"),
+    (
+        "errors",
+        "registry",
+        "fit",
+        "runfolder",
+        "place",
+        "artifacts",
+        "preprocess",
+        "demo",
+        "tensors",
+    ),
     ("runtime",),
     ("triton",),
     ("config",),

@@ -20,7 +20,7 @@ from atm_export.evaluate.bench import bench as measure
 from atm_export.evaluate.candidates import BACKENDS, candidates
 from atm_export.evaluate.images import load_images
 from atm_export.evaluate.subject import load_subject
-from atm_export.report.results import add_results
+from atm_export.report.results import add_results, refuse_loss
 from atm_export.runfolder import open_run
 
 
@@ -69,6 +69,7 @@ def bench(
     if rounds < 1:
         raise ConfigError(f"--rounds {rounds}: give 1 or more")
     opened = open_run(run)
+    refuse_loss(run, ["bench.json"])
     if cores is not None:
         _bind(_numbers(cores, "--cores", least=0))
     count = share_threads(threads or (len(os.sched_getaffinity(0)) if cores else 0))

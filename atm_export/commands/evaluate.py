@@ -20,9 +20,9 @@ from rich.progress import (
 from rich.text import Text
 
 from atm_export.evaluate.accuracy import Options
-from atm_export.evaluate.run import Place, evaluate_run
+from atm_export.evaluate.run import Place, evaluate_run, result_names
 from atm_export.report.evaluation import print_evaluation
-from atm_export.report.results import add_results
+from atm_export.report.results import add_results, refuse_loss
 from atm_export.runfolder import open_run
 
 
@@ -108,6 +108,7 @@ def evaluate_folder(
 ) -> int:
     """Evaluate, print, and add the results to the run folder."""
     run = open_run(folder)
+    refuse_loss(folder, result_names(options.runner))
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),

@@ -11,13 +11,15 @@ import torch
 from cyclopts import Parameter
 from rich.console import Console
 
-from atm_export.artifacts import output_errors
-from atm_export.config import Preset, add_user_preset, file_name
+from atm_export import place
+from atm_export.config import Preset, add_user_preset, check_preset, file_name
 from atm_export.evaluate.objective import Known, Limits
 from atm_export.evaluate.tune import Task, Tuned, require
 from atm_export.evaluate.tune import tune as run_tune
 from atm_export.evaluate.tuning import LocalWorkers, Workers, load_optuna, pareto
 from atm_export.report.front import front_csv, front_svg
+
+FILES = ("pareto.csv", "pareto.svg", "tune.json")
 
 
 def tune(
@@ -77,8 +79,8 @@ def tune(
     load_optuna()
     torch.set_num_threads(threads or os.cpu_count() or 1)
     out = out or Path("build") / f"tune-{file_name(model)}"
-    with output_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
+    check_preset(model, name)
+    place.refuse_loss(out, FILES)
     limits = Limits(max_drop, min_agreement, max_distance)
     decoders = (os.cpu_count() or 1) if workers is None else workers
     task = Task(
@@ -104,7 +106,7 @@ def tune(
             if not console.is_terminal and len(results) % 10 == 0:
                 print(text, flush=True)
 
-        tuned = run_tune(task, out / "journal.log", make_workers, status.update, progress)
+        tuned = run_tune(task, out / "journal", make_workers, status.update, progress)
     _write(out, tuned)
     chosen = require(tuned)
     preset = Preset(**chosen["point"])
@@ -123,12 +125,10 @@ def _write(out: Path, tuned: Tuned) -> None:
         "stopped_early": sum(r["hopeless"] for r in tuned.results),
         "pareto": front,
     }
-    with output_errors(out):
-        (out / "pareto.csv").write_text(front_csv(front), encoding="utf-8")
-        svg = front_svg(tuned.results, front, tuned.known, tuned.chosen)
-        (out / "pareto.svg").write_text(svg, encoding="utf-8")
-        text = json.dumps(facts, indent=1, sort_keys=True) + "\n"
-        (out / "tune.json").write_text(text, encoding="utf-8")
+    svg = front_svg(tuned.results, front, tuned.known, tuned.chosen)
+    text = json.dumps(facts, indent=1, sort_keys=True) + "\n"
+    written = (front_csv(front), svg, text)
+    place.put_files(out, {n: t.encode() for n, t in zip(FILES, written, strict=True)})
 
 
 def _print(console: Console, model: str, name: str, tuned: Tuned, path: Path) -> None:

@@ -10,10 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from filelock import FileLock, Timeout
-
-from atm_export.artifacts import output_errors
 from atm_export.errors import OutputError
+from atm_export.place import lock, output_errors, write_whole
 
 
 class Journal:
@@ -28,14 +26,14 @@ class Journal:
         self._file: IO[str] | None = None
 
     def open(self) -> None:
-        """Read what is there, cut off what is not whole, and go on behind it."""
+        """Read what is there, cut off what is not whole, and go on behind it; OutputError if it is
+        no journal."""
+        self._refuse_other_files()
         lines = self._whole_lines()
         self.entries = {int(entry["batch"]): entry for entry in lines}
         with output_errors(self.path):
             text = "".join(_line(entry) for entry in ({"key": self.key}, *lines))
-            part = self.path.with_suffix(".part")
-            part.write_text(text, encoding="utf-8")
-            part.replace(self.path)
+            write_whole(self.path, text.encode())
             self._file = self.path.open("a", encoding="utf-8")
 
     def add(self, entry: dict[str, Any]) -> None:
@@ -50,6 +48,17 @@ class Journal:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+    def _refuse_other_files(self) -> None:
+        if not os.path.lexists(self.path):
+            return
+        first = b""
+        if self.path.is_file() and not self.path.is_symlink():
+            with self.path.open("rb") as file:
+                first = file.readline(4096)
+        digest, _, text = first.rstrip(b"\n").partition(b" ")
+        if hashlib.sha256(text).hexdigest()[:16].encode() != digest:
+            raise OutputError(f"{self.path} is no journal of atm-export; move it away")
 
     def _whole_lines(self) -> list[dict[str, Any]]:
         if not self.path.is_file():
@@ -76,16 +85,12 @@ def journal(path: Path, key: str) -> Iterator[Journal]:
     """The journal at `path`, held by one process; it stays on disk until `path` is removed."""
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise OutputError(f"another evaluation is writing {path}; wait for it") from error
+    held = lock(path.with_suffix(".lock"), f"another evaluation is writing {path}; wait for it")
     book = Journal(path, key)
     try:
         book.open()
         yield book
     finally:
         book.close()
-        lock.release()
+        held.release()
         path.with_suffix(".lock").unlink(missing_ok=True)
