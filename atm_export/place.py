@@ -197,6 +197,7 @@ def restore(source: Path, folder: Path) -> None:
             place = folder / path.name
             if not os.path.lexists(place) or is_ours(place, folder_marks(folder)):
                 path.replace(place)
+                path.unlink(missing_ok=True)  # rename leaves two names of one file as they are
                 moved = {name: hashes for name, hashes in moved.items() if name != path.name}
         listed = marks(folder / MANIFEST)
         for name in (name for name in moved if name not in listed):
