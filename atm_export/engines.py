@@ -23,7 +23,7 @@ from atm_export.backends.tensorrt.by_hand import command_lines
 from atm_export.backends.tensorrt.cache import timing_cache_file
 from atm_export.backends.tensorrt.runner import TensorRTRunner
 from atm_export.backends.tensorrt.settings import EngineSettings, Precision
-from atm_export.errors import EngineBuildError, ParityError
+from atm_export.errors import EngineBuildError, OutputError, ParityError
 from atm_export.evaluate.engine import (
     BATCHES,
     Expected,
@@ -161,10 +161,7 @@ def _add_one(
             api=api,
         )
     except BuildFailedError as error:
-        log = "\n".join(f"{kind}: {text}" for kind, text in error.log)
-        place.put_files(out, {f"{name}.log": log.encode()})
-        whole = f"the whole log is in {out / name}.log"
-        raise EngineBuildError(f"{name}: {error}; {whole}") from error
+        raise build_failed(out, name, error) from error
     plan = work.write(name, engine.plan)
     image = engine.facts["tensors"]["image"]["shape"][1:]
     gpu = gpu_sm()
@@ -184,6 +181,17 @@ def _add_one(
         "run": run,
         "by_hand": command_lines(api.flavor, graph, name, image, settings.profiles),
     }
+
+
+def build_failed(out: Path, name: str, error: BuildFailedError) -> EngineBuildError:
+    """What to raise of a build that failed; its log is saved in `out`."""
+    log = "\n".join(f"{kind}: {text}" for kind, text in error.log)
+    try:
+        place.put_files(out, {f"{name}.log": log.encode()})
+        where = f"the whole log is in {out / name}.log"
+    except OutputError as refused:
+        where = f"its log is not saved: {refused}"
+    return EngineBuildError(f"{name}: {error}; {where}")
 
 
 def _run_here(

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from atm_export.config import Method, MethodName, OperatingPoint
+from atm_export.errors import OutputError
 from atm_export.evaluate.intervals import share_facts
 from atm_export.evaluate.samples import open_samples
 from atm_export.model.backbone import LoadedModel
@@ -156,7 +157,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    refuse_loss(args.out, ["curves.json", "accuracy.png"])
+    try:
+        refuse_loss(args.out, ["curves.json", "accuracy.png"])
+    except OutputError as error:
+        raise SystemExit(str(error)) from None
     curves = {}
     for text in args.model:
         name, _, weights = text.partition("=")

@@ -75,6 +75,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from atm_export.errors import OutputError
 from atm_export.place import put_files, refuse_loss
 
 ARCHITECTURE: dict[str, Any] = {
@@ -366,7 +367,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Train, write the three files, and report the accuracy of what was written."""
     args = parse_args(argv)
-    refuse_loss(args.out, FILES)
+    try:
+        refuse_loss(args.out, FILES)
+    except OutputError as error:
+        raise SystemExit(str(error)) from None
     torch.set_num_threads(THREADS)
     torch.manual_seed(args.seed)
     train_x, train_y, held_x, held_y = load_split()

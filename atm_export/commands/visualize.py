@@ -59,9 +59,8 @@ def visualize(
 
 
 def _names(files: list[Path]) -> list[str]:
-    """Stems, with the folder before those that occur twice."""
+    """Stems; if one occurs twice (in any case of letters), all with number and folder before."""
     stems = [file.stem for file in files]
-    return [
-        stem if stems.count(stem) == 1 else f"{i + 1}-{file.parent.name}-{stem}"
-        for i, (file, stem) in enumerate(zip(files, stems, strict=True))
-    ]
+    if len({stem.casefold() for stem in stems}) == len(stems):
+        return stems
+    return [f"{i + 1}-{file.parent.name}-{file.stem}" for i, file in enumerate(files)]
