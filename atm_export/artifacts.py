@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -159,7 +160,13 @@ def _move(
 def refuse_loss(out: Path, names: Iterable[str], *, force: bool = False) -> None:
     """OutputError if a run that writes `names` into `out` would lose what is not a run's, or
     without `force` what was changed in a run."""
-    place.refuse_loss(out, sorted({MANIFEST, *names, *_listed(out)}), force=force)
+    manifest = place.plain(out) / MANIFEST
+    if os.path.lexists(manifest) and not place.is_ours(manifest, {}):
+        raise OutputError(
+            f"{manifest} carries no mark of atm-export, or was changed: nothing tells a run's "
+            "files from yours; move the folder away, or choose another --out"
+        )
+    place.refuse_loss(out, sorted({*names, *_listed(out)}), force=force)
 
 
 def read_manifest(out: Path) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 
-from atm_export import artifacts
+from atm_export import artifacts, place
 from atm_export.artifacts import WorkFolder
 from atm_export.backends.onnxruntime import share_threads
 from atm_export.backends.tensorrt.settings import EngineSettings
@@ -62,6 +62,7 @@ def export(
     or changed ones without `force`; ParityError after writing the artifacts marked "unproven".
     """
     artifacts.refuse_loss(out, FILES, force=force)
+    out = place.plain(out)
     if engines is not None:
         _check_engines(engines)
     progress("loading the model")

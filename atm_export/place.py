@@ -77,6 +77,11 @@ def target(folder: Path, remedy: str = REMEDY) -> Path:
     return real
 
 
+def plain(folder: Path) -> Path:
+    """The same folder without `..`, which may lead through folders that are not there yet."""
+    return target(folder) if ".." in folder.parts else folder
+
+
 def beside(folder: Path, suffix: str) -> Path:
     """`.NAME.suffix` beside `folder`, for what is written before `folder` is touched."""
     real = target(folder)
@@ -115,14 +120,15 @@ def refuse_loss(
     force: whether files that were ours and have changed may go too; None: there is no such option.
     """
     target(folder, remedy)
+    folder = plain(folder)
     with output_errors(folder, remedy):
         known = folder_marks(folder)
         for name in names:
             path = folder / name
             if not os.path.lexists(path) or is_ours(path, known):
                 continue
-            plain = path.is_file() and not path.is_symlink()
-            if name in known and plain:
+            regular = path.is_file() and not path.is_symlink()
+            if name in known and regular:
                 if force:
                     continue
                 way = "move it away" if force is None else "give --force to replace it"
@@ -139,6 +145,7 @@ def put_files(folder: Path, files: Mapping[str, bytes], remedy: str = REMEDY) ->
     OutputError, before anything is written, if one would replace what is not ours; a file that
     holds these very bytes already is left as it is.
     """
+    folder = plain(folder)
     files = {name: data for name, data in files.items() if not _holds(folder / name, data)}
     if not files:
         return

@@ -113,7 +113,7 @@ def model_folder(repository: Path, name: str) -> Path:
     there would be lost."""
     place.plain_name(name, "Triton model name")
     place.target(repository, "choose another --triton-repo")
-    folder = repository / name
+    folder = place.plain(repository) / name
     place.refuse_folder_loss(folder, REMEDY)
     return folder
 

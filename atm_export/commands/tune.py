@@ -81,6 +81,7 @@ def tune(
     out = out or Path("build") / f"tune-{file_name(model)}"
     check_preset(model, name)
     place.refuse_loss(out, FILES)
+    out = place.plain(out)
     limits = Limits(max_drop, min_agreement, max_distance)
     decoders = (os.cpu_count() or 1) if workers is None else workers
     task = Task(
