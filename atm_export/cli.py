@@ -157,7 +157,9 @@ def export_command(
     out: Annotated[
         Path | None, _option(RUN, "Output folder (default: build/MODEL-PRESET).")
     ] = None,
-    force: Annotated[bool, _option(RUN, "Redo a finished run; replace another one.")] = False,
+    force: Annotated[
+        bool, _option(RUN, "Redo a finished run; replace another one, never files of yours.")
+    ] = False,
     threads: Annotated[int, _option(RUN, "CPU threads to measure with (0: all).")] = 0,
     benchmark: Annotated[
         bool,
@@ -270,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        _refuse_empty(sys.argv[1:] if arguments is None else arguments)
+        _check_words(sys.argv[1:] if arguments is None else arguments)
         result = app(
             arguments, exit_on_error=False, print_error=False, result_action="return_value"
         )
@@ -289,10 +291,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(AtmExportError("out of memory; try a smaller model or --image-size"))
 
 
-def _refuse_empty(arguments: Sequence[str]) -> None:
-    """An empty argument is a shell variable that is not set, and never `.`, as a path would be."""
+def _check_words(arguments: Sequence[str]) -> None:
+    """An empty argument is a shell variable that is not set, and never `.`, as a path would be;
+    what is no text goes into no report."""
     before = ""
     for text in arguments:
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ConfigError(f"{text!r} is no valid UTF-8; rename what it names")
         option, assigned, value = text.partition("=")
         given = text.startswith("--") and assigned
         if not (value if given else text).strip():

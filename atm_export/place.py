@@ -275,7 +275,12 @@ def own_folder(folder: Path, remedy: str = REMEDY) -> None:
             shutil.rmtree(new)
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # made by another process
                 raise
-    if not is_own_folder(folder):
+    refuse_other_folder(folder, remedy)
+
+
+def refuse_other_folder(folder: Path, remedy: str = REMEDY) -> None:
+    """OutputError if there is anything but a folder that `own_folder` made."""
+    if os.path.lexists(folder) and not is_own_folder(folder):
         raise OutputError(f"{folder} carries no mark of atm-export; move it away, or {remedy}")
 
 

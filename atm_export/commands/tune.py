@@ -20,6 +20,7 @@ from atm_export.evaluate.tuning import LocalWorkers, Workers, load_optuna, paret
 from atm_export.report.front import front_csv, front_svg
 
 FILES = ("pareto.csv", "pareto.svg", "tune.json")
+JOURNAL = "journal"
 
 
 def tune(
@@ -70,8 +71,8 @@ def tune(
     With labels top-1 may drop by --max-drop; always the merged model must agree with the unmerged
     one (by a standard error more than --min-agreement, so that it holds on other images too).
     Searches the paper's grid with Optuna; hopeless points are stopped after a few batches. Killed,
-    the same command goes on. Writes the preset into your config folder ($ATM_EXPORT_CONFIGS, else
-    ~/.config/atm-export), and pareto.csv, pareto.svg and tune.json into --out.
+    the same command goes on. Writes the preset into presets/ of your config folder
+    ($ATM_EXPORT_CONFIGS, else ~/.config/atm-export), and pareto.csv, pareto.svg and tune.json into --out.
 
         atm-export tune deit_s --images photos --use 200
         atm-export deit_s --preset tuned
@@ -82,6 +83,7 @@ def tune(
     check_preset(model, name)
     place.refuse_loss(out, FILES)
     out = place.plain(out)
+    place.refuse_other_folder(out / JOURNAL)
     limits = Limits(max_drop, min_agreement, max_distance)
     decoders = (os.cpu_count() or 1) if workers is None else workers
     task = Task(
@@ -107,7 +109,7 @@ def tune(
             if not console.is_terminal and len(results) % 10 == 0:
                 print(text, flush=True)
 
-        tuned = run_tune(task, out / "journal", make_workers, status.update, progress)
+        tuned = run_tune(task, out / JOURNAL, make_workers, status.update, progress)
     _write(out, tuned)
     chosen = require(tuned)
     preset = Preset(**chosen["point"])
