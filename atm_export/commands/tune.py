@@ -72,7 +72,8 @@ def tune(
     one (by a standard error more than --min-agreement, so that it holds on other images too).
     Searches the paper's grid with Optuna; hopeless points are stopped after a few batches. Killed,
     the same command goes on. Writes the preset into presets/ of your config folder
-    ($ATM_EXPORT_CONFIGS, else ~/.config/atm-export), and pareto.csv, pareto.svg and tune.json into --out.
+    ($ATM_EXPORT_CONFIGS, else ~/.config/atm-export), and pareto.csv, pareto.svg and tune.json into
+    --out.
 
         atm-export tune deit_s --images photos --use 200
         atm-export deit_s --preset tuned
