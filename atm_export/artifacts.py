@@ -2,25 +2,25 @@
 
 Stages are written to `.<name>.work` beside the folder and moved in at the end, the manifest last:
 a folder with a manifest that verifies is a finished run. An interrupted run leaves whole stage
-files in the work folder, and the same command goes on from there.
+files in the work folder, and the same command goes on from there. Files of others may lie in a run
+folder; one that a run would overwrite is refused.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
+from atm_export import place
 from atm_export.errors import OutputError, RunFolderError
+from atm_export.place import output_errors
 from atm_export.runfolder import FORMAT, MANIFEST, load_manifest, sealed, sha256
 
 PACKAGES = ("atm-export", "torch", "timm", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
@@ -55,70 +55,53 @@ class WorkFolder:
 
 
 @contextmanager
-def output_errors(path: Path) -> Iterator[None]:
-    """Turn failures to write into one OutputError that says how to fix them."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise OutputError(
-                f"disk full while writing {path}; free some space and run again"
-            ) from error
-        raise OutputError(
-            f"cannot write {path}: {error.strerror or error}; choose another --out"
-        ) from error
-
-
-@contextmanager
 def working(out: Path, key: str) -> Iterator[WorkFolder]:
     """The locked work folder of `out`; removed unless the run is interrupted."""
-    path = out.parent / f".{out.name}.work"
-    made: list[Path] = []
+    path = place.beside(out, "work")
     with output_errors(out):
-        if out.exists() and not out.is_dir():
-            raise OutputError(f"{out} is a file; choose another --out")
-        made = [p for p in (out.parent, *out.parent.parents) if not p.exists()]
+        made = [p for p in (path.parent, *path.parents) if not p.exists()]
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            place.own_folder(path)
         except OSError:
             _remove_empty(made)
             raise
-    lock = _only_writer(path, out)
+    busy = f"another run is writing to {out}; wait for it or choose another --out"
+    lock = place.lock(path / "lock", busy)
     try:
+        with output_errors(out):
+            place.restore(path, out)
         yield WorkFolder(path, key)
     except KeyboardInterrupt:
         _keep_whole_files(path)
         raise
     except BaseException:
-        shutil.rmtree(path, ignore_errors=True)
+        place.remove_own_folder(path)
         _remove_empty(made)
         raise
     else:
-        shutil.rmtree(path, ignore_errors=True)
+        place.remove_own_folder(path)
     finally:
         lock.release()
 
 
-def _only_writer(path: Path, out: Path) -> FileLock:
-    lock = FileLock(path / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise OutputError(
-            f"another run is writing to {out}; wait for it or choose another --out"
-        ) from error
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error}; choose another --out") from error
-    return lock
+def drop_leftovers(out: Path) -> None:
+    """Remove the work folder that an interrupted redo of a finished run left beside it."""
+    path = place.beside(out, "work")
+    if not place.is_own_folder(path):
+        return
+    with suppress(OutputError), working(out, ""):  # another process may be at work there
+        pass
 
 
 def _keep_whole_files(path: Path) -> None:
     kept = {note.with_suffix("") for note in path.glob("*.done")}
     for file in path.iterdir():
-        if file not in kept and file.suffix != ".done" and file.name != "lock":
+        if file.is_dir() or file.name in ("lock", place.LIST):
+            continue
+        if file not in kept and file.suffix != ".done":
             file.unlink(missing_ok=True)
     if not kept:
-        shutil.rmtree(path, ignore_errors=True)
+        place.remove_own_folder(path)
 
 
 def _remove_empty(folders: list[Path]) -> None:
@@ -130,25 +113,16 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 def publish(
-    work: WorkFolder, out: Path, names: list[str], facts: Mapping[str, Any]
+    work: WorkFolder, out: Path, names: list[str], facts: Mapping[str, Any], *, force: bool = False
 ) -> dict[str, Any]:
-    """Move `names` from the work folder into `out`, then write the manifest; returns it."""
-    files = {
-        name: {"bytes": (work.path / name).stat().st_size, "sha256": sha256(work.path / name)}
-        for name in sorted(names)
-    }
-    manifest = {"format": FORMAT, "run_key": work.key, **facts, "files": files}
-    with output_errors(out):
-        part = work.path / f"{MANIFEST}.part"
-        part.write_bytes(sealed(manifest))
-        out.mkdir(parents=True, exist_ok=True)
-        stale = set(_listed(out)) - set(names)
-        (out / MANIFEST).unlink(missing_ok=True)
-        for name in names:
-            (work.path / name).replace(out / name)
-        for name in stale:
-            (out / name).unlink(missing_ok=True)
-        part.replace(out / MANIFEST)
+    """Move `names` from the work folder into `out`, the manifest last; returns it.
+
+    Files of the run that was there go. force: those too that were changed, where new ones replace
+    them. OutputError, and nothing is moved, if anything else would be lost.
+    """
+    manifest = {"format": FORMAT, "run_key": work.key, **facts, "files": _entries(work, names)}
+    stale = set(_listed(out)) - set(names)
+    _move(work, out, names, manifest, drop=stale, force=force)
     return manifest
 
 
@@ -161,18 +135,38 @@ def extend(
     """
     manifest = load_manifest(out)
     manifest.pop("seal", None)
-    manifest["files"] = dict(manifest["files"])
-    with output_errors(out):
-        for name in names:
-            file = work.path / name
-            entry = {"bytes": file.stat().st_size, "sha256": sha256(file)}
-            file.replace(out / name)
-            manifest["files"][name] = entry
-        manifest |= facts
-        part = work.path / f"{MANIFEST}.part"
-        part.write_bytes(sealed(manifest))
-        part.replace(out / MANIFEST)
+    manifest["files"] = {**manifest["files"], **_entries(work, names)}
+    manifest |= facts
+    _move(work, out, names, manifest)
     return manifest
+
+
+def _entries(work: WorkFolder, names: list[str]) -> dict[str, Any]:
+    paths = {name: work.path / name for name in sorted(names)}
+    return {
+        name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for name, path in paths.items()
+    }
+
+
+def _move(
+    work: WorkFolder, out: Path, names: list[str], manifest: Mapping[str, Any], **how: Any
+) -> None:
+    with output_errors(out):
+        (work.path / MANIFEST).write_bytes(sealed(manifest))
+        out.mkdir(parents=True, exist_ok=True)
+        place.move(work.path, out, [*names, MANIFEST], **how)
+
+
+def refuse_loss(out: Path, names: Iterable[str], *, force: bool = False) -> None:
+    """OutputError if a run that writes `names` into `out` would lose what is not a run's, or
+    without `force` what was changed in a run."""
+    manifest = place.plain(out) / MANIFEST
+    if os.path.lexists(manifest) and not place.is_ours(manifest, {}):
+        raise OutputError(
+            f"{manifest} carries no mark of atm-export, or was changed: nothing tells a run's "
+            "files from yours; move the folder away, or choose another --out"
+        )
+    place.refuse_loss(out, sorted({*names, *_listed(out)}), force=force)
 
 
 def read_manifest(out: Path) -> dict[str, Any] | None:

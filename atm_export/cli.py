@@ -15,7 +15,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from atm_export import commands
 from atm_export.commands.engine_options import NO_ENGINES, EngineOptions
 from atm_export.commands.numbers import Whole
-from atm_export.errors import AtmExportError, ConfigError
+from atm_export.errors import AtmExportError, ConfigError, OutputError
 
 HELP = """Export a token-merging vision transformer to ONNX, and prove it.
 
@@ -160,7 +160,9 @@ def export_command(
     out: Annotated[
         Path | None, _option(RUN, "Output folder (default: build/MODEL-PRESET).")
     ] = None,
-    force: Annotated[bool, _option(RUN, "Redo a finished run; replace another one.")] = False,
+    force: Annotated[
+        bool, _option(RUN, "Redo a finished run; replace another one, never files of yours.")
+    ] = False,
     threads: Annotated[Whole, _option(RUN, "CPU threads to measure with (0: all).")] = 0,
     benchmark: Annotated[
         bool,
@@ -200,6 +202,10 @@ def export_command(
     config = resolve(choice)
     settings = engines.settings()
     out = out or default_out(config)
+    if triton_repo is not None:
+        from atm_export.commands.triton import refuse_loss
+
+        refuse_loss(out, triton_repo)
     code = _run(config, out, force, threads, benchmark, settings)
     if imagenet is not None:
         from atm_export.commands.evaluate import evaluate
@@ -272,6 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
+        _check_words(sys.argv[1:] if arguments is None else arguments)
         result = app(
             arguments, exit_on_error=False, print_error=False, result_action="return_value"
         )
@@ -288,6 +295,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except MemoryError:
         return _fail(AtmExportError("out of memory; try a smaller model or --image-size"))
+
+
+def _check_words(arguments: Sequence[str]) -> None:
+    """An empty argument is a shell variable that is not set, and never `.`, as a path would be;
+    what is no text goes into no report."""
+    before = ""
+    for text in arguments:
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ConfigError(f"{text!r} is no valid UTF-8; rename what it names")
+        option, assigned, value = text.partition("=")
+        given = text.startswith("--") and assigned
+        if not (value if given else text).strip():
+            name = option if given else before if before.startswith("-") else ""
+            kind = OutputError if name in ("--out", "--triton-repo") else ConfigError
+            raise kind(f"{name or 'an argument'} is empty; is a shell variable not set?")
+        before = text
 
 
 def _fail(error: AtmExportError) -> int:

@@ -18,11 +18,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from atm_export import place
 from atm_export.errors import ConfigError, ManifestError, unknown_name
 
 Gflops = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 ScheduleShape = Literal["constant", "decreasing", "increasing"]
+OTHER_CONFIGS = "set ATM_EXPORT_CONFIGS to a folder of yours"
 Cosine = Annotated[float, Field(gt=-1, le=1, allow_inf_nan=False)]
 
 
@@ -132,6 +134,12 @@ def _written(path: str) -> str:
 WrittenPath = Annotated[str, AfterValidator(_written)]
 
 
+class TunedPresets(Settings):
+    """A file of presets that tune found for one model."""
+
+    presets: Mapping[str, Preset]
+
+
 class ModelSpec(Settings):
     """Which model with which weights: what a family needs to build it."""
 
@@ -207,7 +215,7 @@ def exported_config(manifest: Mapping[str, Any], where: str) -> RunConfig:
 
 
 def user_config_folder() -> Path:
-    """Where a user's own configs lie, and `tune` writes presets: $ATM_EXPORT_CONFIGS, else
+    """Where a user's own configs and the presets of `tune` lie: $ATM_EXPORT_CONFIGS, else
     atm-export in the user's config folder."""
     given = os.environ.get("ATM_EXPORT_CONFIGS")
     if given:
@@ -225,14 +233,14 @@ def config_folders() -> list[Path]:
 
 
 @cache
-def _read_config(path: Path) -> ModelConfig:
+def _read_yaml(path: Path, kind: type[Settings]) -> Any:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of settings")
-    return validated(ModelConfig, values, str(path))
+    return validated(kind, values, str(path))
 
 
 def model_names() -> list[str]:
@@ -245,32 +253,53 @@ def file_name(model: str) -> str:
     return model.replace(":", "_").replace("/", "_")
 
 
+def preset_file(model: str) -> Path:
+    """Where `tune` keeps the presets of a model that it found: beside the user's configs, which it
+    never changes."""
+    return user_config_folder() / "presets" / f"{file_name(model)}.yaml"
+
+
+def check_preset(model: str, name: str) -> None:
+    """Before a long search: ConfigError or OutputError if its preset could not be written."""
+    place.plain_name(name, "--name")
+    if name in _written_config(model).presets:
+        raise ConfigError(f"--name {name}: {model} has a preset of that name; give another")
+    path = preset_file(model)
+    place.refuse_loss(path.parent, [path.name], remedy=OTHER_CONFIGS)
+
+
 def add_user_preset(model: str, name: str, preset: Preset) -> Path:
-    """Write `preset` into the user's config of `model` (a copy of the shipped one, if there is
-    none yet); returns its path. ConfigError if the folder cannot be written."""
-    config = load_model_config(model)
-    values = config.model_dump(mode="json", exclude_none=True)
-    values["presets"][name] = preset.model_dump(mode="json", exclude_defaults=True)
-    path = user_config_folder() / f"{file_name(model)}.yaml"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write {path}: {error.strerror}; set ATM_EXPORT_CONFIGS to a folder of yours"
-        ) from error
-    _read_config.cache_clear()
+    """Write `preset` into the user's preset file of `model`; returns its path. An earlier preset of
+    that name that tune wrote is replaced. Raises ConfigError, OutputError."""
+    check_preset(model, name)
+    presets = _tuned_presets(model) | {name: preset}
+    values = {
+        name: one.model_dump(mode="json", exclude_defaults=True) for name, one in presets.items()
+    }
+    path = preset_file(model)
+    text = yaml.safe_dump({"presets": values}, sort_keys=False)
+    place.put_files(path.parent, {path.name: text.encode()}, OTHER_CONFIGS)
+    _read_yaml.cache_clear()
     return path
 
 
 def load_model_config(name: str) -> ModelConfig:
-    """The config of `name`, or of any timm VisionTransformer as `timm:NAME`."""
+    """The config of `name`, or of any timm VisionTransformer as `timm:NAME`; with the presets that
+    tune found."""
+    config = _written_config(name)
+    tuned = _tuned_presets(name)
+    return (
+        config.model_copy(update={"presets": {**config.presets, **tuned, **config.presets}})
+        if tuned
+        else config
+    )
+
+
+def _written_config(name: str) -> ModelConfig:
     if name.startswith("timm:"):
         own = user_config_folder() / f"{file_name(name)}.yaml"
         if own.is_file():
-            return _read_config(own)
+            return _read_yaml(own, ModelConfig)
         return ModelConfig(
             family="timm",
             architecture=name.removeprefix("timm:"),
@@ -280,10 +309,15 @@ def load_model_config(name: str) -> ModelConfig:
     for folder in config_folders():
         path = folder / f"{name}.yaml"
         if path.is_file() and path.parent == folder:
-            return _read_config(path)
+            return _read_yaml(path, ModelConfig)
     raise unknown_name(
         "model", name, model_names(), "or timm:NAME for any plain timm VisionTransformer"
     )
+
+
+def _tuned_presets(model: str) -> dict[str, Preset]:
+    path = preset_file(model)
+    return dict(_read_yaml(path, TunedPresets).presets) if path.is_file() else {}
 
 
 def find_preset(name: str, model: str, config: ModelConfig) -> Preset:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from atm_export import artifacts
+from atm_export import artifacts, place
 from atm_export.artifacts import WorkFolder
 from atm_export.backends.runner import Array
 from atm_export.backends.tensorrt.api import Api, gpu_sm, load_api
@@ -23,7 +23,7 @@ from atm_export.backends.tensorrt.by_hand import command_lines
 from atm_export.backends.tensorrt.cache import timing_cache_file
 from atm_export.backends.tensorrt.runner import TensorRTRunner
 from atm_export.backends.tensorrt.settings import EngineSettings, Precision
-from atm_export.errors import EngineBuildError, ParityError
+from atm_export.errors import EngineBuildError, OutputError, ParityError
 from atm_export.evaluate.engine import (
     BATCHES,
     Expected,
@@ -162,9 +162,7 @@ def _add_one(
             api=api,
         )
     except BuildFailedError as error:
-        log = out / f"{name}.log"
-        log.write_text("\n".join(f"{kind}: {text}" for kind, text in error.log), encoding="utf-8")
-        raise EngineBuildError(f"{name}: {error}; the whole log is in {log}") from error
+        raise build_failed(out, name, error) from error
     plan = work.write(name, engine.plan)
     image = engine.facts["tensors"]["image"]["shape"][1:]
     gpu = gpu_sm()
@@ -184,6 +182,17 @@ def _add_one(
         "run": run,
         "by_hand": command_lines(api.flavor, graph, name, image, settings.profiles),
     }
+
+
+def build_failed(out: Path, name: str, error: BuildFailedError) -> EngineBuildError:
+    """What to raise of a build that failed; its log is saved in `out`."""
+    log = "\n".join(f"{kind}: {text}" for kind, text in error.log)
+    try:
+        place.put_files(out, {f"{name}.log": log.encode()})
+        where = f"the whole log is in {out / name}.log"
+    except OutputError as refused:
+        where = f"its log is not saved: {refused}"
+    return EngineBuildError(f"{name}: {error}; {where}")
 
 
 def _run_here(

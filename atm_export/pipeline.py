@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 
-from atm_export import artifacts
+from atm_export import artifacts, place
 from atm_export.artifacts import WorkFolder
 from atm_export.backends.tensorrt.settings import EngineSettings
 from atm_export.bounds import checked_threads
@@ -27,6 +27,7 @@ from atm_export.model.zoo import load_model
 from atm_export.ort import share_threads
 from atm_export.report.documents import read_report
 from atm_export.report.facts import manifest_facts, summarize_method
+from atm_export.report.page import FILE as REPORT
 from atm_export.report.results import add_results, draw_report, pictures_of
 from atm_export.runfolder import check_fields
 from atm_export.validate.golden import FILE as GOLDEN
@@ -34,6 +35,7 @@ from atm_export.validate.golden import golden_vectors
 from atm_export.validate.ladder import LadderResult, Subject, climb
 
 PROVEN_ON = 32  # real images
+FILES = ("model.onnx", "config.yaml", "report.json", GOLDEN, REPORT)
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,13 @@ def export(
     """Export, prove and measure one model, and build its engines if asked for; returns what is in
     `out`.
 
-    Raises ConfigError for threads, and ParityError after writing the artifacts marked "unproven".
+    Raises OutputError before anything is loaded if the run would replace files of others in `out`,
+    or changed ones without `force`; ConfigError for threads; ParityError after writing the
+    artifacts marked "unproven".
     """
     checked_threads(threads)
+    artifacts.refuse_loss(out, FILES, force=force)
+    out = place.plain(out)
     if engines is not None:
         _check_engines(engines)
     progress("loading the model")
@@ -70,12 +76,14 @@ def export(
     images, calibration = _images(config, model)
     key = _run_key(config, model, images, calibration)
     outcome = None if force else _reusable(config, out, key)
+    if outcome is not None:
+        artifacts.drop_leftovers(out)
     if outcome is not None and engines is None:
         return outcome
     if outcome is None:
         with artifacts.working(out, key) as work:
             job = plan_job(config, model, images, calibration, progress)
-            outcome = _export(job, out, work, threads, benchmark, progress)
+            outcome = _export(job, out, work, threads, benchmark, progress, force=force)
     else:
         job = plan_job(config, model, images, calibration, progress)
     if engines is not None:
@@ -93,7 +101,14 @@ def _images(config: RunConfig, model: LoadedModel) -> tuple[ImageSet, ImageSet]:
 
 
 def _export(
-    job: Job, out: Path, work: WorkFolder, threads: int, benchmark: bool, progress: Progress
+    job: Job,
+    out: Path,
+    work: WorkFolder,
+    threads: int,
+    benchmark: bool,
+    progress: Progress,
+    *,
+    force: bool,
 ) -> Outcome:
     model, images = job.model, job.images
     traced, shipped = translate(job, work, progress)
@@ -118,7 +133,7 @@ def _export(
         model.backbone.prefix,
         decided_per_image=job.plan.adaptive,
     )
-    manifest = write(job, shipped, report, pictures, work, out)
+    manifest = write(job, shipped, report, pictures, work, out, force=force)
     proof.require()
     return Outcome(out, report, manifest, reused=False)
 
@@ -126,8 +141,11 @@ def _export(
 def _check_engines(settings: EngineSettings) -> None:
     """Fail before the long export, not after it."""
     from atm_export.backends.tensorrt.api import gpu_sm, load_api
+    from atm_export.backends.tensorrt.build import check_timing_cache
 
     api, gpu = load_api(settings.flavor), gpu_sm()
+    if settings.timing_cache and api.keeps_timings:
+        check_timing_cache(Path(settings.timing_cache))
     for precision in settings.precisions:
         api.targets(settings, precision, gpu)
 
@@ -193,6 +211,8 @@ def write(
     pictures: str,
     work: WorkFolder,
     out: Path,
+    *,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Write and publish the run folder; returns its manifest."""
     proven = report["parity"]["proven"]
@@ -210,9 +230,8 @@ def write(
         "golden": golden_facts,
         **manifest_facts(job.config, job.model, job.plan),
     }
-    names = ["model.onnx", "config.yaml", "report.json", GOLDEN]
-    draw_report(work, names, facts, pictures)
-    return artifacts.publish(work, out, [*names, "report.html"], facts)
+    draw_report(work, [name for name in FILES if name != REPORT], facts, pictures)
+    return artifacts.publish(work, out, list(FILES), facts, force=force)
 
 
 def _run_key(config: RunConfig, model: LoadedModel, images: ImageSet, calibration: ImageSet) -> str:
@@ -230,6 +249,11 @@ def _run_key(config: RunConfig, model: LoadedModel, images: ImageSet, calibratio
 def _reusable(config: RunConfig, out: Path, key: str) -> Outcome | None:
     """The finished, proven run in `out` if it is this one; ConfigError if it is another."""
     manifest = artifacts.read_manifest(out)
+    if manifest is None and (out / artifacts.MANIFEST).exists():
+        raise ConfigError(
+            f"{out} holds a run that this atm-export cannot read; "
+            "give --force to replace it, or another --out"
+        )
     if manifest is None or artifacts.broken_files(out, manifest):
         return None
     if manifest.get("run_key") == key and manifest.get("status") == "proven":

@@ -90,11 +90,6 @@ def _refuse_in_vain(choice: Choice) -> None:
             names = [f"{'-' if name == 'r' else '--'}{name.replace('_', '-')}" for name in given]
             verb = "belongs" if len(names) == 1 else "belong"
             raise ConfigError(f"{', '.join(names)} {verb} to {use.belongs_to}")
-    if choice.images is not None and choice.calibrate is not None:
-        raise ConfigError(
-            "--images and --calibrate: a frozen run is calibrated, proven and measured on one "
-            "folder; give one of them"
-        )
 
 
 def resolve(choice: Choice) -> RunConfig:

@@ -75,7 +75,6 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of `folder`: its seal, its format and the files it lists are checked."""
     path = folder / MANIFEST
     data = _manifest_bytes(folder)
-    found = _SEAL.search(data)
     try:
         manifest = loads(data, dict)
         version = manifest.get("format")
@@ -88,7 +87,7 @@ def load_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} was written in run format {str(version)[:40]}, this atm-export reads "
             f"{FORMAT}; export again with --force"
         )
-    if found is None or _seal_of(data) != found.group(1).decode():
+    if not is_sealed(data):
         raise ManifestError(f"{path} was changed after the export; export again")
     try:
         FILES(manifest, "")
@@ -168,6 +167,12 @@ def sealed(manifest: Mapping[str, Any]) -> bytes:
 
 def _seal_of(data: bytes) -> str:
     return hashlib.sha256(_SEAL.sub(f'"seal": "{BLANK}"'.encode(), data, count=1)).hexdigest()
+
+
+def is_sealed(data: bytes) -> bool:
+    """Whether these are bytes that `sealed` gave."""
+    found = _SEAL.search(data)
+    return found is not None and _seal_of(data) == found.group(1).decode()
 
 
 def sha256(path: Path) -> str:

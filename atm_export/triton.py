@@ -3,11 +3,13 @@
     DIR/<model>/config.pbtxt  labels.txt  1/model.onnx (or model.plan)  warmup/image
 
 Source of the format: Triton's model_config.proto and model_configuration.md. The folder is written
-beside DIR first and moved in whole.
+to `DIR/.<model>.work` first and moved in whole; it carries a list of its files (`place`), and only
+a folder that holds just those is ever replaced.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from atm_export import place
+from atm_export.artifacts import working
 from atm_export.errors import ConfigError
 from atm_export.preprocess import normalize
 from atm_export.runfolder import Run, open_run, read_checked
@@ -32,6 +36,7 @@ TYPES = {
     "int32": "TYPE_INT32",
     "int64": "TYPE_INT64",
 }
+REMEDY = "choose another --triton-repo or --name"
 ADAPTIVE = (
     "the policy is adaptive: the images that Triton batches share their number of merges, so an "
     "answer depends on its neighbours; export with --merge per-image or frozen where it must not"
@@ -74,26 +79,43 @@ ONNX = Graph("model.onnx", "onnxruntime", MAX_BATCH, (8, 16, 32))
 def write_repository(
     run: Run | Path, repository: Path, *, engine: str | None = None, name: str | None = None
 ) -> Repository:
-    """Write `run` into `repository` as one model; an older one of that name is replaced.
+    """Write `run` into `repository` as one model; an older one of that name is replaced, if it is
+    as it was written.
 
-    engine: a TensorRT engine of the run, instead of model.onnx for ONNX Runtime.
+    engine: a TensorRT engine of the run, instead of model.onnx for ONNX Runtime. name: of the
+    model; by default the run folder's. Raises ConfigError, OutputError, RunFolderError.
     """
     run = run if isinstance(run, Run) else open_run(run)
     graph = _engine(run, engine) if engine else ONNX
-    name = name or re.sub(r"[^A-Za-z0-9_.-]", "_", run.folder.resolve().name)
-    target, part = repository / name, repository / f".{name}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    (part / "1").mkdir(parents=True)
-    (part / "warmup").mkdir()
-    (part / "1" / graph.name).write_bytes(read_checked(run, graph.file))
-    (part / "warmup" / "image").write_bytes(_warm_up_image(run))
-    (part / "labels.txt").write_text("\n".join(_labels(run)) + "\n", encoding="utf-8")
-    (part / "config.pbtxt").write_text(config_text(run, graph, name), encoding="utf-8")
-    if target.exists():
-        shutil.rmtree(target)
-    part.replace(target)
+    folder = model_folder(repository, default_name(run.folder) if name is None else name)
+    with working(folder, "") as work, place.output_errors(folder, REMEDY):
+        part = work.path / "model"
+        shutil.rmtree(part, ignore_errors=True)
+        (part / "1").mkdir(parents=True)
+        (part / "warmup").mkdir()
+        (part / "1" / graph.name).write_bytes(read_checked(run, graph.file))
+        (part / "warmup" / "image").write_bytes(_warm_up_image(run))
+        (part / "labels.txt").write_text("\n".join(_labels(run)) + "\n", encoding="utf-8")
+        text = config_text(run, graph, folder.name)
+        (part / "config.pbtxt").write_text(text, encoding="utf-8")
+        place.put_folder(part, folder, REMEDY)
     adaptive = run.manifest["method"]["merge"] == "adaptive"
-    return Repository(target, (ADAPTIVE,) if adaptive else ())
+    return Repository(folder, (ADAPTIVE,) if adaptive else ())
+
+
+def default_name(run: Path) -> str:
+    """The model's name for Triton, from the run folder's."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", place.target(run).name)
+
+
+def model_folder(repository: Path, name: str) -> Path:
+    """Where the model called `name` goes; ConfigError if that is no name, OutputError if what is
+    there would be lost."""
+    place.plain_name(name, "Triton model name")
+    place.target(repository, "choose another --triton-repo")
+    folder = place.plain(repository) / name
+    place.refuse_folder_loss(folder, REMEDY)
+    return folder
 
 
 def config_text(run: Run, graph: Graph, name: str) -> str:
@@ -101,10 +123,14 @@ def config_text(run: Run, graph: Graph, name: str) -> str:
     method, outputs = run.manifest["method"], run.manifest["interface"]["outputs"]
     batched = {key: facts for key, facts in outputs.items() if facts["shape"][0] == "batch"}
     lines = [
-        f"# {method['summary']}",
+        f"# {_one_line(method['summary'])}",
         *([f"# Note: {ADAPTIVE}"] if method["merge"] == "adaptive" else []),
-        *(f"# Not served: {key}, which has no batch axis" for key in outputs if key not in batched),
-        f'name: "{name}"',
+        *(
+            f"# Not served: {_one_line(key)}, which has no batch axis"
+            for key in outputs
+            if key not in batched
+        ),
+        f"name: {_quoted(name)}",
         f'backend: "{graph.backend}"',
         f"max_batch_size: {graph.max_batch}",
         f'default_model_filename: "{graph.name}"',
@@ -116,7 +142,7 @@ def config_text(run: Run, graph: Graph, name: str) -> str:
         _text(
             "parameters",
             'key: "atm_export_policy"',
-            f'value {{ string_value: "{method["merge"]}" }}',
+            f"value {{ string_value: {_quoted(method['merge'])} }}",
         ),
     ]
     return "\n".join(lines) + "\n"
@@ -145,13 +171,13 @@ def _engine(run: Run, name: str) -> Graph:
 def _input(facts: Mapping[str, Any], graph: Graph) -> str:
     name = facts["name"]
     kind = f"data_type: {graph.kind(name, facts)}"
-    return _text("input", f'name: "{name}"', kind, _dims(facts["shape"][1:]))
+    return _text("input", f"name: {_quoted(name)}", kind, _dims(facts["shape"][1:]))
 
 
 def _output(name: str, facts: Mapping[str, Any], graph: Graph) -> str:
     label = ['label_filename: "labels.txt"'] if name == "logits" else []
     kind = f"data_type: {graph.kind(name, facts)}"
-    return _text("output", f'name: "{name}"', kind, _dims(facts["shape"][1:]), *label)
+    return _text("output", f"name: {_quoted(name)}", kind, _dims(facts["shape"][1:]), *label)
 
 
 def _dims(shape: Sequence[int]) -> str:
@@ -180,8 +206,17 @@ def _warm_up(facts: Mapping[str, Any], graph: Graph) -> str:
         "model_warmup",
         'name: "a real image"',
         "batch_size: 1",
-        f'inputs {{ key: "{facts["name"]}" value {{ {value} }} }}',
+        f"inputs {{ key: {_quoted(facts['name'])} value {{ {value} }} }}",
     )
+
+
+def _quoted(text: str) -> str:
+    """A string of protobuf's text format: quotes, backslashes and line ends escaped."""
+    return json.dumps(str(text))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(str(text).split())
 
 
 def _text(name: str, *fields: str) -> str:
@@ -199,4 +234,4 @@ def _warm_up_image(run: Run) -> bytes:
 def _labels(run: Run) -> list[str]:
     classes = run.manifest["interface"]["outputs"]["logits"]["shape"][1]
     labels = run.manifest["labels"] or [str(index) for index in range(classes)]
-    return [" ".join(label.split()) for label in labels]
+    return [_one_line(label) for label in labels]

@@ -96,7 +96,7 @@ def test_trace_outputs_are_the_references(demo_run: Path) -> None:
     assert float(trace_gmacs(model.backbone, trace).mean()) < 0.1
 
 
-def test_a_second_run_reuses_and_a_changed_byte_is_redone(
+def test_a_second_run_reuses_and_a_changed_byte_is_redone_by_force(
     demo_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["demo", "--uint8-input", "--trace", "--no-benchmark", "--out", str(demo_run)]
@@ -109,8 +109,10 @@ def test_a_second_run_reuses_and_a_changed_byte_is_redone(
     manifest = read_manifest(demo_run)
     assert manifest is not None
     assert broken_files(demo_run, manifest) == ["model.onnx"]
-    assert main(arguments) == 0
-    assert "reused" not in capsys.readouterr().out
+    assert main(arguments) == 7
+    assert "model.onnx was changed" in capsys.readouterr().err
+    assert (demo_run / "model.onnx").read_bytes() == bytes(changed)
+    assert main([*arguments, "--force"]) == 0
     assert (demo_run / "model.onnx").read_bytes() == whole  # the same bytes again
 
 

@@ -18,6 +18,7 @@ ORDER = (
         "imagefiles",
         "ort",
         "pictures",
+        "place",
         "preprocess",
         "registry",
         "runfolder",

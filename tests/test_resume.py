@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from atm_export.cli import main
-from atm_export.errors import DataError, OutputError
+from atm_export.errors import OutputError
 from atm_export.evaluate.accuracy import Options, _count
 from atm_export.evaluate.journal import _line, journal
 from atm_export.evaluate.resume import Counted
@@ -143,7 +143,7 @@ def signed(text: bytes) -> bytes:
 def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "journal.jsonl"
     path.write_bytes(data)
-    with pytest.raises(DataError, match="is no journal"), journal(path, "one"):
+    with pytest.raises(OutputError, match="is no journal"), journal(path, "one"):
         pass
     assert path.read_bytes() == data
     assert list(tmp_path.iterdir()) == [path]

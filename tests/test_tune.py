@@ -94,7 +94,7 @@ class DyingWorkers(LocalWorkers):
 
 def test_a_killed_search_goes_on_where_it_was(known: Known, tmp_path: Path) -> None:
     pytest.importorskip("optuna", reason="needs atm-export[tune]")
-    backbone, journal = class_token_vit(), tmp_path / "journal.log"
+    backbone, journal = class_token_vit(), tmp_path / "journal"
     first = [OperatingPoint(alpha=1.0, beta=0.035, theta_min=0.88)]
     with pytest.raises(KeyboardInterrupt):
         workers = DyingWorkers(backbone, known, EASY)
@@ -160,7 +160,9 @@ def test_presets_of_timm_models(own_configs: Path) -> None:
     add_user_preset(name, "mine", Preset(alpha=0.99, beta=0.02, theta_min=0.9))
     config = load_model_config(name)
     assert config.family == "timm" and set(config.presets) == {"default", "mine"}
-    assert list(own_configs.iterdir()) == [own_configs / "timm_vit_tiny_patch16_224.yaml"]
+    assert list(own_configs.glob("*/*.yaml")) == [
+        own_configs / "presets" / "timm_vit_tiny_patch16_224.yaml"
+    ]
 
 
 def test_the_folder_of_own_configs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -224,7 +226,7 @@ def test_two_ray_nodes_and_one_of_them_dies(known: Known, tmp_path: Path) -> Non
             if len(results) == 4:
                 cluster.remove_node(second, allow_graceful=False)
 
-        study = open_study(tmp_path / "journal.log", "key")
+        study = open_study(tmp_path / "journal", "key")
         plan = Search(trials=12, minutes=30, split=False, depth=4)
         results = search(study, workers, facts_of(known), EASY, plan, [], kill_in_the_middle)
         assert len(results) == 12 and len(seen) >= 8

@@ -1,16 +1,18 @@
 """Draw accuracy against GFLOPs (figure 4 of the paper) for the README: ATM against ToMe.
 
     python tools/draw_curves.py --model deit_t=deit_tiny.safetensors \\
-        --model timm:vit_tiny_patch16_224=vit_tiny.safetensors --images imagenet/val --out docs
+        --model timm:vit_tiny_patch16_224=vit_tiny.safetensors --images imagenet/val
 
 Every point is measured by the eager reference on all images of the folder (synset folders), batch
 32, one r a batch. Points are kept in `curves.json` in --out as soon as they are measured, so that
-an interrupted run goes on; the bars are 95 % Wilson intervals. Ends with one JSON line.
+an interrupted run goes on; the bars are 95 % Wilson intervals. Ends with one JSON line. What ships
+in docs/ is a copy.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +22,14 @@ import numpy as np
 import torch
 
 from atm_export.config import Method, MethodName, OperatingPoint
+from atm_export.errors import OutputError
 from atm_export.evaluate.samples import open_samples
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.reference import run_reference
 from atm_export.model.schedule import MergePlan, plan_merges
 from atm_export.model.zoo import load_model
+from atm_export.place import put_files, refuse_loss
 from atm_export.preprocess import normalize, read_image
 from atm_export.resolve import Choice, resolve
 from atm_export.validate.intervals import share_facts
@@ -93,7 +97,8 @@ def measured(name: str, weights: str, args: argparse.Namespace) -> list[dict[str
         if method == "unmerged":
             row["gflops"] = unmerged_gmacs(model.backbone)
         rows[f"{method} {point}"] = row
-        store.write_text(json.dumps(known, indent=1) + "\n")
+        text = json.dumps(known, indent=1) + "\n"
+        put_files(args.out, {store.name: text.encode()})
         low, high = row["top1"]["low"], row["top1"]["high"]
         print(
             f"{name:30s} {method:8s} {point:22s} {row['gflops']:.3f} GFLOPs  top-1 "
@@ -137,7 +142,9 @@ def draw(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
         panel.grid(alpha=0.3)
     np.atleast_1d(panels)[-1].legend(loc="lower right")
     figure.tight_layout()
-    figure.savefig(path, metadata={"Software": None})
+    data = io.BytesIO()
+    figure.savefig(data, format="png", metadata={"Software": None})
+    put_files(path.parent, {path.name: data.getvalue()})
 
 
 def main() -> None:
@@ -146,11 +153,14 @@ def main() -> None:
     )
     parser.add_argument("--model", action="append", required=True, metavar="NAME=WEIGHTS")
     parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("docs"))
+    parser.add_argument("--out", type=Path, default=Path("build/curves"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        refuse_loss(args.out, ["curves.json", "accuracy.png"])
+    except OutputError as error:
+        raise SystemExit(str(error)) from None
     curves = {}
     for text in args.model:
         name, _, weights = text.partition("=")

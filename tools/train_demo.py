@@ -2,7 +2,7 @@
 
 What it makes
 -------------
-Three files, by default in ``atm_export/demo/``:
+Three files, by default in ``build/demo-model/`` (they ship from ``atm_export/demo/``):
 
 ``weights.safetensors``
     The FP32 parameters under timm's own key names.  They load strictly into
@@ -41,13 +41,14 @@ the library versions do.
 
 Examples
 --------
-A smoke test, which leaves the shipped files alone::
+A smoke test::
 
     python tools/train_demo.py --epochs 1 --out demo-smoke
 
-The real run, which replaces them::
+The real run, and its files into the package::
 
     python tools/train_demo.py
+    cp build/demo-model/* atm_export/demo/
 """
 
 from __future__ import annotations
@@ -74,6 +75,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from atm_export.errors import OutputError
+from atm_export.place import put_files, refuse_loss
+
 ARCHITECTURE: dict[str, Any] = {
     "img_size": 56,
     "patch_size": 4,
@@ -86,7 +90,8 @@ ARCHITECTURE: dict[str, Any] = {
     "class_token": True,
     "global_pool": "token",
 }
-DEFAULT_OUT = Path(__file__).resolve().parents[1] / "atm_export" / "demo"
+DEFAULT_OUT = Path("build") / "demo-model"
+FILES = ("weights.safetensors", "heldout.npz", "card.json")
 DEFAULT_EPOCHS = 24
 DEFAULT_SEED = 0
 SPLIT_SEED = 0
@@ -312,14 +317,6 @@ def make_card(epochs: int, seed: int, train_size: int, top1: float) -> dict[str,
     }
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write under a temporary name beside ``path``, then put it in place in one step."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)  # os.replace underneath
-    print(f"wrote {path.name}  {len(content)} bytes", flush=True)
-
-
 def npz_bytes(**arrays: np.ndarray) -> bytes:
     """Pack arrays as a compressed npz (numpy stamps each member 1980-01-01: same bytes always)."""
     buffer = io.BytesIO()
@@ -346,7 +343,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=DEFAULT_OUT,
         metavar="DIR",
         help="folder for the three files, made if missing; files of those names there are "
-        "replaced (default: atm_export/demo in this checkout)",
+        "replaced only if this tool wrote them (default: build/demo-model)",
     )
     parser.add_argument(
         "--epochs",
@@ -370,7 +367,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Train, write the three files, and report the accuracy of what was written."""
     args = parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        refuse_loss(args.out, FILES)
+    except OutputError as error:
+        raise SystemExit(str(error)) from None
     torch.set_num_threads(THREADS)
     torch.manual_seed(args.seed)
     train_x, train_y, held_x, held_y = load_split()
@@ -382,10 +382,10 @@ def main(argv: list[str] | None = None) -> None:
     weights = safetensors.torch.save(state, metadata={"format": "pt"})
     top1 = heldout_top1(safetensors.torch.load(weights), *held_set)
     card = make_card(args.epochs, args.seed, len(train_x), top1)
-    write_atomically(args.out / "weights.safetensors", weights)
-    write_atomically(args.out / "heldout.npz", npz_bytes(images=held_x, labels=held_y))
     card_text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(args.out / "card.json", card_text.encode())
+    written = (weights, npz_bytes(images=held_x, labels=held_y), card_text.encode())
+    put_files(args.out, dict(zip(FILES, written, strict=True)))
+    print(f"wrote {', '.join(FILES)} into {args.out}", flush=True)
     print(f"heldout top-1 of the written weights: {top1:.2f} %", flush=True)
 
 

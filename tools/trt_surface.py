@@ -6,8 +6,9 @@
 
 The bindings register every class, method and flag when they are imported, before they call into
 libnvinfer; so they are imported over empty stand-ins (needs gcc and nm). The result,
-tests/trt_surface/NAME-VERSION.json, holds {class: {member: parameter names, or null for a value}}:
-what the tests hold `atm_export.backends.tensorrt.api` against.
+build/trt_surface/NAME-VERSION.json (tests/trt_surface holds copies), holds {class: {member:
+parameter names, or null for a value}}: what the tests hold `atm_export.backends.tensorrt.api`
+against.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-OUT = Path(__file__).resolve().parent.parent / "tests" / "trt_surface"
+from atm_export.place import put_files
+
+OUT = Path("build") / "trt_surface"
 # What the project uses, and what it must know to be gone.
 CLASSES = (
     "Builder", "BuilderFlag", "ComputeCapability", "DataType", "EngineCapability",
@@ -103,13 +106,12 @@ def surface(given: str) -> dict[str, object]:
 
 
 def main() -> None:
-    OUT.mkdir(exist_ok=True)
     for given in sys.argv[1:]:
         found = surface(given)
         name = "tensorrt_rtx" if "rtx" in given else "tensorrt"
-        path = OUT / f"{name}-{found['version']}.json"
-        path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        print(path.name, sum(len(c) for c in found["classes"].values()), "members")  # type: ignore[attr-defined]
+        name += f"-{found['version']}.json"
+        put_files(OUT, {name: (json.dumps(found, indent=1, sort_keys=True) + "\n").encode()})
+        print(name, sum(len(c) for c in found["classes"].values()), "members")  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from atm_export.evaluate.images import load_images
 from atm_export.evaluate.subject import load_subject
 from atm_export.ort import share_threads
 from atm_export.report.documents import BENCH_FILE
-from atm_export.report.results import add_results, open_with_report
+from atm_export.report.results import add_results, open_with_report, refuse_loss
 
 MOST_CORES = 4096
 
@@ -74,6 +74,7 @@ def bench(
     rounds = whole(rounds, "--rounds", 1, MAX_ROUNDS)
     sweep = Sweep(_backends(backends), _numbers(batches, "--batches", 1, MAX_BATCH), rounds)
     opened = open_with_report(run, BENCH_FILE)
+    refuse_loss(run, [BENCH_FILE])
     if cores is not None:
         _bind(_numbers(cores, "--cores", 0, MOST_CORES))
     count = share_threads(threads or (len(os.sched_getaffinity(0)) if cores else 0))

@@ -22,9 +22,9 @@ from rich.text import Text
 from atm_export.commands.numbers import Whole
 from atm_export.evaluate.accuracy import Options
 from atm_export.evaluate.classes import ClassOrder
-from atm_export.evaluate.run import Place, evaluate_run
+from atm_export.evaluate.run import Place, evaluate_run, result_names
 from atm_export.report.evaluation import print_evaluation
-from atm_export.report.results import add_results, open_with_report
+from atm_export.report.results import add_results, open_with_report, refuse_loss
 
 
 class _Rate(ProgressColumn):
@@ -123,6 +123,7 @@ def evaluate_folder(
 ) -> int:
     """Evaluate, print, and add the results to the run folder."""
     run = open_with_report(folder, f"evaluation-{options.runner}.json")
+    refuse_loss(folder, result_names(options.runner))
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),

@@ -33,16 +33,23 @@ def triton(
 def write_all(run: Path, repository: Path) -> None:
     """The run for ONNX Runtime, and each engine that Triton can load under a name of its own."""
     from atm_export.runfolder import open_run
-    from atm_export.triton import SERVED_FLAVOR, write_repository
+    from atm_export.triton import SERVED_FLAVOR, default_name, write_repository
 
     opened = open_run(run)
     _show(write_repository(opened, repository))
     for file, facts in opened.manifest.get("engines", {}).items():
         if facts["flavor"] == SERVED_FLAVOR:
-            name = f"{run.resolve().name}-trt-{facts['precision']}"
+            name = f"{default_name(run)}-trt-{facts['precision']}"
             _show(write_repository(opened, repository, engine=file, name=name))
         else:
             print(f"atm-export: Triton does not load {file} (TensorRT-RTX)", file=sys.stderr)
+
+
+def refuse_loss(run: Path, repository: Path) -> None:
+    """Before a long export: ConfigError or OutputError if `write_all` could not write its model."""
+    from atm_export.triton import default_name, model_folder
+
+    model_folder(repository, default_name(run))
 
 
 def _show(written: Repository) -> None:

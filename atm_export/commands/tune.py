@@ -11,16 +11,19 @@ import torch
 from cyclopts import Parameter
 from rich.console import Console
 
-from atm_export.artifacts import output_errors
+from atm_export import place
 from atm_export.bounds import checked_threads
 from atm_export.commands.numbers import Whole
-from atm_export.config import Preset, add_user_preset, file_name
+from atm_export.config import Preset, add_user_preset, check_preset, file_name
 from atm_export.evaluate.classes import ClassOrder
 from atm_export.evaluate.objective import Known, Limits
 from atm_export.evaluate.tune import Task, Tuned, require
 from atm_export.evaluate.tune import tune as run_tune
 from atm_export.evaluate.tuning import LocalWorkers, Workers, load_optuna, pareto
 from atm_export.report.front import front_csv, front_svg
+
+FILES = ("pareto.csv", "pareto.svg", "tune.json")
+JOURNAL = "journal"
 
 
 def tune(
@@ -76,8 +79,9 @@ def tune(
     With labels top-1 may drop by --max-drop; always the merged model must agree with the unmerged
     one (by a standard error more than --min-agreement, so that it holds on other images too).
     Searches the paper's grid with Optuna; hopeless points are stopped after a few batches. Killed,
-    the same command goes on. Writes the preset into your config folder ($ATM_EXPORT_CONFIGS, else
-    ~/.config/atm-export), and pareto.csv, pareto.svg and tune.json into --out.
+    the same command goes on. Writes the preset into presets/ of your config folder
+    ($ATM_EXPORT_CONFIGS, else ~/.config/atm-export), and pareto.csv, pareto.svg and tune.json into
+    --out.
 
         atm-export tune deit_s --images photos --use 200
         atm-export deit_s --preset tuned
@@ -86,8 +90,10 @@ def tune(
     load_optuna()
     torch.set_num_threads(threads or os.cpu_count() or 1)
     out = out or Path("build") / f"tune-{file_name(model)}"
-    with output_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
+    check_preset(model, name)
+    place.refuse_loss(out, FILES)
+    out = place.plain(out)
+    place.refuse_other_folder(out / JOURNAL)
     limits = Limits(max_drop, min_agreement, max_distance)
     decoders = (os.cpu_count() or 1) if workers is None else workers
     task = Task(
@@ -124,7 +130,7 @@ def tune(
             if not console.is_terminal and len(results) % 10 == 0:
                 print(text, flush=True)
 
-        tuned = run_tune(task, out / "journal.log", make_workers, status.update, progress)
+        tuned = run_tune(task, out / JOURNAL, make_workers, status.update, progress)
     _write(out, tuned)
     chosen = require(tuned)
     preset = Preset(**chosen["point"])
@@ -143,12 +149,10 @@ def _write(out: Path, tuned: Tuned) -> None:
         "stopped_early": sum(r["hopeless"] for r in tuned.results),
         "pareto": front,
     }
-    with output_errors(out):
-        (out / "pareto.csv").write_text(front_csv(front), encoding="utf-8")
-        svg = front_svg(tuned.results, front, tuned.known, tuned.chosen)
-        (out / "pareto.svg").write_text(svg, encoding="utf-8")
-        text = json.dumps(facts, indent=1, sort_keys=True) + "\n"
-        (out / "tune.json").write_text(text, encoding="utf-8")
+    svg = front_svg(tuned.results, front, tuned.known, tuned.chosen)
+    text = json.dumps(facts, indent=1, sort_keys=True) + "\n"
+    written = (front_csv(front), svg, text)
+    place.put_files(out, {n: t.encode() for n, t in zip(FILES, written, strict=True)})
 
 
 def _print(console: Console, model: str, name: str, tuned: Tuned, path: Path) -> None:

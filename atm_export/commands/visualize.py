@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from cyclopts import Parameter
 
-from atm_export.artifacts import output_errors
+from atm_export import place
 from atm_export.errors import ConfigError
 from atm_export.evaluate.insight import fates
 from atm_export.evaluate.subject import load_subject
@@ -41,28 +41,26 @@ def visualize(
     if not files:
         raise ConfigError("name the images to draw: atm-export visualize RUN IMAGE...")
     backbone = subject.model.backbone
-    with output_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-    for file, name in zip(files, _names(files), strict=True):
+    names = [f"{name}-tokens.png" for name in _names(files)]
+    place.refuse_loss(out, names)
+    for file, name in zip(files, names, strict=True):
         pixels = read_image(file, subject.preprocessing)
         with torch.inference_mode():
             fate = fates(backbone, subject.plan, subject.tensor(pixels[None]))
         draw = regions if plain else side_by_side
-        picture = out / f"{name}-tokens.png"
-        with output_errors(picture):
-            picture.write_bytes(png(draw(pixels, fate.maps[0].numpy(), backbone.grid)))
+        picture = png(draw(pixels, fate.maps[0].numpy(), backbone.grid))
+        place.put_files(out, {name: picture})
         patches = backbone.grid[0] * backbone.grid[1]
         print(
-            f"{picture}: {int(fate.tokens[0])} tokens of {patches + backbone.prefix}, "
+            f"{out / name}: {int(fate.tokens[0])} tokens of {patches + backbone.prefix}, "
             f"{float(fate.gmacs[0]):.3f} GFLOPs"
         )
     return 0
 
 
 def _names(files: list[Path]) -> list[str]:
-    """Stems, with the folder before those that occur twice."""
+    """Stems; if one occurs twice (in any case of letters), all with number and folder before."""
     stems = [file.stem for file in files]
-    return [
-        stem if stems.count(stem) == 1 else f"{i + 1}-{file.parent.name}-{stem}"
-        for i, (file, stem) in enumerate(zip(files, stems, strict=True))
-    ]
+    if len({stem.casefold() for stem in stems}) == len(stems):
+        return stems
+    return [f"{i + 1}-{file.parent.name}-{file.stem}" for i, file in enumerate(files)]

@@ -11,11 +11,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any
 
-from filelock import FileLock, Timeout
-
-from atm_export.artifacts import output_errors
-from atm_export.errors import DataError, OutputError
+from atm_export.errors import OutputError
 from atm_export.imagefiles import open_regular
+from atm_export.place import lock, output_errors, write_whole
 from atm_export.strict_json import loads
 
 
@@ -32,14 +30,13 @@ class Journal:
         self._file: IO[str] | None = None
 
     def open(self) -> None:
-        """Read what is there, cut off what is not whole, and go on behind it."""
+        """Read what is there, cut off what is not whole, and go on behind it; OutputError if it is
+        no journal."""
         lines = self._whole_lines()
         self.entries = {int(entry["batch"]): entry for entry in lines}
         with output_errors(self.path):
             text = "".join(_line(entry) for entry in ({"key": self.key}, *lines))
-            part = self.path.with_suffix(".part")
-            part.write_text(text, encoding="utf-8")
-            part.replace(self.path)
+            write_whole(self.path, text.encode())
             self._file = self.path.open("a", encoding="utf-8")
 
     def add(self, entry: dict[str, Any]) -> None:
@@ -56,8 +53,10 @@ class Journal:
             self._file.close()
 
     def _whole_lines(self) -> list[dict[str, Any]]:
-        """The batches of this key up to the first broken line; DataError if there is a file that is
-        no journal at all."""
+        """The batches of this key up to the first broken line; OutputError if there is what is no
+        journal at all."""
+        if self.path.is_symlink():
+            raise OutputError(f"{self.path} is a link, and no journal of atm-export; move it away")
         if not self.path.exists():
             return []
         with output_errors(self.path), open_regular(self.path) as file:
@@ -66,9 +65,9 @@ class Journal:
             return []
         first = _entry(lines[0])
         if first is None or set(first) != {"key"}:
-            raise DataError(
-                f"{self.path} is no journal of an evaluation, or a broken one; remove it to "
-                "start anew"
+            raise OutputError(
+                f"{self.path} is no journal of atm-export, or a broken one; move it away, or "
+                "remove it to start anew"
             )
         if first != {"key": self.key}:
             return []
@@ -97,17 +96,12 @@ def journal(path: Path, key: str) -> Iterator[Journal]:
     """The journal at `path`, held by one process; it stays on disk until `path` is removed."""
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_suffix(".lock"))
-    with output_errors(path):
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise OutputError(f"another evaluation is writing {path}; wait for it") from error
+    held = lock(path.with_suffix(".lock"), f"another evaluation is writing {path}; wait for it")
     book = Journal(path, key)
     try:
         book.open()
         yield book
     finally:
         book.close()
-        lock.release()
+        held.release()
         path.with_suffix(".lock").unlink(missing_ok=True)

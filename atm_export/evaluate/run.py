@@ -24,6 +24,7 @@ from atm_export.evaluate.samples import Samples, open_samples
 from atm_export.evaluate.subject import Subject, load_subject
 from atm_export.imagefiles import printable
 from atm_export.ort import share_threads
+from atm_export.place import beside
 from atm_export.runfolder import Run
 
 
@@ -49,11 +50,13 @@ class Evaluation:
     def files(self) -> dict[str, bytes]:
         """What goes into the run folder, by name."""
         text = json.dumps(self.facts, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-        runner = self.facts["runner"]
-        return {
-            f"evaluation-{runner}.json": text.encode(),
-            f"predictions-{runner}.csv": self.predictions.encode(),
-        }
+        names = result_names(self.facts["runner"])
+        return dict(zip(names, (text.encode(), self.predictions.encode()), strict=True))
+
+
+def result_names(runner: str) -> tuple[str, str]:
+    """Files of an evaluation: its numbers, and one line an image."""
+    return f"evaluation-{runner}.json", f"predictions-{runner}.csv"
 
 
 def evaluate_run(
@@ -85,7 +88,7 @@ def evaluate_run(
     say("loading the model")
     needed = options.unmerged or options.runner == "eager"
     subject = load_subject(run, weights, need_weights=needed)
-    path = run.folder.parent / f".{run.folder.name}.evaluation-{options.runner}.jsonl"
+    path = beside(run.folder, f"evaluation-{options.runner}.jsonl")
     say(f"opening the runner {options.runner}")
     with opener(subject) as engine, journal(path, _key(subject, samples, options)) as book:
         rate = count_batches(subject, engine, samples, options, book, progress)

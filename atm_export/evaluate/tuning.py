@@ -14,6 +14,7 @@ from atm_export.config import OperatingPoint
 from atm_export.errors import MissingDependencyError
 from atm_export.evaluate.objective import Known, Limits, Score, score, violation
 from atm_export.model.backbone import Backbone
+from atm_export.place import output_errors, own_folder
 
 STEP = 0.005
 SPACE = {
@@ -85,12 +86,15 @@ def load_optuna() -> Any:
     return optuna
 
 
-def open_study(path: Path, key: str) -> Any:
-    """The study of `key` in the journal at `path`, with what earlier processes left."""
+def open_study(folder: Path, key: str) -> Any:
+    """The study of `key` in the journal in `folder`, with what earlier processes left; OutputError
+    if that folder is not ours, all of it."""
     optuna = load_optuna()
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with output_errors(folder):
+        own_folder(folder)
+    path = folder / "trials.log"
     lock = JournalFileOpenLock(str(path))
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
     study = optuna.create_study(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atm_export import artifacts
+from atm_export import artifacts, place
 from atm_export.artifacts import WorkFolder
 from atm_export.evaluate.insight import Fates
 from atm_export.report.documents import (
@@ -69,6 +69,11 @@ def pictures_of(
         for k, i in enumerate(shown)
     ]
     return picture_section(pictures, sorted_by_tokens=decided_per_image)
+
+
+def refuse_loss(folder: Path, names: Sequence[str]) -> None:
+    """OutputError, before any work, if results called `names` would replace what is no run's."""
+    place.refuse_loss(folder, [*names, FILE])
 
 
 def add_results(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:

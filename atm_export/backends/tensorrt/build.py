@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from filelock import FileLock
 
+from atm_export import place
 from atm_export.backends.tensorrt.api import Api, gpu_sm, load_api
 from atm_export.backends.tensorrt.explain import explain_builder, explain_parser
 from atm_export.backends.tensorrt.settings import EngineSettings
@@ -18,6 +18,8 @@ from atm_export.errors import EngineBuildError
 from atm_export.graph.lint_tensorrt import check_for_tensorrt
 
 DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
+LOCK = ".atm-export.lock"
+NEW_CACHE = "give --timing-cache a new file"
 MEMORY = {
     "activation_bytes": r"Total Activation Memory: (\d+) bytes",
     "weights_bytes": r"Total Weights Memory: (\d+) bytes",
@@ -99,20 +101,34 @@ def _build(
     file = Path(settings.timing_cache) if settings.timing_cache and api.keeps_timings else None
     cache: Any = None
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        check_timing_cache(file)
         cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
         config.set_timing_cache(cache, False)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BuildFailedError(explain_builder(log), log)
     if file is not None:
-        with FileLock(f"{file}.lock"):
-            if file.is_file():
-                cache.combine(config.create_timing_cache(file.read_bytes()), True)
-            part = file.with_name(f"{file.name}.part")
-            part.write_bytes(bytes(memoryview(cache.serialize())))
-            part.replace(file)
+        _keep_timings(file, cache, config)
     return bytes(memoryview(plan))
+
+
+def check_timing_cache(file: Path) -> None:
+    """OutputError if timings written there would replace what is no timing cache of ours."""
+    place.refuse_loss(file.parent, [file.name], remedy=NEW_CACHE)
+
+
+def _keep_timings(file: Path, cache: Any, config: Any) -> None:
+    """Write the timings of this build, with what other processes have written meanwhile."""
+    busy = f"another process holds {file.parent / LOCK}"
+    with place.output_errors(file, NEW_CACHE):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    held = place.lock(file.parent / LOCK, busy, timeout=-1)
+    try:
+        if file.is_file():
+            cache.combine(config.create_timing_cache(file.read_bytes()), True)
+        place.put_files(file.parent, {file.name: bytes(memoryview(cache.serialize()))}, NEW_CACHE)
+    finally:
+        held.release()
 
 
 def _facts(
