@@ -26,6 +26,7 @@ from atm_export.evaluate import engine as evaluated
 from atm_export.graph.optimize import with_precision
 from atm_export.runfolder import open_run
 from tests.exports import exported
+from tests.runs import run_command
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
 RTX = EngineSettings(flavor=Flavor.RTX, sms=(86,))
@@ -37,7 +38,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo with one engine."""
     out = tmp_path_factory.mktemp("engines") / "demo"
     arguments = ["demo", "--out", str(out), "--no-benchmark", "--trt", "--trt-flavor", "rtx"]
-    assert main([*arguments, "--sm", "86"]) == 0
+    run_command(*arguments, "--sm", "86")
     return out
 
 
@@ -68,7 +69,7 @@ def test_a_second_run_reuses_the_engine_and_the_manifest(
     monkeypatch.setattr(engines, "_add_one", lambda *a: pytest.fail("built again"))
     before = (built / "manifest.json").read_bytes()
     arguments = ["demo", "--out", str(built), "--no-benchmark", "--trt", "--trt-flavor", "rtx"]
-    assert main([*arguments, "--sm", "86"]) == 0
+    run_command(*arguments, "--sm", "86")
     assert (built / "manifest.json").read_bytes() == before
     printed = capsys.readouterr().out
     assert PLAN in printed and "not run: no GPU" in printed
@@ -79,7 +80,7 @@ def test_a_second_engine_joins_the_first(built: Path, tmp_path: Path) -> None:
     shutil.copytree(built, out)
     arguments = ["demo", "--out", str(out), "--no-benchmark", "--trt", "--sm", "120"]
     extra = ["--trt-flavor", "rtx", "--precision", "fp32", "--batch", "1:1:1,2:4:8"]
-    assert main([*arguments, *extra]) == 0
+    run_command(*arguments, *extra)
     run = open_run(out)
     assert sorted(run.manifest["engines"]) == [PLAN, "model.fp32.rtx.sm120.plan"]
     second = run.manifest["engines"]["model.fp32.rtx.sm120.plan"]
@@ -221,7 +222,7 @@ def test_where_a_gpu_is_the_engine_is_proven_measured_and_judged(
     out = tmp_path / "demo"
     shutil.copytree(built, out)
     arguments = ["demo", "--out", str(out), "--no-benchmark", "--trt", "--trt-flavor", "rtx"]
-    assert main([*arguments, "--sm", "89", "--precision", "fp32"]) == 0
+    run_command(*arguments, "--sm", "89", "--precision", "fp32")
     entry = open_run(out).manifest["engines"]["model.fp32.rtx.sm89.plan"]
     run = entry["run"]
     assert run["status"] == "run on a stand-in GPU"
@@ -256,6 +257,6 @@ def test_engines_run_on_the_gpu_that_is_there(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
     out = tmp_path / "demo"
-    assert main(["demo", "--out", str(out), "--trt", "--precision", "fp32,fp16"]) == 0
+    run_command("demo", "--out", str(out), "--trt", "--precision", "fp32,fp16")
     for entry in open_run(out).manifest["engines"].values():
         assert entry["run"]["status"].startswith("run on"), entry["run"]

@@ -25,6 +25,7 @@ from atm_export.report.page import kept_pictures, page
 from atm_export.report.pictures import png, regions, side_by_side
 from atm_export.report.results import add_results, pictures_of
 from atm_export.runfolder import open_run
+from tests.runs import run_command
 from tests.tiny import adaptive_plan, class_token_vit, no_merges, random_images
 
 
@@ -74,9 +75,9 @@ def test_results_are_added_to_the_page(run_copy: Path, digits: Path) -> None:
     before = html_of(run_copy)
     assert "Not measured yet" in before
     arguments = ["--imagenet", str(digits), "--batch", "20", "--workers", "0"]
-    assert main(["evaluate", str(run_copy), *arguments]) == 0
+    run_command("evaluate", str(run_copy), *arguments)
     eager = ["--runner", "eager", "--no-unmerged", "--limit", "20"]
-    assert main(["evaluate", str(run_copy), *arguments, *eager]) == 0
+    run_command("evaluate", str(run_copy), *arguments, *eager)
     html = html_of(run_copy)
     facts = json.loads((run_copy / "evaluation-onnxruntime.json").read_text())
     assert f"{facts['top1']['percent']:.2f} % ({facts['top1']['low']:.1f} to" in html
@@ -131,7 +132,7 @@ def test_visualize_writes_a_picture_for_each_image(
 ) -> None:
     files = sorted(digits.rglob("*.png"))[:2]
     arguments = ["visualize", str(finished_run), *map(str, files), "--out", str(tmp_path / "t")]
-    assert main(arguments) == 0
+    run_command(*arguments)
     written = sorted(path.name for path in (tmp_path / "t").iterdir())
     assert written == sorted(f"{file.stem}-tokens.png" for file in files)
     assert capsys.readouterr().out.count(" tokens of 197, ") == 2
