@@ -21,6 +21,7 @@ from atm_export.backends.tensorrt.api import Api, gpu_sm, load_api
 from atm_export.backends.tensorrt.build import BuildFailedError, engine_from_onnx
 from atm_export.backends.tensorrt.by_hand import command_lines
 from atm_export.backends.tensorrt.cache import timing_cache_file
+from atm_export.backends.tensorrt.cut import failing_part
 from atm_export.backends.tensorrt.runner import TensorRTRunner
 from atm_export.backends.tensorrt.settings import EngineSettings, Precision
 from atm_export.errors import EngineBuildError, ParityError
@@ -161,9 +162,7 @@ def _add_one(
             api=api,
         )
     except BuildFailedError as error:
-        log = out / f"{name}.log"
-        log.write_text("\n".join(f"{kind}: {text}" for kind, text in error.log), encoding="utf-8")
-        raise EngineBuildError(f"{name}: {error}; the whole log is in {log}") from error
+        raise _told(out, build, shipped, error, progress) from error
     plan = work.write(name, engine.plan)
     image = engine.facts["tensors"]["image"]["shape"][1:]
     gpu = gpu_sm()
@@ -183,6 +182,24 @@ def _add_one(
         "run": run,
         "by_hand": command_lines(api.flavor, graph, name, image, settings.profiles),
     }
+
+
+def _told(
+    out: Path,
+    build: Build,
+    graph: onnx.ModelProto,
+    error: BuildFailedError,
+    progress: Progress,
+) -> EngineBuildError:
+    """The error with the nodes that fail; the log and they as a graph are saved in the run."""
+    log, cut = out / f"{build.name}.log", out / f"{build.name}.failing.onnx"
+    log.write_text("\n".join(f"{kind}: {text}" for kind, text in error.log), encoding="utf-8")
+    where = ""
+    settings = build.settings.model_copy(update={"precisions": (build.precision,)})
+    if part := failing_part(graph, settings, build.api, error, progress):
+        onnx.save(part.model, cut)
+        where = f"the smallest part that fails is {part}, saved in {cut}; "
+    return EngineBuildError(f"{build.name}: {error}; {where}the whole log is in {log}")
 
 
 def _run_here(

@@ -124,8 +124,8 @@ def test_classify_prints_labels(uint8_folder: Path, jpegs: list[Path]) -> None:
     text = done.stdout.decode()
     assert done.returncode == 0 and all(name in LABELS for name in best)
     assert [line.split("%  ")[1] for line in text.splitlines()[1:]] == best
-    assert call("classify").returncode == 2
-    assert call("classify", "--run", uint8_folder, "absent.jpg").returncode == 20
+    ended(call("classify"), 2)
+    ended(call("classify", "--run", uint8_folder, "absent.jpg"), 20)
     assert call("classify", "--run", uint8_folder, "--engine", "x", jpegs[0]).returncode == 21
 
 
@@ -140,10 +140,10 @@ def test_one_flipped_byte_anywhere_is_refused(uint8_folder: Path, tmp_path: Path
             file.write_bytes(broken)
             assert call("self_test", run).returncode in REFUSED
         file.write_bytes(whole)
-    assert call("self_test", run).returncode == 0
+    ended(call("self_test", run))
     (run / "config.yaml").unlink()
-    assert call("self_test", run).returncode == 14
-    assert call("self_test", tmp_path).returncode == 11
+    ended(call("self_test", run), 14)
+    ended(call("self_test", tmp_path), 11)
 
 
 def test_8_threads_of_1000_requests_equal_one_thread(uint8_folder: Path) -> None:
@@ -181,7 +181,7 @@ def test_python_cpp_and_eager_agree_on_100_images(tmp_path: Path, all_cores: Non
 @pytest.mark.slow
 def test_the_per_image_policy_answers_alike_in_any_batch(tmp_path: Path) -> None:
     run = tiny_run(tmp_path / "run", "per image", merge="per-image")
-    assert call("self_test", run).returncode == 0
+    ended(call("self_test", run))
 
 
 def test_a_minute_of_fuzzing_found_nothing(fuzzing: subprocess.Popen[str]) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import onnx
 import pytest
+from onnx import parser
 
 from atm_export import engines
 from atm_export.backends.onnxruntime import OnnxRuntimeRunner
 from atm_export.backends.tensorrt.build import Engine, engine_from_onnx
+from atm_export.backends.tensorrt.cut import FailingPart
 from atm_export.backends.tensorrt.runner import TensorRTRunner
 from atm_export.backends.tensorrt.settings import EngineSettings, Flavor, Precision, Profile
 from atm_export.cli import main
@@ -31,6 +33,10 @@ from tests.runs import run_command
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
 RTX = EngineSettings(flavor=Flavor.RTX, sms=(86,))
 PLAN = "model.fp16.rtx.sm86.plan"
+PART = (
+    '<ir_version: 10, opset_import: ["": 20]>'
+    " g (float[batch] image) => (float[batch] y) { [negated] y = Neg (image) }"
+)
 
 
 @pytest.fixture(scope="session")
@@ -100,9 +106,13 @@ def test_a_failed_build_leaves_the_run_whole_and_saves_the_log(
     shutil.copytree(built, out)
     before = (out / "manifest.json").read_bytes()
     monkeypatch.setattr(engines, "engine_from_onnx", fail)
+    part = FailingPart(parser.parse_model(PART))
+    monkeypatch.setattr(engines, "failing_part", lambda *given: part)
     arguments = ["demo", "--out", str(out), "--no-benchmark", "--trt", "--trt-flavor", "rtx"]
     assert main([*arguments, "--sm", "89"]) == EngineBuildError.exit_code == 11
-    assert "the build fails at blocks.3" in capsys.readouterr().err
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "the build fails at blocks.3; the smallest part that fails is negated (Neg)" in line
+    assert onnx.load(out / "model.fp16.rtx.sm89.plan.failing.onnx") == part.model
     assert "the whole story" in (out / "model.fp16.rtx.sm89.plan.log").read_text()
     assert (out / "manifest.json").read_bytes() == before
     open_run(out)
