@@ -27,6 +27,7 @@ from atm_export.backends.tensorrt.settings import EngineSettings, Precision
 from atm_export.errors import EngineBuildError, ParityError
 from atm_export.evaluate.engine import (
     BATCHES,
+    ROUNDS,
     Expected,
     engine_parity,
     engine_speed,
@@ -245,7 +246,7 @@ def _run_here(
             for batch in BATCHES
             if batch <= largest
         }
-        rows = engine_speed({source.policy: shipped, **runners}, feeds)
+        rows = engine_speed({source.policy: shipped, **runners}, feeds, rounds=ROUNDS)
     return {
         "status": f"run on {gpu}",
         "parity": parity,

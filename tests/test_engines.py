@@ -227,7 +227,7 @@ def test_where_a_gpu_is_the_engine_is_proven_measured_and_judged(
     monkeypatch.setattr(engines, "TensorRTRunner", OnnxInPlaceOfPlan)
     monkeypatch.setattr(engines, "gpu_sm", lambda: 89)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a stand-in GPU")
-    monkeypatch.setattr(evaluated, "ROUNDS", 2)
+    monkeypatch.setattr(engines, "ROUNDS", 2)
     monkeypatch.setattr(engines, "BATCHES", (1, 4))
     out = tmp_path / "demo"
     shutil.copytree(built, out)
@@ -239,6 +239,7 @@ def test_where_a_gpu_is_the_engine_is_proven_measured_and_judged(
     assert run["parity"]["within"] and run["parity"]["token_counts_differing"] == 0
     assert [row["batch"] for row in run["latency"]] == [1, 4]
     for row in run["latency"]:
+        assert row["rounds"] == 2
         assert set(row["runners"]) == {"adaptive", "frozen", "unmerged"}
         assert row["runners"]["unmerged"]["speedup"] == 1.0
         assert row["runners"]["adaptive"]["p50_ms"] <= row["runners"]["adaptive"]["p99_ms"]
