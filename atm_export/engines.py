@@ -21,11 +21,13 @@ from atm_export.backends.tensorrt.api import Api, gpu_sm, load_api
 from atm_export.backends.tensorrt.build import BuildFailedError, engine_from_onnx
 from atm_export.backends.tensorrt.by_hand import command_lines
 from atm_export.backends.tensorrt.cache import timing_cache_file
+from atm_export.backends.tensorrt.cut import FailingPart, failing_part
 from atm_export.backends.tensorrt.runner import TensorRTRunner
 from atm_export.backends.tensorrt.settings import EngineSettings, Precision
 from atm_export.errors import EngineBuildError, OutputError, ParityError
 from atm_export.evaluate.engine import (
     BATCHES,
+    ROUNDS,
     Expected,
     engine_parity,
     engine_speed,
@@ -155,14 +157,14 @@ def _add_one(
     work.write(graph, data)
     progress(f"building {name}")
     cache = settings.timing_cache or str(timing_cache_file(api, build.sms))
+    alone = settings.model_copy(update={"precisions": (precision,)})
     try:
         engine = engine_from_onnx(
-            shipped,
-            settings.model_copy(update={"timing_cache": cache, "precisions": (precision,)}),
-            api=api,
+            shipped, alone.model_copy(update={"timing_cache": cache}), api=api
         )
     except BuildFailedError as error:
-        raise build_failed(out, name, error) from error
+        part = failing_part(shipped, alone, api, error, progress)
+        raise build_failed(out, name, error, part) from error
     plan = work.write(name, engine.plan)
     image = engine.facts["tensors"]["image"]["shape"][1:]
     gpu = gpu_sm()
@@ -184,15 +186,22 @@ def _add_one(
     }
 
 
-def build_failed(out: Path, name: str, error: BuildFailedError) -> EngineBuildError:
-    """What to raise of a build that failed; its log is saved in `out`."""
+def build_failed(
+    out: Path, name: str, error: BuildFailedError, part: FailingPart | None = None
+) -> EngineBuildError:
+    """What to raise of a build that failed; its log and the part that fails are saved in `out`."""
     log = "\n".join(f"{kind}: {text}" for kind, text in error.log)
+    files = {f"{name}.log": log.encode()}
+    told = f"{name}: {error}"
+    if part is not None:
+        files[f"{name}.failing.onnx"] = part.model.SerializeToString(deterministic=True)
+        told += f"; the smallest part that fails is {part}"
     try:
-        place.put_files(out, {f"{name}.log": log.encode()})
-        where = f"the whole log is in {out / name}.log"
+        place.put_files(out, files)
+        where = f"saved: {', '.join(str(out / file) for file in files)}"
     except OutputError as refused:
-        where = f"its log is not saved: {refused}"
-    return EngineBuildError(f"{name}: {error}; {where}")
+        where = f"the log is not saved: {refused}"
+    return EngineBuildError(f"{told}; {where}")
 
 
 def _run_here(
@@ -240,7 +249,7 @@ def _run_here(
             for batch in BATCHES
             if batch <= largest
         }
-        rows = engine_speed({source.policy: shipped, **runners}, feeds)
+        rows = engine_speed({source.policy: shipped, **runners}, feeds, rounds=ROUNDS)
     return {
         "status": f"run on {gpu}",
         "parity": parity,

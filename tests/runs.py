@@ -1,10 +1,15 @@
-"""A finished run of the demo, and digits as a data set: what evaluate, bench and reports start
-from."""
+"""Commands that must end as they should, with all that they printed where they do not; a finished
+run of the demo, and digits as a data set: what evaluate, bench and reports start from."""
 
 from __future__ import annotations
 
+import io
 import shutil
+import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
 
 import pytest
 
@@ -12,6 +17,39 @@ from atm_export import demo
 from atm_export.cli import main
 
 DIGITS = 40
+
+
+def run_command(*arguments: object, code: int = 0) -> str:
+    """`atm-export` with these arguments; its standard output. Fails with the whole output where
+    the exit code is another. What is printed goes on to where it would have gone."""
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            found = main([str(argument) for argument in arguments])
+    finally:
+        sys.stdout.write(out.getvalue())
+        sys.stderr.write(err.getvalue())
+    if found != code:
+        line = " ".join(map(str, arguments))
+        pytest.fail(_story(f"atm-export {line}", found, code, out.getvalue(), err.getvalue()))
+    return out.getvalue()
+
+
+def ended(done: CompletedProcess[Any], code: int = 0) -> str:
+    """The standard output of a process that ended; fails with all of its output where the exit
+    code is another."""
+    out, err = (
+        text.decode(errors="replace") if isinstance(text, bytes) else text or ""
+        for text in (done.stdout, done.stderr)
+    )
+    if done.returncode != code:
+        line = " ".join(map(str, done.args))
+        pytest.fail(_story(line, done.returncode, code, out, err))
+    return out
+
+
+def _story(line: str, found: int, code: int, out: str, err: str) -> str:
+    return f"{line}\nended with {found}, not {code}\n-- stdout\n{out}\n-- stderr\n{err}"
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +68,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path
     """An adaptive export of the demo with trace outputs; to be copied before it is changed."""
     out = tmp_path_factory.mktemp("runs") / "run"
     arguments = ["--images", str(digits), "--trace", "--no-benchmark", "--out", str(out)]
-    assert main(["demo", *arguments]) == 0
+    run_command("demo", *arguments)
     return out
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from onnx import parser
 from atm_export.backends.onnxruntime import OnnxRuntimeRunner
 from atm_export.backends.runner import Runner
 from atm_export.errors import AtmExportError
-from atm_export.ort import share_threads
+from tests.runs import ended
 
 DOUBLE = (
     '<ir_version: 10, opset_import: ["": 20]>'
@@ -52,9 +54,29 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_the_shared_pool_keeps_its_first_size() -> None:
-    first = share_threads(2)
-    assert first >= 1
-    assert share_threads(5) == first or first == 2
-    with OnnxRuntimeRunner(parser.parse_model(DOUBLE)) as runner:
-        assert runner.run(np.ones((1, 2), np.float32))["twice"].tolist() == [[2, 2]]
+POOL = """
+import sys
+from pathlib import Path
+import numpy as np
+from onnx import parser
+from atm_export.backends.onnxruntime import OnnxRuntimeRunner, share_threads
+
+def tasks():
+    return len(list(Path("/proc/self/task").iterdir())) if sys.platform == "linux" else 0
+
+model = parser.parse_model(sys.argv[1])
+assert share_threads(3) == 3
+assert share_threads(5) == 3, "the first size stays"
+with OnnxRuntimeRunner(model, threads=7) as first:
+    before = tasks()
+    with OnnxRuntimeRunner(model, threads=7) as second:
+        assert tasks() == before, "a second session has threads of its own"
+        for runner in (first, second):
+            assert runner.run(np.ones((1, 2), np.float32))["twice"].tolist() == [[2, 2]]
+"""
+
+
+def test_the_shared_pool_keeps_its_first_size_and_serves_every_session() -> None:
+    """In a process of its own: ONNX Runtime makes its pool once, and conftest.py forbids it."""
+    run = subprocess.run([sys.executable, "-c", POOL, DOUBLE], capture_output=True, text=True)
+    ended(run)

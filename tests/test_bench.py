@@ -20,6 +20,7 @@ from atm_export.evaluate.candidates import candidates
 from atm_export.evaluate.latency import interleave, median_interval, orders, row_of
 from atm_export.evaluate.subject import load_subject
 from atm_export.runfolder import open_run
+from tests.runs import run_command
 
 
 class Recorder:
@@ -106,7 +107,7 @@ def test_bench_ends_with_a_recommendation_and_one_json_line(
 ) -> None:
     arguments = ["--images", str(digits), "--batches", "2", "--rounds", "2", "--no-policies"]
     backends = ["--backends", "onnxruntime,eager,tensorrt"]
-    assert main(["bench", str(run_copy), *arguments, *backends]) == 0
+    run_command("bench", str(run_copy), *arguments, *backends)
     lines = capsys.readouterr().out.splitlines()
     facts = json.loads(lines[-1])
     assert lines[-2] == facts["recommendation"]

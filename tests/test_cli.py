@@ -24,6 +24,7 @@ from atm_export.model.zoo import load_model
 from atm_export.preprocess import crop, normalize
 from atm_export.resolve import Choice, resolve
 from atm_export.validate.ladder import Difference, LadderResult
+from tests.runs import run_command
 
 DEMO_WEIGHTS = demo.FOLDER / "weights.safetensors"
 
@@ -32,7 +33,7 @@ DEMO_WEIGHTS = demo.FOLDER / "weights.safetensors"
 def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished `atm-export demo`, with uint8 input and trace outputs."""
     out = tmp_path_factory.mktemp("runs") / "demo"
-    assert main(["demo", "--uint8-input", "--trace", "--out", str(out)]) == 0
+    run_command("demo", "--uint8-input", "--trace", "--out", str(out))
     return out
 
 
@@ -100,7 +101,7 @@ def test_a_second_run_reuses_and_a_changed_byte_is_redone_by_force(
     demo_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["demo", "--uint8-input", "--trace", "--no-benchmark", "--out", str(demo_run)]
-    assert main(arguments) == 0
+    run_command(*arguments)
     assert "reused" in capsys.readouterr().out
     whole = (demo_run / "model.onnx").read_bytes()
     changed = bytearray(whole)
@@ -112,7 +113,8 @@ def test_a_second_run_reuses_and_a_changed_byte_is_redone_by_force(
     assert main(arguments) == 7
     assert "model.onnx was changed" in capsys.readouterr().err
     assert (demo_run / "model.onnx").read_bytes() == bytes(changed)
-    assert main([*arguments, "--force"]) == 0
+    run_command(*arguments, "--force")
+    assert "reused" not in capsys.readouterr().out
     assert (demo_run / "model.onnx").read_bytes() == whole  # the same bytes again
 
 
@@ -138,7 +140,7 @@ def test_a_failed_proof_is_written_as_unproven_and_exits_with_5(
     facts = {p.key: p.value for p in onnx.load(out / "model.onnx").metadata_props}
     assert facts["atm_export.status"] == "unproven"
     monkeypatch.undo()
-    assert main(arguments) == 0  # an unproven run is not reused
+    run_command(*arguments)  # an unproven run is not reused
     assert "reused" not in capsys.readouterr().out
 
 
@@ -235,20 +237,20 @@ def test_an_unusable_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_list_shows_models_and_presets(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["list"]) == 0
+    run_command("list")
     models = " ".join(capsys.readouterr().out.split())
     assert "deit_s" in models and "4.60 -> 3.23" in models
     assert "6.57 -> 4.73 83.26 -> 83.16 6.55 -> (*)" in models
     assert "0.16 -> 0.05 98.89" in models
     assert "(*) needs the official weights" in models and "not yet" not in models
-    assert main(["list", "deit_t"]) == 0
+    run_command("list", "deit_t")
     presets = capsys.readouterr().out
     assert "a2-0.90" in presets and "72.04" in presets and "fine-tuned" in presets
     assert main(["list", "deit_xs"]) == 2
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--help"]) == 0
+    run_command("--help")
     text = capsys.readouterr().out
     for word in ("atm-export demo", "--merge", "per-image", "Exit codes", "--uint8-input"):
         assert word in text

@@ -31,6 +31,7 @@ from atm_export.validate.again import _rebuilt
 from atm_export.validate.golden import FILE as GOLDEN
 from atm_export.validate.golden import scene
 from tests.run_folders import LABELS, deit_t_run, tiny_run
+from tests.runs import ended
 from tests.shared_data import sample_images
 from tests.test_verify import reseal
 from tests.tiny import MEAN, STD
@@ -49,7 +50,7 @@ def call(name: str, *arguments: object, kind: str = "plain") -> subprocess.Compl
 
 def logits(run: Path, mode: str, *files: object) -> np.ndarray:
     done = call("logits", run, mode, *files)
-    assert done.returncode == 0, done.stderr.decode()
+    ended(done)
     return np.frombuffer(done.stdout, np.float32)
 
 
@@ -91,7 +92,7 @@ def test_golden_vectors_hold_through_the_c_boundary(demo_folder: Path, uint8_fol
     for run in (demo_folder, uint8_folder):
         for kind in ("plain", "sanitized"):
             done = call("self_test", run, kind=kind)
-            assert done.returncode == 0, done.stderr.decode()
+            ended(done)
 
 
 def test_pictures_and_answers_equal_pythons(demo_folder: Path, jpegs: list[Path]) -> None:
@@ -118,7 +119,7 @@ def test_every_resize_rule_equals_pillows(
     how = Preprocessing((48, 48), 0.9, filters, MEAN, STD, mode)
     reseal(run, preprocessing=how.facts(), golden=None)
     done = call("logits", run, "pixels", *jpegs)
-    assert done.returncode == 0, done.stderr.decode()
+    ended(done)
     theirs = np.frombuffer(done.stdout, np.uint8).reshape(-1, 48, 48, 3)
     ours = read_images(jpegs, how)
     assert np.abs(theirs.astype(int) - ours).max() <= 1
@@ -130,8 +131,8 @@ def test_classify_prints_labels(uint8_folder: Path, jpegs: list[Path]) -> None:
     text = done.stdout.decode()
     assert done.returncode == 0 and all(name in LABELS for name in best)
     assert [line.split("%  ")[1] for line in text.splitlines()[1:]] == best
-    assert call("classify").returncode == 2
-    assert call("classify", "--run", uint8_folder, "absent.jpg").returncode == 20
+    ended(call("classify"), 2)
+    ended(call("classify", "--run", uint8_folder, "absent.jpg"), 20)
     assert call("classify", "--run", uint8_folder, "--engine", "x", jpegs[0]).returncode == 21
 
 
@@ -315,15 +316,15 @@ def test_one_flipped_byte_anywhere_is_refused(uint8_folder: Path, tmp_path: Path
             file.write_bytes(broken)
             assert call("self_test", run).returncode in REFUSED
         file.write_bytes(whole)
-    assert call("self_test", run).returncode == 0
+    ended(call("self_test", run))
     (run / "config.yaml").unlink()
-    assert call("self_test", run).returncode == 14
-    assert call("self_test", tmp_path).returncode == 11
+    ended(call("self_test", run), 14)
+    ended(call("self_test", tmp_path), 11)
 
 
 def test_8_threads_of_1000_requests_equal_one_thread(uint8_folder: Path) -> None:
     done = call("stress", uint8_folder, 8, 1000)
-    assert done.returncode == 0, (done.stdout + done.stderr).decode()
+    ended(done)
     assert b" 0 wrong" in done.stdout
 
 
@@ -356,12 +357,12 @@ def test_python_cpp_and_eager_agree_on_100_images(tmp_path: Path, all_cores: Non
 @pytest.mark.slow
 def test_the_per_image_policy_answers_alike_in_any_batch(tmp_path: Path) -> None:
     run = tiny_run(tmp_path / "run", "per image", merge="per-image")
-    assert call("self_test", run).returncode == 0
+    ended(call("self_test", run))
 
 
 def test_a_minute_of_fuzzing_found_nothing(fuzzing: subprocess.Popen[str]) -> None:
     out, _ = fuzzing.communicate(timeout=FUZZ_SECONDS + 120)
-    assert fuzzing.returncode == 0, out[-4000:]
+    ended(subprocess.CompletedProcess(fuzzing.args, fuzzing.returncode, out))
     refused = {line.split(":")[0]: int(line.split()[-4]) for line in out.strip().splitlines()}
     assert set(refused) == {"manifests", "golden files", "images", "models"}
     assert all(count > 10 for count in refused.values()), out

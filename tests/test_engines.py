@@ -8,10 +8,12 @@ from pathlib import Path
 
 import onnx
 import pytest
+from onnx import parser
 
 from atm_export import engines
 from atm_export.backends.onnxruntime import OnnxRuntimeRunner
 from atm_export.backends.tensorrt.build import Engine, engine_from_onnx
+from atm_export.backends.tensorrt.cut import FailingPart
 from atm_export.backends.tensorrt.runner import TensorRTRunner
 from atm_export.backends.tensorrt.settings import EngineSettings, Flavor, Precision, Profile
 from atm_export.cli import main
@@ -26,10 +28,15 @@ from atm_export.evaluate import engine as evaluated
 from atm_export.graph.optimize import with_precision
 from atm_export.runfolder import open_run
 from tests.exports import exported
+from tests.runs import run_command
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
 RTX = EngineSettings(flavor=Flavor.RTX, sms=(86,))
 PLAN = "model.fp16.rtx.sm86.plan"
+PART = (
+    '<ir_version: 10, opset_import: ["": 20]>'
+    " g (float[batch] image) => (float[batch] y) { [negated] y = Neg (image) }"
+)
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +44,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo with one engine."""
     out = tmp_path_factory.mktemp("engines") / "demo"
     arguments = ["demo", "--out", str(out), "--no-benchmark", "--trt", "--trt-flavor", "rtx"]
-    assert main([*arguments, "--sm", "86"]) == 0
+    run_command(*arguments, "--sm", "86")
     return out
 
 
@@ -68,7 +75,7 @@ def test_a_second_run_reuses_the_engine_and_the_manifest(
     monkeypatch.setattr(engines, "_add_one", lambda *a: pytest.fail("built again"))
     before = (built / "manifest.json").read_bytes()
     arguments = ["demo", "--out", str(built), "--no-benchmark", "--trt", "--trt-flavor", "rtx"]
-    assert main([*arguments, "--sm", "86"]) == 0
+    run_command(*arguments, "--sm", "86")
     assert (built / "manifest.json").read_bytes() == before
     printed = capsys.readouterr().out
     assert PLAN in printed and "not run: no GPU" in printed
@@ -79,7 +86,7 @@ def test_a_second_engine_joins_the_first(built: Path, tmp_path: Path) -> None:
     shutil.copytree(built, out)
     arguments = ["demo", "--out", str(out), "--no-benchmark", "--trt", "--sm", "120"]
     extra = ["--trt-flavor", "rtx", "--precision", "fp32", "--batch", "1:1:1,2:4:8"]
-    assert main([*arguments, *extra]) == 0
+    run_command(*arguments, *extra)
     run = open_run(out)
     assert sorted(run.manifest["engines"]) == [PLAN, "model.fp32.rtx.sm120.plan"]
     second = run.manifest["engines"]["model.fp32.rtx.sm120.plan"]
@@ -99,9 +106,13 @@ def test_a_failed_build_leaves_the_run_whole_and_saves_the_log(
     shutil.copytree(built, out)
     before = (out / "manifest.json").read_bytes()
     monkeypatch.setattr(engines, "engine_from_onnx", fail)
+    part = FailingPart(parser.parse_model(PART))
+    monkeypatch.setattr(engines, "failing_part", lambda *given: part)
     arguments = ["demo", "--out", str(out), "--no-benchmark", "--trt", "--trt-flavor", "rtx"]
     assert main([*arguments, "--sm", "89"]) == EngineBuildError.exit_code == 11
-    assert "the build fails at blocks.3" in capsys.readouterr().err
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "the build fails at blocks.3; the smallest part that fails is negated (Neg)" in line
+    assert onnx.load(out / "model.fp16.rtx.sm89.plan.failing.onnx") == part.model
     assert "the whole story" in (out / "model.fp16.rtx.sm89.plan.log").read_text()
     assert (out / "manifest.json").read_bytes() == before
     open_run(out)
@@ -216,18 +227,19 @@ def test_where_a_gpu_is_the_engine_is_proven_measured_and_judged(
     monkeypatch.setattr(engines, "TensorRTRunner", OnnxInPlaceOfPlan)
     monkeypatch.setattr(engines, "gpu_sm", lambda: 89)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a stand-in GPU")
-    monkeypatch.setattr(evaluated, "ROUNDS", 2)
+    monkeypatch.setattr(engines, "ROUNDS", 2)
     monkeypatch.setattr(engines, "BATCHES", (1, 4))
     out = tmp_path / "demo"
     shutil.copytree(built, out)
     arguments = ["demo", "--out", str(out), "--no-benchmark", "--trt", "--trt-flavor", "rtx"]
-    assert main([*arguments, "--sm", "89", "--precision", "fp32"]) == 0
+    run_command(*arguments, "--sm", "89", "--precision", "fp32")
     entry = open_run(out).manifest["engines"]["model.fp32.rtx.sm89.plan"]
     run = entry["run"]
     assert run["status"] == "run on a stand-in GPU"
     assert run["parity"]["within"] and run["parity"]["token_counts_differing"] == 0
     assert [row["batch"] for row in run["latency"]] == [1, 4]
     for row in run["latency"]:
+        assert row["rounds"] == 2
         assert set(row["runners"]) == {"adaptive", "frozen", "unmerged"}
         assert row["runners"]["unmerged"]["speedup"] == 1.0
         assert row["runners"]["adaptive"]["p50_ms"] <= row["runners"]["adaptive"]["p99_ms"]
@@ -256,6 +268,6 @@ def test_engines_run_on_the_gpu_that_is_there(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
     out = tmp_path / "demo"
-    assert main(["demo", "--out", str(out), "--trt", "--precision", "fp32,fp16"]) == 0
+    run_command("demo", "--out", str(out), "--trt", "--precision", "fp32,fp16")
     for entry in open_run(out).manifest["engines"].values():
         assert entry["run"]["status"].startswith("run on"), entry["run"]

@@ -29,6 +29,7 @@ from atm_export.model.reference import run_reference
 from atm_export.preprocess import read_images
 from atm_export.runfolder import Run, open_run
 from atm_export.validate.intervals import share_facts, wilson
+from tests.runs import run_command
 
 FAST = Options(batch=16, workers=0)
 
@@ -67,7 +68,7 @@ def test_console_json_csv_and_the_reference_agree(
 ) -> None:
     arguments = ["--imagenet", str(digits), "--batch", "16", "--workers", "1"]
     for runner in ("onnxruntime", "eager"):
-        assert main(["evaluate", str(run_copy), *arguments, "--runner", runner]) == 0
+        run_command("evaluate", str(run_copy), *arguments, "--runner", runner)
     printed = capsys.readouterr().out
     facts, eager = facts_of(run_copy), facts_of(run_copy, "eager")
     assert [row["top1"] for row in rows_of(run_copy)] == [
@@ -151,7 +152,7 @@ def test_unreadable_images_are_named_and_limited(
     assert main([*arguments, "--max-unreadable", "1"]) == 9
     error = capsys.readouterr().err.splitlines()[-1]
     assert "2 images cannot be read" in error and "3/torn.jpg" in error
-    assert main(arguments) == 0
+    run_command(*arguments)
     assert "40 counted, 2 unreadable" in capsys.readouterr().out
     facts = facts_of(run_copy)
     assert [row["image"] for row in facts["unreadable"]] == ["3/torn.jpg", "4/nothing.png"]
@@ -272,7 +273,7 @@ def test_the_main_command_evaluates_too(
     run_copy: Path, digits: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--images", str(digits), "--trace", "--no-benchmark", "--out", str(run_copy)]
-    assert main(["demo", *arguments, "--imagenet", str(digits)]) == 0
+    run_command("demo", *arguments, "--imagenet", str(digits))
     printed = capsys.readouterr().out
     assert "reused" in printed and "top1 " in printed and "agreement " in printed
     assert facts_of(run_copy)["top1"]["of"] == 40

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import shlex
-import shutil
-import subprocess
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -25,6 +21,7 @@ from atm_export.report.page import kept_pictures, page
 from atm_export.report.pictures import png, regions, side_by_side
 from atm_export.report.results import add_results, pictures_of
 from atm_export.runfolder import open_run
+from tests.runs import run_command
 from tests.tiny import adaptive_plan, class_token_vit, no_merges, random_images
 
 
@@ -74,9 +71,9 @@ def test_results_are_added_to_the_page(run_copy: Path, digits: Path) -> None:
     before = html_of(run_copy)
     assert "Not measured yet" in before
     arguments = ["--imagenet", str(digits), "--batch", "20", "--workers", "0"]
-    assert main(["evaluate", str(run_copy), *arguments]) == 0
+    run_command("evaluate", str(run_copy), *arguments)
     eager = ["--runner", "eager", "--no-unmerged", "--limit", "20"]
-    assert main(["evaluate", str(run_copy), *arguments, *eager]) == 0
+    run_command("evaluate", str(run_copy), *arguments, *eager)
     html = html_of(run_copy)
     facts = json.loads((run_copy / "evaluation-onnxruntime.json").read_text())
     assert f"{facts['top1']['percent']:.2f} % ({facts['top1']['low']:.1f} to" in html
@@ -131,7 +128,7 @@ def test_visualize_writes_a_picture_for_each_image(
 ) -> None:
     files = sorted(digits.rglob("*.png"))[:2]
     arguments = ["visualize", str(finished_run), *map(str, files), "--out", str(tmp_path / "t")]
-    assert main(arguments) == 0
+    run_command(*arguments)
     written = sorted(path.name for path in (tmp_path / "t").iterdir())
     assert written == sorted(f"{file.stem}-tokens.png" for file in files)
     assert capsys.readouterr().out.count(" tokens of 197, ") == 2
@@ -147,39 +144,3 @@ def test_information_loss_grows_as_the_threshold_falls() -> None:
     assert rows.shape == (3, 3) and (rows >= 0).all()
     assert (np.diff(rows, axis=0) >= -1e-6).all()
     assert information_loss(backbone, no_merges(backbone), random_images(3)) is None
-
-
-def chromium() -> list[str]:
-    """A headless Chromium as a command line ($ATM_EXPORT_CHROMIUM, or on the path)."""
-    given = os.environ.get("ATM_EXPORT_CHROMIUM")
-    if given:
-        return shlex.split(given)
-    for name in ("chromium", "chromium-browser", "google-chrome", "chrome-headless-shell"):
-        if path := shutil.which(name):
-            return [path, "--headless", "--no-sandbox", "--disable-gpu"]
-    pytest.skip("no Chromium on the path (set ATM_EXPORT_CHROMIUM)")
-
-
-PROBE = """<script>addEventListener("load", () => { const page = document.documentElement;
-const small = [...document.querySelectorAll("svg text")].map(t => t.getBoundingClientRect().height);
-document.title = ["wide", page.scrollWidth, innerWidth, document.images.length,
-  [...document.images].filter(i => !i.naturalWidth).length, Math.min(...small) >= 7].join(" "); })
-</script>"""
-
-
-@pytest.mark.parametrize("width", [500, 1200])
-def test_the_page_fits_a_phone_and_a_desktop(
-    finished_run: Path, tmp_path: Path, width: int
-) -> None:
-    probed = tmp_path / "page.html"
-    html = html_of(finished_run).replace(' loading="lazy"', "")
-    probed.write_text(html.replace("</head>", PROBE + "</head>"), encoding="utf-8")
-    command = [*chromium(), f"--window-size={width},900", "--virtual-time-budget=5000"]
-    done = subprocess.run(
-        [*command, "--dump-dom", probed.as_uri()], capture_output=True, text=True, timeout=120
-    )
-    found = re.search(r"<title>wide (\d+) (\d+) (\d+) (\d+) (\w+)</title>", done.stdout)
-    assert found is not None, done.stderr[-500:]
-    scroll, inner, images, broken, legible = found.groups()
-    assert int(scroll) <= int(inner) and int(images) == 24
-    assert broken == "0" and legible == "true"

@@ -16,6 +16,7 @@ from atm_export.errors import ParityError, WeightsError
 from atm_export.runtime import load
 from atm_export.validate import again
 from tests.run_folders import deit_t_run
+from tests.runs import ended
 from tests.test_verify import reseal
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,25 +51,25 @@ def run_pytest(folder: Path, *arguments: str, before: str = "") -> subprocess.Co
 
 def test_the_proof_alone_with_junit(demo_folder: Path, tmp_path: Path) -> None:
     done = run_pytest(tmp_path, "--atm-run", str(demo_folder), "--junitxml", "out.xml")
-    assert done.returncode == 0 and "3 passed" in done.stdout, done.stdout
+    assert "3 passed" in ended(done)
     cases = ET.parse(tmp_path / "out.xml").getroot().iter("testcase")
     assert [case.get("name") for case in cases] == ["manifest", "golden", "eager"]
 
 
 def test_without_torch_the_golden_vectors_prove_it(demo_folder: Path, tmp_path: Path) -> None:
     done = run_pytest(tmp_path, "--atm-run", str(demo_folder), before=SLIM)
-    assert done.returncode == 0 and "2 passed, 1 skipped" in done.stdout, done.stdout
+    assert "2 passed, 1 skipped" in ended(done)
     assert "is missing" in done.stdout
 
 
 def test_marker_and_fixture_beside_other_tests(demo_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text(MINE.format(run=str(demo_folder)))
     done = run_pytest(tmp_path, "-q", before=SLIM)
-    assert done.returncode == 0 and "2 passed, 1 skipped" in done.stdout, done.stdout
+    assert "2 passed, 1 skipped" in ended(done)
     done = run_pytest(
         tmp_path, "-q", "--strict-markers", "--atm-run", str(demo_folder), before=SLIM
     )
-    assert done.returncode == 0 and "5 passed, 1 skipped" in done.stdout, done.stdout
+    assert "5 passed, 1 skipped" in ended(done)
     done = run_pytest(
         tmp_path, "-q", "--atm-run", str(demo_folder), "-m", "atm_parity", before=SLIM
     )
@@ -79,7 +80,7 @@ def test_a_changed_run_fails_in_one_line(uint8_folder: Path, tmp_path: Path) -> 
     run = Path(shutil.copytree(uint8_folder, tmp_path / "run"))
     (run / "config.yaml").write_bytes(b"x")
     done = run_pytest(tmp_path, "--atm-run", str(run), before=SLIM)
-    assert done.returncode == 1 and "2 failed, 1 skipped" in done.stdout, done.stdout
+    assert "2 failed, 1 skipped" in ended(done, 1)
     assert "ChangedFileError:" in done.stdout and "Traceback" not in done.stdout
     done = run_pytest(tmp_path, "--atm-run", str(tmp_path / "absent"), before=SLIM)
     assert done.returncode == 1 and "NotARunError" in done.stdout
@@ -107,4 +108,4 @@ def test_the_reference_is_built_again_and_compared(
 def test_a_real_model_is_checked_in_the_users_ci(tmp_path: Path, all_cores: None) -> None:
     run = deit_t_run(tmp_path / "deit_t")
     done = run_pytest(tmp_path, "--atm-run", str(run))
-    assert done.returncode == 0 and "3 passed" in done.stdout, done.stdout
+    assert "3 passed" in ended(done)

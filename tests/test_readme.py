@@ -1,16 +1,36 @@
-"""What the README and the checks promise."""
+"""What the README and the checks promise; its commands are run."""
 
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from atm_export.cli import app
+from atm_export import pipeline
+from atm_export.runfolder import open_run
+from atm_export.validate.ladder import LadderResult
+from tests.runs import run_command
+from tests.shared_data import shared
 
 ROOT = Path(__file__).resolve().parents[1]
+# What the README leaves to the reader, and what keeps a command short.
+SHORT = {
+    "bench": ["--rounds", "2", "--batches", "2", "--no-policies"],
+    "evaluate": ["--workers", "0"],
+    "tune": ["--trials", "2", "--workers", "0", "--min-agreement", "0"],
+}
+# What a command leaves behind, as a pattern in its folder.
+LEAVES = {
+    "bench": "build/*/bench.json",
+    "evaluate": "build/*/evaluation-onnxruntime.json",
+    "triton": "models/deit_s/config.pbtxt",
+    "tune": "configs/*.yaml",
+    "visualize": "pictures/dog-tokens.png",
+}
 
 
 def readme() -> str:
@@ -27,10 +47,78 @@ def test_the_two_commands_are_there_and_ci_runs_them() -> None:
     assert "pytest" in (ROOT / "tools" / "check.sh").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("line", sorted(set(re.findall(r"^atm-export (.*)$", readme(), re.M))))
-def test_every_command_of_the_readme_parses(line: str) -> None:
-    arguments = line.split("#")[0].split()
-    app.parse_args(arguments, exit_on_error=False, print_error=False)
+def shown() -> list[str]:
+    """The README's lines `atm-export ...`, without their remarks."""
+    lines = re.findall(r"^atm-export ([^#\n]*)", readme(), re.M)
+    return sorted({line.strip() for line in lines})
+
+
+@pytest.fixture
+def place(demo_folder: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the README's reader stands, with runs (of the demo) and pictures under its names."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ATM_EXPORT_CONFIGS", str(tmp_path / "configs"))
+    for name in ("deit_s", "deit_s-a2-3.23"):
+        shutil.copytree(demo_folder, tmp_path / "build" / name)
+    shutil.copytree(digits, tmp_path / "imagenet" / "val")
+    (tmp_path / "photos").mkdir()
+    for file in digits.rglob("*.png"):
+        shutil.copy(file, tmp_path / "photos")
+    shutil.copy(next(digits.rglob("*.png")), tmp_path / "dog.jpg")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "line", [line for line in shown() if line.split()[0] in (*LEAVES, "list", "verify", "--help")]
+)
+def test_a_command_of_the_readme_runs(line: str, place: Path) -> None:
+    """As it stands, but for a model that ships inside and the options of SHORT."""
+    words = shlex.split(line)
+    if words[0] == "tune":
+        words[1] = "demo"
+    assert run_command(*words, *SHORT.get(words[0], [])).strip()
+    assert words[0] not in LEAVES or len(list(place.glob(LEAVES[words[0]]))) == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        line
+        for line in shown()
+        if not line.startswith(("list", "verify", "--help", *LEAVES)) and "--trt" not in line
+    ],
+)
+def test_an_export_of_the_readme_runs(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it stands, but smaller: 16 patches, and the ladder is tests/test_ladder.py's. Where the
+    README's weights come from the network they are random here."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, "climb", lambda *_: LadderResult((), ()))
+    words = shlex.split(line)
+    if "--weights" not in words:
+        words += ["--weights", "random"]
+    elif "random" not in words:
+        weights = shared("data", "weights", "deit_tiny_patch16_224.safetensors")
+        (tmp_path / "deit_tiny.safetensors").symlink_to(weights.resolve())
+    words += ["--no-benchmark", "--image-size", "56" if "patch14" in line else "64"]
+    assert "written" in run_command(*words)
+    (folder,) = (tmp_path / "build").iterdir()
+    manifest = open_run(folder).manifest
+    assert manifest["model"] == words[0] and manifest["status"] == "proven"
+    method = manifest["method"]
+    for option, name in (("--alpha", "alpha"), ("--beta", "beta"), ("--theta-min", "theta_min")):
+        if option in words:
+            given = float(words[words.index(option) + 1])
+            assert method["operating_point"][name] == given
+    assert method["name"] == ("tome" if "tome" in words else "atm")
+
+
+def test_every_command_of_the_readme_is_run_here_or_builds_an_engine() -> None:
+    """Engines are built for real in tests/test_engines.py and tests/test_engine_matrix.py; the
+    README's two take minutes."""
+    assert sum("--trt" in line for line in shown()) == 2
+    assert len(shown()) >= 18
 
 
 def test_extras_and_entry_point_exist() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.runs import ended
+
 ROOT = Path(__file__).resolve().parents[1]
 CODE = """
 import importlib.util, sys
@@ -17,6 +19,7 @@ from PIL import Image
 from atm_export import photos
 assert len({view.image().tobytes() for view in photos.VIEWS}) == 32
 from atm_export.runtime import load
+from tests.runs import ended
 session = load(sys.argv[1])
 print(session.classify(Image.new('RGB', (80, 60)), 1)[0][0].name, session.about)
 """
@@ -37,11 +40,11 @@ def test_without_dependencies_of_the_exporter_it_answers(
     run = str(demo_folder)
     monkeypatch.delenv("PYTHONPATH", raising=False)
     done = subprocess.run([str(python), "-c", CODE, run], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    ended(done)
     verify = [str(python), "-m", "atm_export.runtime", "verify", run]
     done = subprocess.run(verify, capture_output=True, text=True)
-    assert done.returncode == 0 and "logits of a JPEG file" in done.stdout, done.stderr
+    assert "logits of a JPEG file" in ended(done)
     plugin = [str(python), "-m", "pytest", "--atm-run", run, "--junitxml", "parity.xml"]
     done = subprocess.run(plugin, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0 and "2 passed, 1 skipped" in done.stdout, done.stdout
+    assert "2 passed, 1 skipped" in ended(done)
     assert (tmp_path / "parity.xml").is_file()

@@ -20,6 +20,7 @@ from atm_export.runfolder import MANIFEST, sealed
 from atm_export.tensors import read_tensors
 from atm_export.triton import write_repository
 from tests.manifests import engine_facts
+from tests.runs import run_command
 from tests.test_verify import reseal
 
 
@@ -152,7 +153,7 @@ def test_the_command_replaces_what_was_there(
 ) -> None:
     models = tmp_path / "models"
     for _ in range(2):
-        assert main(["triton", str(uint8_folder), "--triton-repo", str(models)]) == 0
+        run_command("triton", str(uint8_folder), "--triton-repo", str(models))
     assert [path.name for path in models.iterdir()] == [uint8_folder.name]
     assert "neighbours" in capsys.readouterr().err
     assert main(["triton", str(tmp_path), "--triton-repo", str(models)]) == 10
@@ -181,11 +182,11 @@ def test_the_main_command_writes_graph_and_engines(
     models = str(tmp_path / "models")
     command = ["demo", "--out", str(run), "--triton-repo", models]
     with_engine(run, "rtx")
-    assert main(command) == 0
+    run_command(*command)
     assert [path.name for path in Path(models).iterdir()] == ["run"]
     assert "does not load model.fp16.rtx" in capsys.readouterr().err
     with_engine(run, "tensorrt")
-    assert main(command) == 0
+    run_command(*command)
     assert sorted(path.name for path in Path(models).iterdir()) == ["run", "run-trt-fp16"]
     for folder in Path(models).iterdir():
         check_rules(folder, parsed(folder))

@@ -34,6 +34,7 @@ from atm_export.evaluate.tuning import (
     winner,
 )
 from atm_export.preprocess import Preprocessing
+from tests.runs import run_command
 from tests.tiny import SIZE, class_token_vit
 
 HOW = Preprocessing((SIZE, SIZE), 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -141,7 +142,7 @@ def test_tune_writes_a_preset_that_works_by_name(
     pytest.importorskip("optuna", reason="needs atm-export[tune]")
     out = tmp_path / "tune"
     arguments = ["--images", str(digits), "--use", "24", "--trials", "3", "--workers", "0"]
-    assert main(["tune", "demo", *arguments, "--min-agreement", "80", "--out", str(out)]) == 0
+    run_command("tune", "demo", *arguments, "--min-agreement", "80", "--out", str(out))
     printed = capsys.readouterr().out
     assert "--preset tuned" in printed and "confirmed 16 images" in " ".join(printed.split())
     facts = json.loads((out / "tune.json").read_text())
@@ -151,7 +152,7 @@ def test_tune_writes_a_preset_that_works_by_name(
     with (out / "pareto.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(facts["pareto"])
     ET.parse(out / "pareto.svg")
-    assert main(["list", "demo"]) == 0
+    run_command("list", "demo")
     assert "tuned" in capsys.readouterr().out
 
 

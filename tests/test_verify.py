@@ -25,6 +25,7 @@ from atm_export.runtime import Session, check_golden, load
 from atm_export.runtime.__main__ import main as slim
 from atm_export.runtime.engines import EngineBackend, check_engine, open_engine, pick_engine
 from atm_export.tensors import packed, read_tensors
+from tests.runs import run_command
 
 ENGINE = "model.fp16.rtx.sm89.plan"
 HERE = Here("rtx", "1.7.1.116", 89)
@@ -50,7 +51,7 @@ def reseal(run: Path, **changes: object) -> None:
 
 def test_a_whole_run_is_verified(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in run.iterdir()}
-    assert main(["verify", str(run)]) == 0
+    run_command("verify", str(run))
     text = capsys.readouterr().out
     assert "5 files and the manifest's seal hold" in text and "verified 1 run folder" in text
     assert slim(["verify", str(run), "--providers", "cpu"]) == 0
@@ -71,7 +72,7 @@ def test_one_flipped_byte_anywhere_is_refused_by_load_and_verify(run: Path) -> N
             assert main(["verify", str(run)]) == 10
             assert slim(["verify", str(run)]) == 10
         file.write_bytes(whole)
-    assert main(["verify", str(run)]) == 0
+    run_command("verify", str(run))
 
 
 def test_golden_numbers_that_do_not_hold_are_refused(
@@ -93,7 +94,7 @@ def test_golden_numbers_that_do_not_hold_are_refused(
         path.write_bytes(whole)
         reseal(run)
     assert "differs by 0.01" in capsys.readouterr().err
-    assert main(["verify", str(run)]) == 0
+    run_command("verify", str(run))
 
 
 def test_a_run_without_golden_vectors_cannot_be_verified(run: Path) -> None:

@@ -20,6 +20,8 @@ RETURNS = {
     ("IBuilderConfig", "create_timing_cache"): "ITimingCache",
     ("INetworkDefinition", "get_input"): "ITensor",
     ("INetworkDefinition", "get_output"): "ITensor",
+    ("INetworkDefinition", "get_layer"): "ILayer",
+    ("ILayer", "get_output"): "ITensor",
     ("Runtime", "deserialize_cuda_engine"): "ICudaEngine",
     ("ICudaEngine", "create_execution_context"): "IExecutionContext",
 }
@@ -31,6 +33,7 @@ VALUES: dict[tuple[str, str], Any] = {
     ("INetworkDefinition", "num_inputs"): 1,
     ("INetworkDefinition", "num_outputs"): 1,
     ("INetworkDefinition", "num_layers"): 7,
+    ("ILayer", "num_outputs"): 1,
     ("ITensor", "name"): "image",
     ("ITensor", "shape"): (-1, 3, 56, 56),
     ("ITensor", "dtype"): SimpleNamespace(name="FLOAT"),

@@ -54,7 +54,7 @@ def engine_speed(
     runners: Mapping[str, Runner],
     feeds: Mapping[int, Array],
     *,
-    rounds: int = ROUNDS,
+    rounds: int,
     clock: Clock = time.perf_counter,
 ) -> list[dict[str, Any]]:
     """Latency of each runner (`unmerged` among them) at each batch, in turn in one process.

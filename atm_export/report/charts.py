@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from html import escape
 
 WIDTH, HEIGHT = 420, 250
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 40  # LEFT grows with the widest number beside the axis
+CHARACTER = 7.0  # no digit is wider
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
 
 
@@ -34,21 +35,34 @@ class Axes:
     x: tuple[float, float]
     y: tuple[float, float]
 
+    @property
+    def left(self) -> float:
+        """Where the plot begins: room for the y axis' label and its numbers."""
+        widest = max((len(text) for _, text in _ticks(self.y)), default=0)
+        return max(LEFT, 26 + CHARACTER * widest)
+
     def at(self, x: float, y: float) -> tuple[float, float]:
         across = (x - self.x[0]) / ((self.x[1] - self.x[0]) or 1)
         up = (y - self.y[0]) / ((self.y[1] - self.y[0]) or 1)
         return (
-            LEFT + across * (WIDTH - LEFT - RIGHT),
+            self.left + across * (WIDTH - self.left - RIGHT),
             HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM),
         )
 
 
-def lines(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> str:
-    """A line or scatter chart."""
+def lines(
+    title: str,
+    x_label: str,
+    y_label: str,
+    series: Sequence[Series],
+    y_most: float = math.inf,
+) -> str:
+    """A line or scatter chart. y_most: what y cannot exceed, nor the axis."""
     xs = [x for s in series for x, _ in s.points]
     ys = [y for s in series for _, y in s.points]
     ys += [bound for s in series for pair in s.intervals for bound in pair]
-    axes = Axes(_padded(xs), _padded(ys))
+    low, high = _padded(ys)
+    axes = Axes(_padded(xs), (low, min(high, y_most)))
     x_ticks = _ticks(axes.x)
     if all(x == round(x) for x in xs):  # blocks are counted, not measured
         whole = range(round(min(xs)), round(max(xs)) + 1)
@@ -126,23 +140,23 @@ def _frame(
     x_label: str,
     y_label: str,
 ) -> str:
-    bottom = HEIGHT - BOTTOM
+    bottom, left = HEIGHT - BOTTOM, axes.left
     parts = []
     for value, text in y_ticks:
         _, y = axes.at(axes.x[0], value)
-        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<path class="grid" d="M{left:g} {y:.1f}H{WIDTH - RIGHT}"/>')
         parts.append(
-            f'<text x="{LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{escape(text)}</text>'
+            f'<text x="{left - 5:g}" y="{y + 4:.1f}" text-anchor="end">{escape(text)}</text>'
         )
     for value, text in x_ticks:
         x, _ = axes.at(value, axes.y[0])
         parts.append(
             f'<text x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{escape(text)}</text>'
         )
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{WIDTH - RIGHT}"/>')
+    middle = (left + WIDTH - RIGHT) / 2
+    parts.append(f'<path class="axis" d="M{left:g} {bottom}H{WIDTH - RIGHT}"/>')
     parts.append(
-        f'<text x="{middle}" y="{HEIGHT - 7}" text-anchor="middle">{escape(x_label)}</text>'
+        f'<text x="{middle:g}" y="{HEIGHT - 7}" text-anchor="middle">{escape(x_label)}</text>'
         f'<text transform="translate(11 {(TOP + bottom) / 2}) rotate(-90)" '
         f'text-anchor="middle">{escape(y_label)}</text>'
     )

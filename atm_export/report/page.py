@@ -142,7 +142,7 @@ def _accuracy(
         series.append(Series(name, [(x, share["percent"])], line=False, intervals=interval))
     if not here and not series:
         return ""
-    return lines("Accuracy against GFLOPs", "GFLOPs an image", "top-1 %", series)
+    return lines("Accuracy against GFLOPs", "GFLOPs an image", "top-1 %", series, y_most=100.0)
 
 
 def _measured(

@@ -60,32 +60,76 @@ def engine_from_onnx(
     """
     settings = settings or EngineSettings()
     api = api or load_api(settings.flavor)
-    sms = api.targets(settings, settings.precisions[0], gpu_sm())
     proto = model if isinstance(model, onnx.ModelProto) else onnx.load(model)
     check_for_tensorrt(proto)
+    return build_engine(proto, settings, api, progress)
+
+
+def build_engine(
+    model: onnx.ModelProto,
+    settings: EngineSettings,
+    api: Api,
+    progress: Callable[[str], None] = lambda text: None,
+    *,
+    free: int = 1,
+) -> Engine:
+    """`engine_from_onnx` without the checks before it, for any float inputs; their first axis may
+    be the batch. free: length of other axes that have none.
+
+    Raises BuildFailedError (with the log) where parser or builder stop.
+    """
+    sms = api.targets(settings, settings.precisions[0], gpu_sm())
     log: list[tuple[str, str]] = []
-    trt = api.module
-    logger = api.logger(lambda severity, text: log.append((severity, text)))
-    builder = trt.Builder(logger)
-    network = api.network(builder)
-    parser = trt.OnnxParser(network, logger)
     progress("parsing the graph")
-    if not parser.parse(proto.SerializeToString()):
-        errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        raise BuildFailedError(explain_parser(errors), log)
+    parsed = parse(model, api, log)
+    builder, network = parsed.builder, parsed.network
+    if parsed.refused is not None:
+        raise BuildFailedError(parsed.refused, log)
     config = builder.create_builder_config()
     api.configure(config, settings, sms)
-    _add_profiles(builder, config, network.get_input(0), settings)
+    _add_profiles(builder, config, network, settings, free)
     progress("building")
     plan = _build(builder, network, config, settings, api, log)
     return Engine(plan, _facts(api, settings, sms, network, log))
 
 
-def _add_profiles(builder: Any, config: Any, image: Any, settings: EngineSettings) -> None:
-    rest = tuple(int(length) for length in tuple(image.shape)[1:])
+@dataclass(frozen=True)
+class Parsed:
+    """A network as far as the parser came, and why it stopped (None: at the end). TensorRT reads
+    weights from the parser and writes to the logger to the end, but holds on to neither."""
+
+    builder: Any
+    network: Any
+    held: tuple[Any, ...]
+    refused: str | None
+
+
+def parse(model: onnx.ModelProto, api: Api, log: list[tuple[str, str]]) -> Parsed:
+    """The network of a graph; `log` grows with what TensorRT says."""
+    trt = api.module
+    logger = api.logger(lambda severity, text: log.append((severity, text)))
+    builder = trt.Builder(logger)
+    network = api.network(builder)
+    parser = trt.OnnxParser(network, logger)
+    if parser.parse(model.SerializeToString()):
+        return Parsed(builder, network, (parser, logger), None)
+    errors = [parser.get_error(i) for i in range(parser.num_errors)]
+    return Parsed(builder, network, (parser, logger), explain_parser(errors))
+
+
+def _add_profiles(
+    builder: Any, config: Any, network: Any, settings: EngineSettings, free: int
+) -> None:
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    shapes = {
+        tensor.name: tuple(int(length) for length in tuple(tensor.shape)) for tensor in inputs
+    }
     for asked in settings.profiles:
         profile = builder.create_optimization_profile()
-        profile.set_shape(image.name, (asked.min, *rest), (asked.opt, *rest), (asked.max, *rest))
+        for name, (first, *others) in ((n, s) for n, s in shapes.items() if -1 in s):
+            rest = [free if length < 0 else length for length in others]
+            sizes = (asked.min, asked.opt, asked.max) if first < 0 else (first,) * 3
+            profile.set_shape(name, *((size, *rest) for size in sizes))
         config.add_optimization_profile(profile)
 
 

@@ -51,6 +51,12 @@ def explain_builder(log: Sequence[tuple[str, str]]) -> str:
     return f"the build fails{where}: {first[:300]}{_advice(bad)}"
 
 
+def kind_of(line: str) -> str:
+    """What a line of `explain_*` says, without the names, places and numbers that differ from one
+    graph to another: the same for the same failure."""
+    return re.sub(r"node \S+ |at \S+:|\[[^\]]*\]|\{[^}]*\}|'[^']*'|\d+", "", line)
+
+
 def _advice(texts: Sequence[str]) -> str:
     together = " ".join(texts)
     for pattern, reason in REASONS:
