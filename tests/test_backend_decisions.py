@@ -45,7 +45,7 @@ def job(name: str, policy: str) -> Job:
         choice["weights"] = str(shared("data", "weights", DEIT_T))
     config = resolve(Choice(**choice))
     model = load_model(config.model)
-    return plan_job(config, model, images(name))
+    return plan_job(config, model, images(name), images(name))
 
 
 @cache

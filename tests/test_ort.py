@@ -1,0 +1,115 @@
+"""One door opens every ONNX Runtime session: FP32 stays FP32, and waiting threads sleep."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+from onnx import parser
+
+import atm_export
+from atm_export import ort
+from atm_export.backends.onnxruntime import OnnxRuntimeRunner
+from atm_export.errors import AtmExportError, ConfigError
+from atm_export.evaluate.runners import best_providers
+from atm_export.runtime import providers
+from atm_export.runtime.onnx_session import OnnxSession
+
+PACKAGE = Path(atm_export.__file__).parent
+MODEL = parser.parse_model(
+    '<ir_version: 10, opset_import: ["": 20]>'
+    " g (float[batch, 2] image) => (float[batch, 2] minus) { minus = Neg (image) }"
+)
+SPIN = "session.intra_op.allow_spinning"
+
+
+class Recorded(Exception):
+    """What a session would be opened with."""
+
+    def __init__(self, options: Any, providers: Any) -> None:
+        super().__init__("recorded")
+        self.options, self.providers = options, providers
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def record(graph: Any, options: Any, providers: Any) -> None:
+        raise Recorded(options, providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", record)
+
+
+def opened(**keywords: Any) -> Recorded:
+    with pytest.raises(AtmExportError) as caught:
+        ort.open_session(MODEL.SerializeToString(), **keywords)
+    assert isinstance(caught.value.__cause__, Recorded)
+    return caught.value.__cause__
+
+
+def test_sessions_are_opened_in_one_place() -> None:
+    found = [
+        path.relative_to(PACKAGE).as_posix()
+        for path in [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "tools").rglob("*.py")]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr == "InferenceSession"
+    ]
+    assert found == ["ort.py"]
+
+
+@pytest.mark.usefixtures("recorded")
+def test_tf32_is_off_wherever_a_session_is_opened() -> None:
+    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    found = opened(providers=wanted)
+    assert found.providers == [(wanted[0], {"use_tf32": 0}), wanted[1]]
+    with pytest.raises(AtmExportError) as caught, OnnxRuntimeRunner(MODEL, providers=wanted):
+        pytest.fail("no session is opened here")
+    assert caught.value.__cause__.providers[0] == (wanted[0], {"use_tf32": 0})  # type: ignore[union-attr]
+
+
+@pytest.mark.usefixtures("recorded")
+def test_evaluate_on_a_gpu_leaves_tf32_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `evaluate` and `bench` ask for where there is a GPU."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert best_providers()[0] == "CUDAExecutionProvider"
+    found = opened(providers=best_providers())
+    assert found.providers[0] == ("CUDAExecutionProvider", {"use_tf32": 0})
+
+
+@pytest.mark.usefixtures("recorded")
+def test_threads_of_a_proof_do_not_spin_and_those_of_a_service_do() -> None:
+    assert opened().options.get_session_config_entry(SPIN) == "0"
+    with pytest.raises(AtmExportError) as caught:
+        OnnxSession(MODEL.SerializeToString(), 20, ["cpu"], 1)
+    options = caught.value.__cause__.options  # type: ignore[union-attr]
+    assert options.get_session_config_entry(SPIN) == "1"
+    assert options.intra_op_num_threads == 1
+
+
+def test_measured_sessions_share_a_pool_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, recorded: None
+) -> None:
+    monkeypatch.setattr(ort, "_shared_threads", 3)
+    assert opened(measured=True).options.use_per_session_threads is False
+    own = opened().options
+    assert own.use_per_session_threads is True and own.intra_op_num_threads == 3
+    assert opened(threads=2).options.intra_op_num_threads == 2
+
+
+def test_threads_have_a_bound() -> None:
+    for threads in (-1, 257, 100_000):
+        with pytest.raises(ConfigError, match="threads"):
+            ort.open_session(MODEL.SerializeToString(), threads=threads)
+        with pytest.raises(ConfigError, match="threads"):
+            ort.share_threads(threads)
+
+
+def test_a_provider_that_cannot_keep_fp32_is_named() -> None:
+    name = "TensorrtExecutionProvider"
+    about = providers.describe("1.31", [name], providers.Choice((name,)))
+    assert "TF32" in about and "merge otherwise" in about
+    plain = providers.describe("1.31", [ort.CPU], providers.Choice((ort.CPU,)))
+    assert "otherwise" not in plain
