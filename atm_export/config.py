@@ -232,10 +232,27 @@ def config_folders() -> list[Path]:
     return [user_config_folder(), shipped]
 
 
+def _there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"cannot read {path}: {error.strerror}; set ATM_EXPORT_CONFIGS to a folder of yours"
+    )
+
+
 @cache
 def _read_yaml(path: Path, kind: type[Settings]) -> Any:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict):
@@ -298,7 +315,7 @@ def load_model_config(name: str) -> ModelConfig:
 def _written_config(name: str) -> ModelConfig:
     if name.startswith("timm:"):
         own = user_config_folder() / f"{file_name(name)}.yaml"
-        if own.is_file():
+        if _there(own):
             return _read_yaml(own, ModelConfig)
         return ModelConfig(
             family="timm",
@@ -308,7 +325,7 @@ def _written_config(name: str) -> ModelConfig:
         )
     for folder in config_folders():
         path = folder / f"{name}.yaml"
-        if path.is_file() and path.parent == folder:
+        if path.parent == folder and _there(path):
             return _read_yaml(path, ModelConfig)
     raise unknown_name(
         "model", name, model_names(), "or timm:NAME for any plain timm VisionTransformer"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from itertools import pairwise
@@ -94,10 +96,30 @@ def test_a_name_too_long_is_one_line_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write all")
+@pytest.fixture
+def unprivileged() -> Iterator[None]:
+    """Permissions count for root too: this thread lays down its right to pass over them (Linux
+    capabilities DAC_OVERRIDE and DAC_READ_SEARCH), and takes it up again."""
+    if os.geteuid() != 0:
+        yield
+        return
+    libc, header = ctypes.CDLL(None, use_errno=True), (ctypes.c_uint32 * 2)(0x20080522, 0)
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice
+    if libc.capget(header, sets) != 0:
+        pytest.skip("root without capabilities to lay down")
+    before, sets[0] = sets[0], sets[0] & ~0b110
+    assert libc.capset(header, sets) == 0
+    try:
+        yield
+    finally:
+        sets[0] = before
+        assert libc.capset(header, sets) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="capabilities are Linux'")
 @pytest.mark.parametrize("mode", [0o500, 0o000])
 def test_a_folder_that_may_not_be_written(
-    mode: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mode: int, tmp_path: Path, unprivileged: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     closed = tmp_path / "closed"
     closed.mkdir()
@@ -109,6 +131,27 @@ def test_a_folder_that_may_not_be_written(
     finally:
         closed.chmod(0o700)
     assert not list(closed.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="capabilities are Linux'")
+def test_own_configs_that_cannot_be_read_are_one_line(
+    tmp_path: Path,
+    unprivileged: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configs = tmp_path / "configs"
+    configs.mkdir()
+    monkeypatch.setenv("ATM_EXPORT_CONFIGS", str(configs))
+    (configs / "demo.yaml").write_text("family: demo")
+    for path, mode in ((configs / "demo.yaml", 0o000), (configs, 0o000)):
+        path.chmod(mode)
+        assert main(SMALL) == 2
+        assert "cannot read" in (line := last_line(capsys)) and "ATM_EXPORT_CONFIGS" in line
+        path.chmod(0o700)
+    (configs / "demo.yaml").write_bytes(b"family: \xff")
+    assert main(SMALL) == 2
+    assert "is not UTF-8" in last_line(capsys)
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(

@@ -11,11 +11,12 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -30,12 +31,13 @@ from uvicorn.server import ServerState
 from atm_export.runtime import load
 from atm_export.validate.golden import scene
 from tests.run_folders import real_run, tiny_run
+from tests.runs import ended
 from tests.shared_data import sample_images, shared
 
 APP = Path(__file__).resolve().parents[1] / "tools" / "service" / "app.py"
 ROOM = 12
 send = partial(httpx.post, timeout=60)
-ask_for = partial(httpx.get, timeout=60)
+ask_for: Any = partial(httpx.get, timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -43,27 +45,46 @@ def frozen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_run(tmp_path_factory.mktemp("runs") / "frozen", "frozen", merge="frozen")
 
 
+def wait_until(holds: Callable[[], bool], what: str, story: Callable[[], str] = str) -> None:
+    """Ask again until it holds; fails with `story` after two minutes."""
+    until = time.monotonic() + 120
+    while not holds():
+        if time.monotonic() > until:
+            pytest.fail(f"waited in vain: {what}\n{story()}")
+        time.sleep(0.02)
+
+
 @contextmanager
-def serving(run: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """The service's address and its process, ended at the end."""
+def serving(run: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The service's address and its process, ended at the end. What it printed is shown where it
+    does not start, and, as all output, where a test fails."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, str(APP), "--run", str(run), "--port", str(port), *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(300):
+    with TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+        def story() -> str:
+            log.seek(0)
+            return log.read().decode(errors="replace")
+
+        def answers() -> bool:
+            if process.poll() is not None:
+                pytest.fail(f"the service ended with {process.returncode}\n{story()}")
             try:
-                httpx.get(f"{address}/health", timeout=2)
-                break
+                return httpx.get(f"{address}/health", timeout=10).status_code == 200
             except httpx.TransportError:
-                assert process.poll() is None, process.communicate()[1]
-                time.sleep(0.1)
-        yield address, process
-    finally:
-        process.terminate()
-        process.communicate(timeout=40)
+                return False
+
+        try:
+            wait_until(answers, "the service answers", story)
+            yield address, process
+        finally:
+            process.terminate()
+            process.wait(timeout=40)
+            print(story())
 
 
 def jpeg(seed: int, size: tuple[int, int] = (90, 70)) -> bytes:
@@ -179,9 +200,7 @@ def fill_the_queue(address: str, picture: bytes) -> None:
     """With all room taken further requests are refused; those under way are answered."""
     with ExitStack() as stack:
         links = [stack.enter_context(half_sent(address, picture)) for _ in range(ROOM)]
-        until = time.perf_counter() + 20
-        while counts_of(address)["under_way"] < ROOM and time.perf_counter() < until:
-            time.sleep(0.02)
+        wait_until(lambda: counts_of(address)["under_way"] == ROOM, "all room is taken")
         refused = send(f"{address}/classify", content=picture)
         assert refused.status_code == 503 and refused.headers["Retry-After"] == "1"
         for link in links:
@@ -189,15 +208,23 @@ def fill_the_queue(address: str, picture: bytes) -> None:
         assert [link.recv(4096).split()[1] for link in links] == [b"200"] * ROOM
 
 
-def answered_in_shutdown(address: str, process: subprocess.Popen[str], picture: bytes) -> int:
+def answered_in_shutdown(address: str, process: subprocess.Popen[bytes], picture: bytes) -> int:
     """The status of a request whose second half is sent after SIGTERM."""
+
+    def closed() -> bool:
+        try:
+            ask_for(f"{address}/health", timeout=5)
+        except httpx.TransportError:
+            return True
+        return False
+
     with half_sent(address, picture) as link:
-        time.sleep(0.3)
+        wait_until(lambda: counts_of(address)["under_way"] == 1, "the request has arrived")
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
+        wait_until(closed, "nothing new is taken")
         link.sendall(picture[100:])
         status = int(link.recv(4096).split()[1])
-    assert process.wait(timeout=30) in (0, -signal.SIGTERM)
+    assert process.wait(timeout=60) in (0, -signal.SIGTERM)
     return status
 
 
@@ -330,8 +357,9 @@ def test_no_more_pictures_are_decoded_at_once_than_there_are_decoders(
 
 def test_a_run_that_is_not_to_be_trusted_is_not_served(tmp_path: Path) -> None:
     command = [sys.executable, str(APP), "--run", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 10 and "no run folder" in done.stderr
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    ended(done, 10)
+    assert "no run folder" in done.stderr
 
 
 @pytest.mark.slow

@@ -7,9 +7,9 @@ attribute, method, flag or parameter count that the version lacks fails.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import MappingProxyType, ModuleType, SimpleNamespace
 from typing import Any
 
 SURFACES = sorted((Path(__file__).parent / "trt_surface").glob("*.json"))
@@ -40,8 +40,12 @@ VALUES: dict[tuple[str, str], Any] = {
 }
 
 
-def fake(surface: Path) -> tuple[ModuleType, list[tuple[Any, ...]]]:
-    """The module, and the list of calls and settings that fills as it is used."""
+def fake(
+    surface: Path, values: Mapping[tuple[str, str], Any] = MappingProxyType({})
+) -> tuple[ModuleType, list[tuple[Any, ...]]]:
+    """The module, and the list of calls and settings that fills as it is used. values: what
+    members give (functions: of their arguments), beside VALUES."""
+    known = VALUES | dict(values)
     facts = json.loads(surface.read_text(encoding="utf-8"))
     classes, told = facts["classes"], []
     module = ModuleType(surface.stem)
@@ -56,7 +60,8 @@ def fake(surface: Path) -> tuple[ModuleType, list[tuple[Any, ...]]]:
             told.append((f"{kind}.{name}", *arguments))
             if (kind, name) in RETURNS:
                 return make(RETURNS[kind, name])
-            return VALUES.get((kind, name))
+            value = known.get((kind, name))
+            return value(*arguments) if callable(value) else value
 
         return call
 
@@ -68,7 +73,7 @@ def fake(surface: Path) -> tuple[ModuleType, list[tuple[Any, ...]]]:
                 if name not in members:
                     raise AttributeError(f"{surface.stem}: {kind} has no {name}")
                 if members[name] is None:
-                    return VALUES.get((kind, name), 0)
+                    return known.get((kind, name), 0)
                 return method(kind, name)
 
             def __setattr__(self, name: str, value: Any) -> None:
@@ -85,8 +90,8 @@ def fake(surface: Path) -> tuple[ModuleType, list[tuple[Any, ...]]]:
     for kind, members in classes.items():
         if "value" in members and "name" in members:
             setattr(module, kind, enumeration(kind))
-        elif kind == "ILogger":
-            module.ILogger = type("ILogger", (), {"__init__": lambda self: None})  # type: ignore[attr-defined]
+        elif kind in ("ILogger", "IOutputAllocator"):  # what users of TensorRT derive from
+            setattr(module, kind, type(kind, (), {"__init__": lambda self: None}))
         else:
             setattr(module, kind, lambda *arguments, kind=kind: make(kind))
     return module, told
