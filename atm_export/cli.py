@@ -298,12 +298,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check_words(arguments: Sequence[str]) -> None:
-    """An empty argument is a shell variable that is not set, and never `.`, as a path would be;
-    what is no text goes into no report."""
+    """An empty argument is a shell variable that is not set, and never `.`, as a path would be."""
     before = ""
     for text in arguments:
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise ConfigError(f"{text!r} is no valid UTF-8; rename what it names")
         option, assigned, value = text.partition("=")
         given = text.startswith("--") and assigned
         if not (value if given else text).strip():

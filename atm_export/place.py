@@ -66,11 +66,12 @@ def target(folder: Path, remedy: str = REMEDY) -> Path:
         real = folder.resolve()
         above = next(path for path in (real, *real.parents) if os.path.lexists(path))
         is_folder = above.is_dir()
+        dangling = folder.is_symlink() and not real.is_dir()
     except (OSError, RuntimeError, ValueError) as error:  # loops of links, names too long
         raise OutputError(f"cannot write {folder}: {error}; {remedy}") from error
     if not is_folder:
         raise OutputError(f"{folder}: {above} is a file; {remedy}")
-    if folder.is_symlink() and not real.is_dir():
+    if dangling:
         raise OutputError(f"{folder} is a link that leads nowhere; {remedy}")
     if real == real.parent:
         raise OutputError(f"{folder} is the root of the file system; {remedy}")

@@ -59,7 +59,8 @@ import sys
 from pathlib import Path
 import numpy as np
 from onnx import parser
-from atm_export.backends.onnxruntime import OnnxRuntimeRunner, share_threads
+from atm_export.backends.onnxruntime import OnnxRuntimeRunner
+from atm_export.ort import share_threads
 
 def tasks():
     return len(list(Path("/proc/self/task").iterdir())) if sys.platform == "linux" else 0
@@ -67,9 +68,9 @@ def tasks():
 model = parser.parse_model(sys.argv[1])
 assert share_threads(3) == 3
 assert share_threads(5) == 3, "the first size stays"
-with OnnxRuntimeRunner(model, threads=7) as first:
+with OnnxRuntimeRunner(model, threads=7, measured=True) as first:
     before = tasks()
-    with OnnxRuntimeRunner(model, threads=7) as second:
+    with OnnxRuntimeRunner(model, threads=7, measured=True) as second:
         assert tasks() == before, "a second session has threads of its own"
         for runner in (first, second):
             assert runner.run(np.ones((1, 2), np.float32))["twice"].tolist() == [[2, 2]]

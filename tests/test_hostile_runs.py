@@ -290,7 +290,8 @@ def test_golden_vectors_that_prove_nothing(
     golden_with(run, **changes)
     with pytest.raises(errors.RunFolderError, match="golden"):
         load(run)
-    for command in (["verify", str(run)], ["triton", str(run), "--triton-repo", str(tmp_path)]):
+    models = str(tmp_path / "models")
+    for command in (["verify", str(run)], ["triton", str(run), "--triton-repo", models]):
         assert main(command) == 10
         assert "golden" in one_line(capsys)
     assert slim(["verify", str(run)]) == 10

@@ -120,7 +120,8 @@ def test_paths_that_the_manifest_cannot_state_are_refused_at_once(
         assert main(["demo", option, str(given), *arguments]) == 2
         error = capsys.readouterr().err
         assert "the path is no UTF-8; rename" in error and len(error.splitlines()) == 1
-    for absent in ("", str(odd / "absent")):
-        assert main(["demo", "--images", absent]) == 9
-        assert "no such folder" in capsys.readouterr().err
+    assert main(["demo", "--images", ""]) == 2
+    assert "--images is empty" in capsys.readouterr().err
+    assert main(["demo", "--images", str(tmp_path / "absent")]) == 9
+    assert "no such folder" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [odd]

@@ -93,7 +93,7 @@ def test_labels_alone_follow_the_order_of_an_archive(tmp_path: Path) -> None:
         ('{"k.png": [1.5]}', "1.5 is no class"),
         ('{"k.png": 3}', "has no list of classes"),
         ('{"k.png": [[3, 4]]}', "is no class"),
-        ('{"k.png": [3], "k.png": [4]}', "two entries are for 'k'"),
+        ('{"k.png": [3], "k.png": [4]}', "two values for the key 'k.png'"),
         ('{"x/k.png": [3], "y/k.png": [4]}', "two entries are for 'k'"),
         ("3", "neither a list nor a table"),
         ("[1, 2]", "has no list of classes"),

@@ -16,6 +16,7 @@ from PIL import Image
 
 from atm_export.cli import main
 from atm_export.evaluate.insight import Fates, information_loss
+from atm_export.place import LIST
 from atm_export.report.charts import Series, bars, lines, number
 from atm_export.report.page import kept_pictures, page
 from atm_export.report.pictures import png, regions, side_by_side
@@ -130,7 +131,7 @@ def test_visualize_writes_a_picture_for_each_image(
     arguments = ["visualize", str(finished_run), *map(str, files), "--out", str(tmp_path / "t")]
     run_command(*arguments)
     written = sorted(path.name for path in (tmp_path / "t").iterdir())
-    assert written == sorted(f"{file.stem}-tokens.png" for file in files)
+    assert written == [LIST, *sorted(f"{file.stem}-tokens.png" for file in files)]
     assert capsys.readouterr().out.count(" tokens of 197, ") == 2
     assert main(["visualize", str(finished_run)]) == 2
     assert main(["visualize", str(finished_run), "absent.png"]) == 9

@@ -17,8 +17,10 @@ import pytest
 from PIL import Image
 
 from atm_export import pictures
+from atm_export.bounds import MAX_THREADS
 from atm_export.errors import DataError, ImageSizeError
 from atm_export.evaluate.decode import decode
+from atm_export.evaluate.readers import FileReader
 from atm_export.pictures import as_rgb, check_size, read_rgb
 from atm_export.preprocess import Preprocessing, crop, read_image
 from atm_export.runtime.pictures import batch_of, decoded
@@ -83,18 +85,8 @@ def test_pictures_beyond_the_limits_are_refused_from_their_headers(
         decoded(data, HOW)
     with pytest.raises(ImageSizeError, match=rf"long\.png.*{message}"):
         batch_of(path, HOW, False)
-    _, kept, bad = decode(FileReader(path), HOW, [0])  # type: ignore[arg-type]
-    assert not kept and re.search(message, bad[0][1])
-
-
-class FileReader:
-    """One image, read as `evaluate` reads its data sets."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def open(self, index: int) -> io.BufferedReader:
-        return self.path.open("rb")
+    found = decode(FileReader(path.parent, (path,)), HOW, [0])
+    assert not found.kept and re.search(message, found.unreadable[0][1])
 
 
 def test_the_limits_themselves_are_allowed() -> None:
@@ -325,6 +317,6 @@ def test_cpp_has_the_same_limits() -> None:
         "kMostResized": pictures.MOST_RESIZED,
         "kMostBytes": pictures.MOST_BYTES,
         "kMostScans": pictures.MOST_SCANS,
-        "kMostThreads": 256,
+        "kMostThreads": MAX_THREADS,
     }
     assert {name: int(theirs[name]) for name in ours} == ours

@@ -255,9 +255,7 @@ def test_thresholds_that_move_are_seen_as_tokens_that_differ() -> None:
     for name, value in moved.graph.initializers.items():
         if name.endswith(".limit") and value.const_value is not None:
             limit = value.const_value.numpy()
-            value.const_value = ir.tensor(
-                np.full_like(limit, np.iinfo(np.int64).max // 2), name=name
-            )
+            value.const_value = ir.tensor(np.full_like(limit, np.iinfo(limit.dtype).max), name=name)
     feeds = [decided("class token", 3).images.numpy()]
     proof = compare_precision(made.traced, ir.to_proto(moved), feeds, "fp16")
     assert proof.tokens.hits > 0.03 * proof.tokens.of and "tokens that differ" in proof.failed

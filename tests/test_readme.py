@@ -28,7 +28,7 @@ LEAVES = {
     "bench": "build/*/bench.json",
     "evaluate": "build/*/evaluation-onnxruntime.json",
     "triton": "models/deit_s/config.pbtxt",
-    "tune": "configs/*.yaml",
+    "tune": "configs/presets/*.yaml",
     "visualize": "pictures/dog-tokens.png",
 }
 
@@ -123,7 +123,7 @@ def test_every_command_of_the_readme_is_run_here_or_builds_an_engine() -> None:
 
 def test_extras_and_entry_point_exist() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = {"data", "dev", "ray", "rtx", "runtime", "service", "trt", "tune"}
+    extras = {"data", "dev", "openvino", "ray", "rtx", "runtime", "service", "trt", "tune"}
     assert set(project["optional-dependencies"]) == extras
     assert project["scripts"] == {"atm-export": "atm_export.cli:main"}
 

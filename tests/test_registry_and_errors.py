@@ -25,6 +25,7 @@ CODES = {
     "DataError": 9,
     "RunFolderError": 10,
     "EngineBuildError": 11,
+    "NonFiniteError": 12,
 }
 
 
@@ -47,7 +48,7 @@ def test_the_help_lists_every_code() -> None:
     from atm_export.cli import HELP
 
     listed = {int(code) for code in re.findall(r"(?<![\w.])(\d+) [a-z]", HELP.split("codes:")[1])}
-    assert listed == {0, *range(2, 12), 130}
+    assert listed == {0, *range(2, 13), 130}
 
 
 def test_an_unknown_name_offers_the_nearest_or_all() -> None:

@@ -156,7 +156,7 @@ def test_a_folder_or_pipe_in_the_place_of_a_journal_is_one_line(tmp_path: Path) 
         pass
     (tmp_path / "other.lock").mkdir()
     with (
-        pytest.raises(OutputError, match="cannot write"),
+        pytest.raises(OutputError, match="no mark of atm-export"),
         journal(tmp_path / "other.jsonl", "one"),
     ):
         pass

@@ -61,8 +61,6 @@ class Journal:
             return []
         with output_errors(self.path), open_regular(self.path) as file:
             lines = file.read().split(b"\n")
-        if lines == [b""]:  # what a crash of the machine may leave
-            return []
         first = _entry(lines[0])
         if first is None or set(first) != {"key"}:
             raise OutputError(

@@ -173,6 +173,12 @@ def _sum(given: list[Bounds]) -> Bounds:
     return Bounds(0, COUNT) if counts else UNKNOWN
 
 
+def _multiply(given: list[Bounds]) -> Bounds:
+    """Nothing times anything is nothing."""
+    zero = Bounds(0, 0)
+    return zero if zero in given else _corners(lambda x, y: x * y)(given)
+
+
 def _divide(given: list[Bounds]) -> Bounds:
     if given[1].low <= 0:
         return UNKNOWN
@@ -186,7 +192,7 @@ def _union(given: list[Bounds]) -> Bounds:
 RULES: Mapping[str, Callable[[list[Bounds]], Bounds]] = {
     "Add": _corners(lambda x, y: x + y),
     "Sub": _corners(lambda x, y: x - y),
-    "Mul": _corners(lambda x, y: x * y),
+    "Mul": _multiply,
     "Div": _divide,
     "Neg": lambda given: Bounds(-given[0].high, -given[0].low),
     "Min": lambda given: Bounds(min(b.low for b in given), min(b.high for b in given)),
