@@ -183,8 +183,8 @@ def _shapes(model: onnx.ModelProto, api: Api) -> Shapes:
 
 
 def _part(gs: Any, graph: Any, nodes: Iterable[Any], shapes: Shapes) -> onnx.ModelProto | None:
-    """`nodes` as a graph of their own; what they read becomes an input, but for integers and
-    flags, which are computed as before: sizes are not sizes when they come as data."""
+    """`nodes` as a graph of their own; what they read becomes an input, but for integers, flags and
+    counts in float, which are computed as before: sizes are no sizes when they come as data."""
     chosen = {id(node): node for node in nodes}
     inputs: dict[str, Any] = {}
     open_ends = [tensor for node in chosen.values() for tensor in node.inputs]
@@ -196,7 +196,8 @@ def _part(gs: Any, graph: Any, nodes: Iterable[Any], shapes: Shapes) -> onnx.Mod
         if maker is not None and id(maker) in chosen:
             continue
         kind, shape = shapes.get(tensor.name, ("", ()))
-        if maker is not None and (kind not in FLOATS or not maker.inputs):
+        counted = kind not in FLOATS or len(shape) < 2
+        if maker is not None and (counted or not maker.inputs):
             chosen[id(maker)] = maker
             open_ends += maker.inputs
         elif kind in FLOATS:
