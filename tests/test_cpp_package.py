@@ -1,5 +1,5 @@
-"""The C++ runtime as a package: what is exported, installed and found, and programs outside the tree
-that use it. Run by tools/check_cpp.sh, which builds it."""
+"""The C++ runtime as a package: what is exported, installed and found, and programs outside
+the tree that use it. Run by tools/check_cpp.sh, which builds it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ HEADER = ROOT / "runtime/cpp/include/atm_runtime/atm_runtime.h"
 CONSUMER = ROOT / "tests/consumer"
 BUILD = os.environ.get("ATM_CPP_BUILD")
 pytestmark = pytest.mark.skipif(BUILD is None, reason="run by tools/check_cpp.sh, which builds it")
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 LANGUAGES = ("C", "CXX")
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Werror")
 COMPILERS = {"C": ("cc", "-std=c99", "consumer.c"), "CXX": ("c++", "-std=c++17", "consumer.cpp")}
@@ -66,20 +67,21 @@ C_SYMBOLS = {
     "atm_version",
 }
 # ABI version 1; a number is never given again.
-STATUSES = (
-    "OK NOT_A_RUN MANIFEST RUN_FORMAT MISSING_FILE CHANGED_FILE UNPROVEN ENGINE_MISMATCH "
-    "ENGINE_VERSION GOLDEN_MISMATCH IMAGE ARGUMENT BACKEND NO_MEMORY OTHER NOT_FINITE"
-).split()
+STATUSES = """OK NOT_A_RUN MANIFEST RUN_FORMAT MISSING_FILE CHANGED_FILE UNPROVEN ENGINE_MISMATCH
+ENGINE_VERSION GOLDEN_MISMATCH IMAGE ARGUMENT BACKEND NO_MEMORY OTHER NOT_FINITE"""
 
 
-def command(*words: object, cwd: Path | None = None, **environment: str) -> str:
-    """A command's standard output; the test fails where the command does. No search path for
-    libraries is handed on."""
-    own = {k: v for k, v in os.environ.items() if k not in ("LD_LIBRARY_PATH", "CMAKE_PREFIX_PATH")}
-    done = subprocess.run(
-        [*map(str, words)], capture_output=True, text=True, cwd=cwd, env=own | environment
-    )
-    return ended(done)
+def bare_environment() -> dict[str, str]:
+    """Nothing in it says where libraries and packages lie."""
+    hints = ("LD_LIBRARY_PATH", "CMAKE_PREFIX_PATH", "PKG_CONFIG_PATH")
+    return {name: value for name, value in os.environ.items() if name not in hints}
+
+
+def command(*words: object, **environment: str) -> str:
+    """A command's standard output; the test fails where the command does."""
+    arguments = [*map(str, words)]
+    bare = bare_environment() | environment
+    return ended(subprocess.run(arguments, capture_output=True, text=True, env=bare))
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,7 @@ def demangled(name: str) -> str:
     return re.sub(r", std::allocator<[\w:]+> >", ">", name).replace("unsigned long", "size_t")
 
 
-def exported() -> Iterable[str]:
+def exported() -> Iterator[str]:
     library = Path(f"{BUILD}/plain/libatm_runtime.so")
     for line in command("nm", "-D", "-C", "--defined-only", library).splitlines():
         kind, name = line[17], line[19:]
@@ -118,13 +120,13 @@ def test_exactly_the_documented_symbols_are_exported() -> None:
     declared = re.findall(r"^ATM_API [^;(]*?(atm_\w+)\(", HEADER.read_text(), re.MULTILINE)
     assert sorted(declared) == sorted(C_SYMBOLS)
     for name in names:
-        node = "ATM_RUNTIME_1" if demangled(name) in C_SYMBOLS else "ATM_RUNTIME_CPP_0.1.0"
+        node = "ATM_RUNTIME_1" if demangled(name) in C_SYMBOLS else f"ATM_RUNTIME_CPP_{VERSION}"
         assert name.endswith("@@" + node), name
 
 
 def test_the_numbers_of_the_abi_stay() -> None:
     found = re.findall(r"ATM_(\w+) = (\d+)", HEADER.read_text())
-    assert found == [(name, str(i)) for i, name in enumerate(STATUSES)]
+    assert found == [(name, str(i)) for i, name in enumerate(STATUSES.split())]
     assert "libatm_runtime.so.1]" in command("readelf", "-d", f"{BUILD}/plain/libatm_runtime.so")
 
 
@@ -134,9 +136,9 @@ def test_options_of_older_and_newer_callers_are_understood(uint8_folder: Path, k
 
 
 def test_one_version_is_told_everywhere(prefix: Path) -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert re.findall(r'^#define ATM_VERSION "(.*?)"', HEADER.read_text(), re.MULTILINE) == [version]
-    assert pkg_config(prefix, "--modversion") == [version]
+    told = re.search(r'^#define ATM_VERSION "(.*?)"', HEADER.read_text(), re.MULTILINE)
+    assert told is not None and told[1] == VERSION
+    assert pkg_config(prefix, "--modversion") == [VERSION]
 
 
 def test_what_is_installed(prefix: Path) -> None:
@@ -149,14 +151,16 @@ def test_what_is_installed(prefix: Path) -> None:
         "include/atm_runtime/atm_runtime.hpp",
         "lib/libatm_runtime.so",
         "lib/libatm_runtime.so.1",
-        "lib/libatm_runtime.so.1.0.1.0",
+        f"lib/libatm_runtime.so.1.{VERSION}",
         "lib/libonnxruntime.so.1",
         "lib/pkgconfig/atm_runtime.pc",
         "share/doc/atm_runtime/LICENSE",
         *(package + name for name in ("config.cmake", "config-version.cmake", "targets.cmake")),
     }
     assert wanted <= installed
-    assert (prefix / "share/doc/atm_runtime/LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    assert (prefix / "share/doc/atm_runtime/LICENSE").read_bytes() == (
+        ROOT / "LICENSE"
+    ).read_bytes()
 
 
 def test_no_installed_file_names_a_folder_of_the_build(prefix: Path) -> None:
@@ -182,7 +186,7 @@ def test_without_a_bundle_the_libraries_are_found_where_they_were(
 
 def assert_answers(program: Path, run: Path, picture: Path) -> None:
     """The consumer's logits are Python's."""
-    done = subprocess.run([program, run, picture], capture_output=True)
+    done = subprocess.run([program, run, picture], capture_output=True, env=bare_environment())
     ended(done)
     theirs = np.frombuffer(done.stdout, np.float32)
     ours = load(run, threads=1).predict([picture])[0]
@@ -190,19 +194,14 @@ def assert_answers(program: Path, run: Path, picture: Path) -> None:
     assert np.abs(theirs - ours).max() <= 1e-3 and theirs.argmax() == ours.argmax()
 
 
-def configured(build: Path, language: str, *options: str) -> subprocess.CompletedProcess[str]:
-    words = ["cmake", "-S", CONSUMER, "-B", build, f"-DLANGUAGE={language}", *options]
-    return subprocess.run([*map(str, words)], capture_output=True, text=True)
-
-
 @pytest.mark.parametrize("tree", ["install", "build"])
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_find_package(
     tmp_path: Path, prefix: Path, demo_folder: Path, picture: Path, language: str, tree: str
 ) -> None:
-    where = f"-DCMAKE_PREFIX_PATH={prefix if tree == 'install' else f'{BUILD}/plain'}"
-    out = ended(configured(tmp_path, language, where))
-    assert "atm_runtime 0.1.0" in out
+    where = prefix if tree == "install" else f"{BUILD}/plain"
+    options = (f"-DLANGUAGE={language}", f"-DCMAKE_PREFIX_PATH={where}")
+    assert f"atm_runtime {VERSION}" in command("cmake", "-S", CONSUMER, "-B", tmp_path, *options)
     command("cmake", "--build", tmp_path)
     assert_answers(tmp_path / "consumer", demo_folder, picture)
 
@@ -216,7 +215,7 @@ def test_find_package_refuses_other_versions(tmp_path: Path, prefix: Path, versi
         'message(STATUS "found: ${atm_runtime_FOUND} of ${atm_runtime_CONSIDERED_VERSIONS}")\n'
     )
     out = command("cmake", f"-DCMAKE_PREFIX_PATH={prefix}", "-S", tmp_path, "-B", tmp_path / "b")
-    assert "found: 0 of 0.1.0" in out
+    assert f"found: 0 of {VERSION}" in out
 
 
 def pkg_config(prefix: Path, *options: str) -> list[str]:
