@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds runtime/cpp twice (plain, and with the address and undefined sanitizers) and tests it:
-# agreement with Python, flipped bytes, threads, a minute of fuzzing.
+# agreement with Python, flipped bytes, threads, the installed package, a minute of fuzzing.
 # Usage: tools/check_cpp.sh [pytest arguments]    ATM_CPP_WORK: where to build (kept)
 # Skips with a reason, exit code 0, where there is no compiler or no headers.
 set -euo pipefail
@@ -32,6 +32,6 @@ build() {
     { cat "$work/$1.log"; return 1; }
 }
 echo "== C++ runtime: build, plain and with sanitizers"
-build plain -DATM_SANITIZE=OFF atm_classify atm_logits atm_self_test atm_stress atm_verdicts
-build sanitized -DATM_SANITIZE=ON atm_fuzz atm_self_test atm_classify atm_verdicts
-ATM_CPP_BUILD="$work" python -m pytest -q tests/test_cpp.py "$@"
+build plain -DATM_BUNDLE=ON atm_abi atm_classify atm_logits atm_self_test atm_stress atm_verdicts
+build sanitized -DATM_SANITIZE=ON atm_abi atm_classify atm_fuzz atm_self_test atm_verdicts
+ATM_CPP_BUILD="$work" python -m pytest -q tests/test_cpp.py tests/test_cpp_package.py "$@"

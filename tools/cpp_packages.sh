@@ -15,7 +15,7 @@ cannot() {
   exit 3
 }
 
-library=$(python - <<'PY' || true
+library=$(python - <<'PY' 2>/dev/null || true
 from importlib.util import find_spec
 from pathlib import Path
 found = sorted(Path(find_spec("onnxruntime").origin).parent.glob("capi/libonnxruntime.so.*"))

@@ -2,7 +2,7 @@
 #include <cstring>
 #include <new>
 
-#include "atm_runtime/atm_runtime.hpp"
+#include "c_options.hpp"
 
 struct atm_session {
   atm_session(const char* folder, const atm::Options& options) : session(folder, options) {
@@ -47,17 +47,6 @@ void require(bool given) {
   if (!given) throw atm::Error(ATM_ARGUMENT, "a null pointer was given");
 }
 
-atm::Options options_of(const atm_options* from) {
-  atm::Options options;
-  if (from == nullptr) return options;
-  if (from->engine != nullptr) options.engine = from->engine;
-  options.threads = from->threads;
-  options.cuda = from->cuda != 0;
-  options.warm_up = from->no_warm_up == 0;
-  options.allow_unproven = from->allow_unproven != 0;
-  return options;
-}
-
 void copy(const std::vector<float>& from, float* to) {
   std::memcpy(to, from.data(), from.size() * sizeof(float));
 }
@@ -66,12 +55,15 @@ void copy(const std::vector<float>& from, float* to) {
 
 extern "C" {
 
+const char* atm_version(void) { return ATM_VERSION; }
+int atm_abi_version(void) { return ATM_ABI_VERSION; }
+
 atm_status atm_open(const char* folder, const atm_options* options, atm_session** session) {
   return guarded([&] {
     require(session != nullptr);
     *session = nullptr;
     require(folder != nullptr);
-    *session = new atm_session(folder, options_of(options));
+    *session = new atm_session(folder, atm::options_of(options));
   });
 }
 

@@ -9,8 +9,9 @@ static int boundary_holds(const atm_session* session) {
   double probability;
   const uint8_t junk[4] = {0xff, 0xd8, 0xff, 0x00};
   static const uint8_t thin[16000 * 3];
-  atm_options options = {NULL, 100000, 0, 0, 0};
+  atm_options options = ATM_OPTIONS_INIT;
   atm_session* none = (atm_session*)&logit;
+  options.threads = 100000;
   return atm_open("/nowhere", NULL, &none) == ATM_NOT_A_RUN && none == NULL &&
          atm_last_error()[0] != '\0' && atm_open(NULL, NULL, &none) == ATM_ARGUMENT &&
          atm_open("/nowhere", NULL, NULL) == ATM_ARGUMENT &&

@@ -1,5 +1,12 @@
 /* The C boundary of the runtime: no exception crosses it, every function says how it ended.
- * A session may be shared between threads; atm_last_error() is each thread's own. */
+ * A session may be shared between threads; atm_last_error() is each thread's own.
+ *
+ * What the ABI promises: a program built against this header runs with every later library of the
+ * same ATM_ABI_VERSION (libatm_runtime.so.<ATM_ABI_VERSION>) without being built again. Functions,
+ * their arguments and the numbers of atm_status stay; new ones are added behind the old.
+ * atm_options grows at its end alone and says its own size, so that old and new callers are both
+ * understood; 0 and NULL keep meaning the default. The C++ API (atm_runtime.hpp) passes types of the
+ * standard library: build it again, with the same compiler, for every ATM_VERSION. */
 #ifndef ATM_RUNTIME_H
 #define ATM_RUNTIME_H
 
@@ -8,9 +15,14 @@
 
 #if defined(_WIN32)
 #define ATM_API __declspec(dllexport)
+#define ATM_LOCAL
 #else
 #define ATM_API __attribute__((visibility("default")))
+#define ATM_LOCAL __attribute__((visibility("hidden")))
 #endif
+
+#define ATM_VERSION "0.1.0" /* of the header; atm_version() is the library's */
+#define ATM_ABI_VERSION 1
 
 #ifdef __cplusplus
 extern "C" {
@@ -37,7 +49,11 @@ typedef enum atm_status {
 
 typedef struct atm_session atm_session;
 
+/* Start from ATM_OPTIONS_INIT. `size` is what the caller knows of this struct, in bytes: fields
+ * beyond it take their defaults. A larger struct, of a later header, is taken while what this
+ * library does not know of it is 0: an option is never ignored. */
 typedef struct atm_options {
+  size_t size;        /* sizeof(atm_options) */
   const char* engine; /* NULL: ONNX Runtime; else the name of an engine of the folder */
   int threads;        /* 0: all cores; 256 at most */
   int cuda;           /* 1: ONNX Runtime's CUDA provider */
@@ -45,7 +61,14 @@ typedef struct atm_options {
   int allow_unproven;
 } atm_options;
 
-/* options may be NULL. *session is NULL unless ATM_OK is returned. */
+#define ATM_OPTIONS_INIT {sizeof(atm_options), NULL, 0, 0, 0, 0}
+
+/* ATM_VERSION and ATM_ABI_VERSION of the library that runs. */
+ATM_API const char* atm_version(void);
+ATM_API int atm_abi_version(void);
+
+/* options may be NULL: all defaults. *session is NULL unless ATM_OK is returned; ATM_ARGUMENT for
+ * options whose size is none of any version. */
 ATM_API atm_status atm_open(const char* folder, const atm_options* options, atm_session** session);
 ATM_API void atm_close(atm_session* session);
 

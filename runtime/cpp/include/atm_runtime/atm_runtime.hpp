@@ -3,7 +3,8 @@
 //   atm::Session session("build/deit_s");
 //   auto labels = session.top_k(session.predict({atm::read_jpeg("cat.jpeg")}).data(), 5);
 //
-// Every failure is an atm::Error with a status of its own. C callers: atm_runtime.h.
+// Every failure is an atm::Error with a status of its own. C callers, and what holds between
+// versions: atm_runtime.h.
 #pragma once
 
 #include <cstddef>
@@ -17,7 +18,7 @@
 
 namespace atm {
 
-class Error : public std::runtime_error {
+class ATM_API Error : public std::runtime_error {
  public:
   Error(atm_status status, const std::string& message)
       : std::runtime_error(one_line(message)), status_(status) {}
@@ -52,9 +53,9 @@ constexpr int kMostScans = 500;  // a progressive file of a few kB can ask for h
 constexpr int kMostThreads = 256;
 
 // Decode a JPEG file as Pillow does (EXIF orientation is ignored there too).
-Picture decode_jpeg(const std::uint8_t* data, std::size_t size,
-                    std::size_t most_pixels = kMostPixels);
-Picture read_jpeg(const std::string& path);
+ATM_API Picture decode_jpeg(const std::uint8_t* data, std::size_t size,
+                            std::size_t most_pixels = kMostPixels);
+ATM_API Picture read_jpeg(const std::string& path);
 
 struct Options {
   std::string engine;           // a TensorRT engine of the folder; empty: ONNX Runtime
@@ -82,7 +83,7 @@ struct Comparison {
 class Backend;
 class Run;
 
-class Session {
+class ATM_API Session {
  public:
   // Checks every byte of the folder against its manifest first. Throws Error.
   explicit Session(const std::string& folder, const Options& options = {});
@@ -114,12 +115,12 @@ class Session {
 
  private:
   // Logits as the backend gives them, for a comparison to judge.
-  std::vector<float> answer(const void* image, std::size_t images) const;
-  std::vector<float> answer_pixels(const std::uint8_t* pixels, std::size_t images) const;
-  std::size_t pixel_bytes() const;  // of one image after the crop
-  Comparison judge(const std::string& what, const std::vector<float>& ours,
-                   const std::vector<float>& theirs, double tolerance) const;
-  void warm_up() const;
+  ATM_LOCAL std::vector<float> answer(const void* image, std::size_t images) const;
+  ATM_LOCAL std::vector<float> answer_pixels(const std::uint8_t* pixels, std::size_t images) const;
+  ATM_LOCAL std::size_t pixel_bytes() const;  // of one image after the crop
+  ATM_LOCAL Comparison judge(const std::string& what, const std::vector<float>& ours,
+                             const std::vector<float>& theirs, double tolerance) const;
+  ATM_LOCAL void warm_up() const;
 
   std::unique_ptr<Run> run_;
   std::string engine_;
