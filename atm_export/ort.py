@@ -70,7 +70,7 @@ def open_session(
     options.add_session_config_entry(_STOP_SPINNING, str(int(waiting == "spin while running")))
     try:
         return ort.InferenceSession(
-            str(graph) if isinstance(graph, Path) else graph,
+            graph.read_bytes() if isinstance(graph, Path) else graph,  # any name, also no UTF-8
             options,
             providers=[
                 (name, FP32_ONLY[name]) if name in FP32_ONLY else name for name in providers

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +65,20 @@ def test_sessions_that_prove_and_that_are_measured_open_in_one_process() -> None
     ):
         for runner in (proving, measured, serving):
             assert runner.run(np.ones((1, 2), np.float32))["twice"].tolist() == [[2, 2]]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' names are Unicode")
+def test_a_graph_below_a_name_that_is_no_utf8_opens(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"run \xff\xfe")
+    folder.mkdir()
+    onnx.save(parser.parse_model(DOUBLE), folder / "model.onnx")
+    with OnnxRuntimeRunner(folder / "model.onnx") as runner:
+        assert runner.run(np.ones((1, 2), np.float32))["twice"].tolist() == [[2, 2]]
+
+
+def test_a_graph_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with (
+        pytest.raises(AtmExportError, match=r"model\.onnx"),
+        OnnxRuntimeRunner(tmp_path / "model.onnx"),
+    ):
+        pytest.fail("there is none")
