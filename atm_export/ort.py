@@ -1,7 +1,7 @@
 """The one door to ONNX Runtime: every session of this package opens here.
 
 What must be the same for all of them is decided here and nowhere else: TF32 is off, an error is one
-line, who shares threads, and whether waiting threads spin.
+line, how many threads there are, and whether they spin while they wait.
 """
 
 from __future__ import annotations
@@ -28,24 +28,19 @@ NOT_FP32: Mapping[str, str] = {
 }
 Optimizations = Literal["none", "basic", "all"]
 
-_shared_threads = 0
+Waiting = Literal["sleep", "spin", "spin while running"]
+_SPINNING = "session.intra_op.allow_spinning"
+_STOP_SPINNING = "session.force_spinning_stop"
+
+_threads = 0
 
 
-def share_threads(threads: int = 0) -> int:
-    """Give measured sessions of this process one thread pool; returns the threads in force.
-
-    Sessions that are measured in turn otherwise compete for cores: idle pools spin. ONNX Runtime
-    allows this once, before the first session; later calls return the size that is in force.
-    """
-    global _shared_threads
-    count = checked_threads(threads) or os.cpu_count() or 1
-    if not _shared_threads:
-        try:
-            onnxruntime().set_global_thread_pool_sizes(count, 1)
-        except Exception:  # a host program made a pool of its own before
-            return count
-        _shared_threads = count
-    return _shared_threads
+def use_threads(threads: int = 0) -> int:
+    """Sessions that open from now on have this many threads (0: one a core) unless they say
+    otherwise; returns the number."""
+    global _threads
+    _threads = checked_threads(threads) or os.cpu_count() or 1
+    return _threads
 
 
 def open_session(
@@ -53,16 +48,16 @@ def open_session(
     *,
     providers: Sequence[str] = (CPU,),
     threads: int = 0,
-    measured: bool = False,
-    spin: bool = False,
+    waiting: Waiting = "sleep",
     optimizations: Optimizations = "all",
 ) -> Any:
     """An InferenceSession; AtmExportError with one line where ONNX Runtime does not load the graph.
 
     providers: full names, in order of preference. threads: intra-op threads (0: those of
-    `share_threads`, else one a core). measured: use the pool of `share_threads`, which spins.
-    spin: waiting threads keep their cores, which is faster on an idle machine, and far slower on a
-    loaded one. optimizations: none runs node by node, with no fusion that would drop a rounding.
+    `use_threads`, else one a core). waiting: threads that spin keep their cores, which is faster on
+    an idle machine, and far slower on a loaded one; sessions that are measured in turn spin while
+    they run alone, or they would compete for cores. optimizations: none runs node by node, with no
+    fusion that would drop a rounding.
     """
     ort = onnxruntime()
     ort.set_default_logger_severity(4)
@@ -70,14 +65,12 @@ def open_session(
     options.log_severity_level = 4
     level = {"none": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "all": "ORT_ENABLE_ALL"}
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level[optimizations])
-    if measured and _shared_threads:
-        options.use_per_session_threads = False
-    else:
-        options.intra_op_num_threads = checked_threads(threads) or _shared_threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+    options.intra_op_num_threads = checked_threads(threads) or _threads
+    options.add_session_config_entry(_SPINNING, str(int(waiting != "sleep")))
+    options.add_session_config_entry(_STOP_SPINNING, str(int(waiting == "spin while running")))
     try:
         return ort.InferenceSession(
-            str(graph) if isinstance(graph, Path) else graph,
+            graph.read_bytes() if isinstance(graph, Path) else graph,  # any name, also no UTF-8
             options,
             providers=[
                 (name, FP32_ONLY[name]) if name in FP32_ONLY else name for name in providers

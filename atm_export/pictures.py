@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from atm_export.errors import DataError, ImageSizeError
+from atm_export.imagefiles import open_regular
 
 # Pillow's names. Phones' multi-picture files (MPO) are JPEG files and open as such.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
@@ -121,13 +122,13 @@ def _bytes_of(source: Source) -> bytes:
     if isinstance(source, bytes):
         data = source
     elif isinstance(source, Path):
-        if not source.is_file():
-            raise DataError("there is no such file" if not source.exists() else "this is no file")
         try:
-            with source.open("rb") as file:
+            with open_regular(source) as file:
                 data = file.read(MOST_BYTES + 1)
-        except OSError as error:
-            raise _unreadable(error) from error
+        except FileNotFoundError as error:
+            raise DataError("there is no such file") from error
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+            raise DataError(f"the file cannot be read: {_words(error)}") from error
     else:
         data = source.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
@@ -136,5 +137,9 @@ def _bytes_of(source: Source) -> bytes:
 
 
 def _unreadable(error: Exception) -> DataError:
-    why = " ".join(str(error).split()) or type(error).__name__
-    return DataError(f"the image cannot be read: {why}")
+    return DataError(f"the image cannot be read: {_words(error)}")
+
+
+def _words(error: Exception) -> str:
+    text = (isinstance(error, OSError) and error.strerror) or str(error)
+    return " ".join(text.split()) or type(error).__name__

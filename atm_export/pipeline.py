@@ -24,7 +24,7 @@ from atm_export.graph import lint
 from atm_export.graph.optimize import with_facts, with_outputs
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.zoo import load_model
-from atm_export.ort import share_threads
+from atm_export.ort import use_threads
 from atm_export.report.documents import read_report
 from atm_export.report.facts import manifest_facts, summarize_method
 from atm_export.report.page import FILE as REPORT
@@ -71,7 +71,7 @@ def export(
     if engines is not None:
         _check_engines(engines)
     progress("loading the model")
-    threads = share_threads(threads)
+    threads = use_threads(threads)
     model = load_model(config.model)
     images, calibration = _images(config, model)
     key = _run_key(config, model, images, calibration)

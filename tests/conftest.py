@@ -12,6 +12,8 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 import pytest
 import torch
 
+from atm_export import ort
+
 torch.set_num_threads(1)
 
 
@@ -25,18 +27,11 @@ def all_cores() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_threads(request: pytest.FixtureRequest) -> None:
-    """Commands set PyTorch's threads for the whole process; results have other last bits then."""
+    """Commands set the threads of the whole process; results have other last bits then."""
+    ort._threads = 0
     wanted = "all_cores" in request.fixturenames
     torch.set_num_threads((os.cpu_count() or 1) if wanted else 1)
 
-
-def _no_shared_pool(*_: int) -> None:
-    raise RuntimeError("sessions of the tests have thread pools of their own")
-
-
-import onnxruntime  # noqa: E402
-
-onnxruntime.set_global_thread_pool_sizes = _no_shared_pool
 
 from tests.runs import digits, finished_run, run_copy  # noqa: E402, F401  (fixtures for all)
 

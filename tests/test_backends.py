@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 import sys
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from onnx import parser
 from atm_export.backends.onnxruntime import OnnxRuntimeRunner
 from atm_export.backends.runner import Runner
 from atm_export.errors import AtmExportError
-from tests.runs import ended
+from atm_export.ort import use_threads
 
 DOUBLE = (
     '<ir_version: 10, opset_import: ["": 20]>'
@@ -54,30 +54,31 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-POOL = """
-import sys
-from pathlib import Path
-import numpy as np
-from onnx import parser
-from atm_export.backends.onnxruntime import OnnxRuntimeRunner
-from atm_export.ort import share_threads
-
-def tasks():
-    return len(list(Path("/proc/self/task").iterdir())) if sys.platform == "linux" else 0
-
-model = parser.parse_model(sys.argv[1])
-assert share_threads(3) == 3
-assert share_threads(5) == 3, "the first size stays"
-with OnnxRuntimeRunner(model, threads=7, measured=True) as first:
-    before = tasks()
-    with OnnxRuntimeRunner(model, threads=7, measured=True) as second:
-        assert tasks() == before, "a second session has threads of its own"
-        for runner in (first, second):
+def test_sessions_that_prove_and_that_are_measured_open_in_one_process() -> None:
+    """An export opens both, after its threads are set, each with threads of its own."""
+    model = parser.parse_model(DOUBLE)
+    assert use_threads(3) == 3
+    with (
+        OnnxRuntimeRunner(model) as proving,
+        OnnxRuntimeRunner(model, waiting="spin while running") as measured,
+        OnnxRuntimeRunner(model, threads=2, waiting="spin") as serving,
+    ):
+        for runner in (proving, measured, serving):
             assert runner.run(np.ones((1, 2), np.float32))["twice"].tolist() == [[2, 2]]
-"""
 
 
-def test_the_shared_pool_keeps_its_first_size_and_serves_every_session() -> None:
-    """In a process of its own: ONNX Runtime makes its pool once, and conftest.py forbids it."""
-    run = subprocess.run([sys.executable, "-c", POOL, DOUBLE], capture_output=True, text=True)
-    ended(run)
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' names are Unicode")
+def test_a_graph_below_a_name_that_is_no_utf8_opens(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"run \xff\xfe")
+    folder.mkdir()
+    onnx.save(parser.parse_model(DOUBLE), folder / "model.onnx")
+    with OnnxRuntimeRunner(folder / "model.onnx") as runner:
+        assert runner.run(np.ones((1, 2), np.float32))["twice"].tolist() == [[2, 2]]
+
+
+def test_a_graph_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with (
+        pytest.raises(AtmExportError, match=r"model\.onnx"),
+        OnnxRuntimeRunner(tmp_path / "model.onnx"),
+    ):
+        pytest.fail("there is none")

@@ -202,7 +202,14 @@ def test_what_lies_in_the_folder_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [["--precision", "int8"], ["--batch", "4"], ["--version-compatible", "--sm", "89"]]
+    "options",
+    [
+        ["--precision", "int8"],
+        ["--precision", "fp16"],
+        ["--batch", "4"],
+        ["--batch", "1:8:64"],
+        ["--version-compatible", "--sm", "89"],
+    ],
 )
 def test_settings_of_engines_are_never_ignored(
     options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

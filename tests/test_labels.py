@@ -47,9 +47,9 @@ def test_names_with_quotes_and_bytes(tmp_path: Path) -> None:
     [
         (["a.png"], "a.png 1\na.png 2\n", r"line 2 names 'a.png' again \(line 1\)"),
         (["a.png"], "a.png 1\na.png 1\n", "line 2 names 'a.png' again"),
-        (["a.png"], "x/a.png 1\ny/a.png 2\n", "line 1, 2 and 1 images are called 'a.png'"),
-        (["x/a.png", "y/a.png"], "a.png 1\n", r"2 images .*in full, as 'x/a.png'"),
-        (["x/a.png", "y/a.png"], "v/x/a.png 1\nv/y/a.png 2\n", "line 1, 2 and 2 images"),
+        (["a.png"], "x/a.png 1\ny/a.png 2\n", "'a.png' is the name of line 1, 2 and of 1 images"),
+        (["x/a.png", "y/a.png"], "a.png 1\n", r"2 images; .*in full, as 'x/a.png'"),
+        (["x/a.png", "y/a.png"], "v/x/a.png 1\nv/y/a.png 2\n", "line 1, 2 and of 2 images"),
         (["a.png", "b.png"], "a.png 1\n2\n", "line 2 has no image name"),
         (["a.png"], "a.png 1 2 x\n", "none for a.png"),
         (["a.png"], "a.png,\n", "line 1 holds no label"),
@@ -57,11 +57,12 @@ def test_names_with_quotes_and_bytes(tmp_path: Path) -> None:
         (["a.png"], "a.png -1\n", "'-1' is no class"),
         (["a.png"], f"a.png {'9' * 5000}\n", "'9999999999.* is no class"),
         (["a.png"], "", "0 labels for 1 images"),
+        (["a.png"], "a.png 1\n".encode("utf-16"), "no plain text .UTF-16.*; save it as UTF-8"),
         (["1.png", "2.png", "10.png"], "1\n2\n3\n", "labels alone are ambiguous.*'10.png' or"),
     ],
 )
 def test_lines_that_fit_no_image_or_several(
-    tmp_path: Path, names: list[str], text: str, says: str
+    tmp_path: Path, names: list[str], text: str | bytes, says: str
 ) -> None:
     with pytest.raises(DataError, match=says) as caught:
         labelled(tmp_path, names, text)

@@ -89,13 +89,15 @@ def test_threads_of_a_proof_do_not_spin_and_those_of_a_service_do() -> None:
     assert options.intra_op_num_threads == 1
 
 
-def test_measured_sessions_share_a_pool_where_there_is_one(
+def test_measured_sessions_spin_while_they_run_alone(
     monkeypatch: pytest.MonkeyPatch, recorded: None
 ) -> None:
-    monkeypatch.setattr(ort, "_shared_threads", 3)
-    assert opened(measured=True).options.use_per_session_threads is False
-    own = opened().options
-    assert own.use_per_session_threads is True and own.intra_op_num_threads == 3
+    monkeypatch.setattr(ort, "_threads", 0)
+    assert ort.use_threads(3) == 3
+    options = opened(waiting="spin while running").options
+    assert options.get_session_config_entry(SPIN) == "1"
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+    assert options.intra_op_num_threads == 3
     assert opened(threads=2).options.intra_op_num_threads == 2
 
 
@@ -104,7 +106,7 @@ def test_threads_have_a_bound() -> None:
         with pytest.raises(ConfigError, match="threads"):
             ort.open_session(MODEL.SerializeToString(), threads=threads)
         with pytest.raises(ConfigError, match="threads"):
-            ort.share_threads(threads)
+            ort.use_threads(threads)
 
 
 def test_a_provider_that_cannot_keep_fp32_is_named() -> None:

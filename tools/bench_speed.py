@@ -78,7 +78,7 @@ from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
 from atm_export.model.schedule import MergePlan
 from atm_export.model.zoo import load_model
-from atm_export.ort import share_threads
+from atm_export.ort import use_threads
 from atm_export.preprocess import normalize
 from atm_export.resolve import Choice, resolve
 
@@ -258,12 +258,13 @@ def gmacs_at(subject: Subject, name: str, batch: int, rounds: int) -> float:
 def measure(folder: Path, args: argparse.Namespace) -> Measured:
     """Run the graphs in `folder` in turn on the batches that lie there."""
     (threads,) = args.threads
-    if share_threads(threads) != threads:
-        raise AtmExportError(f"ONNX Runtime's thread pool was not set to {threads}")
+    use_threads(threads)
     seconds: dict[int, Seconds] = {}
     with ExitStack() as stack:
         runners = {
-            name: stack.enter_context(OnnxRuntimeRunner(folder / f"{name}.onnx", measured=True))
+            name: stack.enter_context(
+                OnnxRuntimeRunner(folder / f"{name}.onnx", waiting="spin while running")
+            )
             for name in args.candidates
         }
         start, start_cpu = time.perf_counter(), time.process_time()

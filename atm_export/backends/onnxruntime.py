@@ -25,14 +25,14 @@ class OnnxRuntimeRunner:
         *,
         threads: int = 0,
         providers: Sequence[str] = (ort.CPU,),
-        measured: bool = False,
+        waiting: ort.Waiting = "sleep",
         optimizations: ort.Optimizations = "all",
     ) -> None:
         self.model = model
         self.options: dict[str, Any] = {
             "threads": threads,
             "providers": tuple(providers),
-            "measured": measured,
+            "waiting": waiting,
             "optimizations": optimizations,
         }
         self.session: Any = None

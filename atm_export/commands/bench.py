@@ -21,7 +21,7 @@ from atm_export.evaluate.bench import bench as measure
 from atm_export.evaluate.candidates import BACKENDS, candidates
 from atm_export.evaluate.images import load_images
 from atm_export.evaluate.subject import load_subject
-from atm_export.ort import share_threads
+from atm_export.ort import use_threads
 from atm_export.report.documents import BENCH_FILE
 from atm_export.report.results import add_results, open_with_report, refuse_loss
 
@@ -77,7 +77,7 @@ def bench(
     refuse_loss(run, [BENCH_FILE])
     if cores is not None:
         _bind(_numbers(cores, "--cores", 0, MOST_CORES))
-    count = share_threads(threads or (len(os.sched_getaffinity(0)) if cores else 0))
+    count = use_threads(threads or (len(os.sched_getaffinity(0)) if cores else 0))
     torch.set_num_threads(count)
     console = Console(stderr=True)
     with console.status("loading the model") as status:

@@ -20,6 +20,10 @@ def _option(text: str) -> Any:
     return Parameter(group=ENGINES, help=text, negative=())
 
 
+def _given(value: str | None, usual: str) -> str:
+    return usual if value is None else value
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class EngineOptions:
@@ -42,15 +46,17 @@ class EngineOptions:
         ),
     ] = None
     precision: Annotated[
-        str,
+        str | None,
         _option(
-            "fp32, fp16, bf16, fp8, int8; several by commas. Matching, LayerNorm and softmax stay "
-            "in FP32; fp8 and int8 are calibrated on --images."
+            "fp32, fp16, bf16, fp8, int8; several by commas (default: fp16). Matching, LayerNorm "
+            "and softmax stay in FP32; fp8 and int8 are calibrated on --images, else on the images "
+            "that ship."
         ),
-    ] = "fp16"
-    batch: Annotated[str, _option("Optimization profiles min:opt:max; several by commas.")] = (
-        "1:8:64"
-    )
+    ] = None
+    batch: Annotated[
+        str | None,
+        _option("Optimization profiles min:opt:max; several by commas (default: 1:8:64)."),
+    ] = None
     timing_cache: Annotated[
         str | None,
         _option(
@@ -86,8 +92,8 @@ class EngineOptions:
 
         values = {
             "flavor": self.trt_flavor,
-            "precisions": settings.parse_precisions(self.precision),
-            "profiles": settings.parse_profiles(self.batch),
+            "precisions": settings.parse_precisions(_given(self.precision, "fp16")),
+            "profiles": settings.parse_profiles(_given(self.batch, "1:8:64")),
             "sms": settings.parse_sms(self.sm) if self.sm else (),
             "timing_cache": self.timing_cache,
             "workspace": self.workspace,

@@ -138,9 +138,11 @@ def _eager(candidate: Candidate) -> Callable[[torch.Tensor], torch.Tensor]:
 def _onnxruntime(candidate: Candidate) -> OnnxRuntimeRunner:
     providers = best_providers()
     if candidate.exported:
-        return OnnxRuntimeRunner(candidate.subject.run.graph, providers=providers, measured=True)
+        return OnnxRuntimeRunner(
+            candidate.subject.run.graph, providers=providers, waiting="spin while running"
+        )
     graph = with_outputs(candidate.subject.graph(candidate.plan), ["logits"])
-    return OnnxRuntimeRunner(graph, providers=providers, measured=True)
+    return OnnxRuntimeRunner(graph, providers=providers, waiting="spin while running")
 
 
 def _tensorrt(candidate: Candidate) -> Any:

@@ -106,8 +106,8 @@ def _matched(
         if len(fits) > 1 or len(images[file]) > 1:
             lines = ", ".join(str(rows[k][0]) for k in fits[:3])
             raise DataError(
-                f"{path}: line {lines} and {len(images[file])} images are called "
-                f"'{printable(file)}'; name them in full, as '{printable(name)}'"
+                f"{path}: '{printable(file)}' is the name of line {lines} and of "
+                f"{len(images[file])} images; name them in full, as '{printable(name)}'"
             )
         chosen += fits
     return chosen
@@ -204,6 +204,9 @@ def from_cls(
 def _text(path: Path) -> str:
     try:
         with open_regular(path) as file:
-            return file.read().decode("utf-8-sig", "surrogateescape").replace("\r\n", "\n")
+            data = file.read()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    if b"\0" in data:
+        raise DataError(f"{path} is no plain text (UTF-16?); save it as UTF-8")
+    return data.decode("utf-8-sig", "surrogateescape").replace("\r\n", "\n")

@@ -91,7 +91,9 @@ def measure_latency(
     backbone, plan = job.model.backbone, job.plan
     baseline = with_outputs(job.graph(job.unmerged), ["logits"])
     rows = []
-    runners = (OnnxRuntimeRunner(graph, measured=True) for graph in (baseline, shipped))
+    runners = (
+        OnnxRuntimeRunner(graph, waiting="spin while running") for graph in (baseline, shipped)
+    )
     with next(runners) as unmerged, next(runners) as merged:
         for batch, rounds in LATENCY_ROUNDS.items():
             progress(f"measuring latency: batch {batch}")

@@ -16,8 +16,7 @@ from typing import IO, Any, Protocol
 from atm_export.errors import DataError, MissingDependencyError
 from atm_export.evaluate.archives import Entry, read_entry
 from atm_export.imagefiles import open_regular
-
-MAX_BYTES = 512 * 2**20  # of one encoded image
+from atm_export.pictures import MOST_BYTES
 
 
 class Reader(Protocol):
@@ -33,9 +32,9 @@ class Reader(Protocol):
 def read(reader: Reader, index: int) -> bytes:
     """An image's encoded bytes; OSError or DataError says why there are none."""
     with reader.open(index) as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise DataError(f"larger than {MAX_BYTES // 2**20} MiB")
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise DataError(f"larger than {MOST_BYTES // 2**20} MiB")
     return data
 
 
@@ -94,8 +93,8 @@ class ArchiveReader:
 
     def open(self, index: int) -> IO[bytes]:
         path, entry = self.members[index]
-        if entry.size > MAX_BYTES:
-            raise DataError(f"larger than {MAX_BYTES // 2**20} MiB")
+        if entry.size > MOST_BYTES:
+            raise DataError(f"larger than {MOST_BYTES // 2**20} MiB")
         return io.BytesIO(read_entry(path, entry))
 
     def folder(self, index: int) -> PurePosixPath | None:

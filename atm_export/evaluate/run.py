@@ -23,7 +23,7 @@ from atm_export.evaluate.runners import runners
 from atm_export.evaluate.samples import Samples, open_samples
 from atm_export.evaluate.subject import Subject, load_subject
 from atm_export.imagefiles import printable
-from atm_export.ort import share_threads
+from atm_export.ort import use_threads
 from atm_export.place import beside
 from atm_export.runfolder import Run
 
@@ -72,7 +72,7 @@ def evaluate_run(
     """Evaluate a run; goes on where an interrupted evaluation of the same things stopped."""
     opener = runners[options.runner]
     _check(options)
-    threads = share_threads(checked_threads(threads, "--threads"))
+    threads = use_threads(checked_threads(threads, "--threads"))
     say("looking through the data set")
     labels = run.manifest.get("labels")
     classes = int(run.manifest["interface"]["outputs"]["logits"]["shape"][1])

@@ -28,7 +28,9 @@ class OnnxSession:
         choice = chooser.choose(providers, library.get_available_providers())
         if chooser.NAMES["cuda"] in choice.taken and hasattr(library, "preload_dlls"):
             library.preload_dlls()
-        self._session = ort.open_session(graph, providers=choice.taken, threads=threads, spin=True)
+        self._session = ort.open_session(
+            graph, providers=choice.taken, threads=threads, waiting="spin"
+        )
         self.providers = tuple(self._session.get_providers())
         self._require(choice, providers)
         self.about = chooser.describe(library.__version__, self.providers, choice)
