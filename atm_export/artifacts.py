@@ -55,20 +55,20 @@ class WorkFolder:
 
 
 @contextmanager
-def working(out: Path, key: str) -> Iterator[WorkFolder]:
+def working(out: Path, key: str, remedy: str = place.REMEDY) -> Iterator[WorkFolder]:
     """The locked work folder of `out`; removed unless the run is interrupted."""
     path = place.beside(out, "work")
-    with output_errors(out):
+    with output_errors(out, remedy):
         made = [p for p in (path.parent, *path.parents) if not p.exists()]
         try:
             place.own_folder(path)
         except OSError:
             _remove_empty(made)
             raise
-    busy = f"another run is writing to {out}; wait for it or choose another --out"
+    busy = f"another run is writing to {out}; wait for it, or {remedy}"
     lock = place.lock(path / "lock", busy)
     try:
-        with output_errors(out):
+        with output_errors(out, remedy):
             place.restore(path, out)
         yield WorkFolder(path, key)
     except KeyboardInterrupt:

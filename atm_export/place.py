@@ -66,13 +66,14 @@ def target(folder: Path, remedy: str = REMEDY) -> Path:
         real = folder.resolve()
         above = next(path for path in (real, *real.parents) if os.path.lexists(path))
         is_folder = above.is_dir()
-        dangling = folder.is_symlink() and not real.is_dir()
+        dangling = [p for p in (folder, *folder.parents) if p.is_symlink() and not p.exists()]
     except (OSError, RuntimeError, ValueError) as error:  # loops of links, names too long
-        raise OutputError(f"cannot write {folder}: {error}; {remedy}") from error
+        why = getattr(error, "strerror", None) or error
+        raise OutputError(f"cannot write {folder}: {why}; {remedy}") from error
     if not is_folder:
         raise OutputError(f"{folder}: {above} is a file; {remedy}")
     if dangling:
-        raise OutputError(f"{folder} is a link that leads nowhere; {remedy}")
+        raise OutputError(f"{dangling[0]} is a link that leads nowhere; {remedy}")
     if real == real.parent:
         raise OutputError(f"{folder} is the root of the file system; {remedy}")
     return real

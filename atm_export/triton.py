@@ -88,7 +88,7 @@ def write_repository(
     run = run if isinstance(run, Run) else open_run(run)
     graph = _engine(run, engine) if engine else ONNX
     folder = model_folder(repository, default_name(run.folder) if name is None else name)
-    with working(folder, "") as work, place.output_errors(folder, REMEDY):
+    with working(folder, "", REMEDY) as work, place.output_errors(folder, REMEDY):
         part = work.path / "model"
         shutil.rmtree(part, ignore_errors=True)
         (part / "1").mkdir(parents=True)

@@ -25,6 +25,7 @@ from atm_export.report.pictures import data_url, enlarged, regions
 from atm_export.runfolder import Run, load_manifest, open_run, sha256
 
 SHOWN = 6  # easiest and hardest images in the report, of each
+REMEDY = "give a copy of the run"  # the commands that add results have no --out
 
 
 def draw_report(
@@ -73,14 +74,14 @@ def pictures_of(
 
 def refuse_loss(folder: Path, names: Sequence[str]) -> None:
     """OutputError, before any work, if results called `names` would replace what is no run's."""
-    place.refuse_loss(folder, [*names, FILE])
+    place.refuse_loss(folder, [*names, FILE], remedy=REMEDY)
 
 
 def add_results(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
     """Put `files` beside the artifacts of a finished run, and draw its report anew; returns the
     new manifest."""
     manifest = load_manifest(folder)
-    with artifacts.working(folder, str(manifest["run_key"])) as work:
+    with artifacts.working(folder, str(manifest["run_key"]), REMEDY) as work:
         for name, data in files.items():
             work.write(name, data)
         if files:
