@@ -20,9 +20,8 @@ frozen
 What is measured
 ----------------
 All candidates run in turn, each behind every other one equally often, in one process that holds
-ONNX Runtime and one thread pool for all of them, on batches of real images; the first two rounds
-are not counted. That pool can be set once a process, so each count in `--threads` gets a process of
-its own.
+ONNX Runtime, on batches of real images; the first two rounds are not counted. Each has threads of
+its own, which sleep while another runs. Each count in `--threads` gets a process of its own.
 
 For each candidate and batch: median ms per image; speed-up, the median of paired ratios
 timm / candidate (a pair: same round, same images), with its quartiles; FLOPs ratio, the unmerged

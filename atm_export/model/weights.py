@@ -27,7 +27,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"no weights file at {path}")
+        raise WeightsError(f"no weights file at {path}; give it with --weights FILE")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     for key in NESTED_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
