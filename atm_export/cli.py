@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -274,6 +275,9 @@ app.command("atm_export.commands.triton:triton", name="triton", help=commands.TR
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
+    # PyTorch's threads spin while they wait, and cost a loaded machine several times the work; read
+    # when PyTorch is loaded, which is later.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):  # paths may be no UTF-8
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
