@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from atm_export.errors import AtmExportError, ConfigError
 from atm_export.evaluate.runners import best_providers
 from atm_export.runtime import providers
 from atm_export.runtime.onnx_session import OnnxSession
+from tests.runs import ended
 
 PACKAGE = Path(atm_export.__file__).parent
 MODEL = parser.parse_model(
@@ -115,3 +119,23 @@ def test_a_provider_that_cannot_keep_fp32_is_named() -> None:
     assert "TF32" in about and "merge otherwise" in about
     plain = providers.describe("1.31", [ort.CPU], providers.Choice((ort.CPU,)))
     assert "otherwise" not in plain
+
+
+THREADS = """
+import os, sys
+from atm_export.cli import main
+assert "torch" not in sys.modules, "its threads read the policy as it is loaded"
+assert main(["list"]) == 0
+print("policy", os.environ["OMP_WAIT_POLICY"])
+"""
+
+
+@pytest.mark.parametrize("given", [None, "ACTIVE"])
+def test_threads_of_pytorch_sleep_unless_the_user_says_otherwise(given: str | None) -> None:
+    names = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment = names | ({"OMP_WAIT_POLICY": given} if given else {})
+    run = subprocess.run(
+        [sys.executable, "-c", THREADS], capture_output=True, text=True, env=environment
+    )
+    ended(run)
+    assert f"policy {given or 'PASSIVE'}" in run.stdout.splitlines()
