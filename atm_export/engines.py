@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from atm_export import artifacts, place
-from atm_export.artifacts import WorkFolder
+from atm_export import place
 from atm_export.backends.runner import Array
 from atm_export.backends.tensorrt.api import Api, gpu_sm, load_api
 from atm_export.backends.tensorrt.build import BuildFailedError, engine_from_onnx
@@ -25,7 +24,9 @@ from atm_export.backends.tensorrt.cut import FailingPart, failing_part
 from atm_export.backends.tensorrt.runner import TensorRTRunner
 from atm_export.backends.tensorrt.settings import EngineSettings, Precision
 from atm_export.errors import EngineBuildError, OutputError, ParityError
-from atm_export.evaluate.engine import (
+from atm_export.graph import lint
+from atm_export.graph.optimize import emulated, quantized, with_facts, with_outputs, with_precision
+from atm_export.measure.engine import (
     BATCHES,
     ROUNDS,
     Expected,
@@ -33,16 +34,16 @@ from atm_export.evaluate.engine import (
     engine_speed,
     recommend,
 )
-from atm_export.evaluate.job import Job, Progress
-from atm_export.graph import lint
-from atm_export.graph.optimize import emulated, quantized, with_facts, with_outputs, with_precision
+from atm_export.measure.job import Job, Progress
 from atm_export.model.calibrate import measured_r
 from atm_export.model.reference import run_reference
-from atm_export.runfolder import load_manifest, sha256
-from atm_export.validate.calibration import linear_inputs, ranges
-from atm_export.validate.inputs import cases
-from atm_export.validate.matching import require_matching
-from atm_export.validate.precision import PrecisionProof, compare_precision
+from atm_export.prove.calibration import linear_inputs, ranges
+from atm_export.prove.inputs import cases
+from atm_export.prove.matching import require_matching
+from atm_export.prove.precision import PrecisionProof, compare_precision
+from atm_export.runs import writing
+from atm_export.runs.reading import load_manifest, sha256
+from atm_export.runs.writing import WorkFolder
 
 IMAGES = 32  # that lower precisions are calibrated on and compared with FP32
 NOT_RUN = "built ahead of time; not run: no GPU"
@@ -129,14 +130,14 @@ def add_engines(
     entries = dict(manifest.get("engines", {}))
     missing = [p for p in settings.precisions if not _there(out, entries.get(wanted[p]), keys[p])]
     if missing:
-        with artifacts.working(out, str(manifest["run_key"])) as work:
+        with writing.working(out, str(manifest["run_key"])) as work:
             for precision in missing:
                 name = wanted[precision]
                 build = Build(precision, name, settings, api, sms[precision])
                 entry = _add_one(work, out, source, build, progress)
                 entries[name] = {"key": keys[precision], **entry}
                 files = [name, *([] if precision is Precision.FP32 else [_graph_name(precision)])]
-                artifacts.extend(work, out, files, {"engines": entries})
+                writing.extend(work, out, files, {"engines": entries})
     return {name: entries[name] for name in wanted.values()}
 
 
@@ -297,7 +298,7 @@ def _key(
     settings: EngineSettings,
     sms: Sequence[int],
 ) -> str:
-    return artifacts.run_key(
+    return writing.run_key(
         {
             "run": manifest["run_key"],
             "precision": precision.value,

@@ -10,29 +10,30 @@ from typing import Any
 
 import onnx
 
-from atm_export import artifacts, place
-from atm_export.artifacts import WorkFolder
+from atm_export import place
 from atm_export.backends.tensorrt.settings import EngineSettings
 from atm_export.bounds import checked_threads
 from atm_export.config import RunConfig
 from atm_export.errors import ConfigError
-from atm_export.evaluate.images import ImageSet, load_images
-from atm_export.evaluate.insight import STUDIED, study
-from atm_export.evaluate.job import Job, Progress, plan_job
-from atm_export.evaluate.measure import measure, measure_latency
 from atm_export.graph import lint
 from atm_export.graph.optimize import with_facts, with_outputs
+from atm_export.measure.data.images import ImageSet, load_images
+from atm_export.measure.export import measure, measure_latency
+from atm_export.measure.insight import STUDIED, study
+from atm_export.measure.job import Job, Progress, plan_job
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.zoo import load_model
 from atm_export.ort import use_threads
+from atm_export.prove.golden_vectors import FILE as GOLDEN
+from atm_export.prove.golden_vectors import golden_vectors
+from atm_export.prove.ladder import LadderResult, Subject, climb
 from atm_export.report.documents import read_report
 from atm_export.report.facts import manifest_facts, summarize_method
 from atm_export.report.page import FILE as REPORT
 from atm_export.report.results import add_results, draw_report, pictures_of
-from atm_export.runfolder import check_fields
-from atm_export.validate.golden import FILE as GOLDEN
-from atm_export.validate.golden import golden_vectors
-from atm_export.validate.ladder import LadderResult, Subject, climb
+from atm_export.runs import writing
+from atm_export.runs.reading import check_fields
+from atm_export.runs.writing import WorkFolder
 
 PROVEN_ON = 32  # real images
 FILES = ("model.onnx", "config.yaml", "report.json", GOLDEN, REPORT)
@@ -66,7 +67,7 @@ def export(
     artifacts marked "unproven".
     """
     checked_threads(threads)
-    artifacts.refuse_loss(out, FILES, force=force)
+    writing.refuse_loss(out, FILES, force=force)
     out = place.plain(out)
     if engines is not None:
         _check_engines(engines)
@@ -77,11 +78,11 @@ def export(
     key = _run_key(config, model, images, calibration)
     outcome = None if force else _reusable(config, out, key)
     if outcome is not None:
-        artifacts.drop_leftovers(out)
+        writing.drop_leftovers(out)
     if outcome is not None and engines is None:
         return outcome
     if outcome is None:
-        with artifacts.working(out, key) as work:
+        with writing.working(out, key) as work:
             job = plan_job(config, model, images, calibration, progress)
             outcome = _export(job, out, work, threads, benchmark, progress, force=force)
     else:
@@ -113,9 +114,7 @@ def _export(
     model, images = job.model, job.images
     traced, shipped = translate(job, work, progress)
     progress("proving parity")
-    subject = Subject(
-        model.backbone, job.plan, traced, shipped, model.preprocessing, job.config.uint8_input
-    )
+    subject = Subject(model, job.plan, traced, shipped, job.config.uint8_input)
     proof = climb(
         subject, images.pixels[:PROVEN_ON], lambda text: progress(f"proving parity: {text}")
     )
@@ -200,7 +199,7 @@ def facts_of(job: Job, proof: LadderResult) -> dict[str, Any]:
         "notes": list(job.model.notes),
         "images": {"source": job.images.source, "count": len(job.images.pixels)},
         "parity": proof.facts(),
-        "versions": artifacts.versions(),
+        "versions": writing.versions(),
     }
 
 
@@ -226,35 +225,35 @@ def write(
     work.write(GOLDEN, golden)
     facts = {
         "status": "proven" if proven else "unproven",
-        "versions": artifacts.versions(),
+        "versions": writing.versions(),
         "golden": golden_facts,
         **manifest_facts(job.config, job.model, job.plan),
     }
     draw_report(work, [name for name in FILES if name != REPORT], facts, pictures)
-    return artifacts.publish(work, out, list(FILES), facts, force=force)
+    return writing.publish(work, out, list(FILES), facts, force=force)
 
 
 def _run_key(config: RunConfig, model: LoadedModel, images: ImageSet, calibration: ImageSet) -> str:
-    return artifacts.run_key(
+    return writing.run_key(
         {
             "config": config.digest(),
             "weights": model.weights["sha256"],
             "images": images.digest(),
             "calibration": calibration.digest(),
-            "versions": artifacts.versions(),
+            "versions": writing.versions(),
         }
     )
 
 
 def _reusable(config: RunConfig, out: Path, key: str) -> Outcome | None:
     """The finished, proven run in `out` if it is this one; ConfigError if it is another."""
-    manifest = artifacts.read_manifest(out)
-    if manifest is None and (out / artifacts.MANIFEST).exists():
+    manifest = writing.read_manifest(out)
+    if manifest is None and (out / writing.MANIFEST).exists():
         raise ConfigError(
             f"{out} holds a run that this atm-export cannot read; "
             "give --force to replace it, or another --out"
         )
-    if manifest is None or artifacts.broken_files(out, manifest):
+    if manifest is None or writing.broken_files(out, manifest):
         return None
     if manifest.get("run_key") == key and manifest.get("status") == "proven":
         check_fields(out, manifest)

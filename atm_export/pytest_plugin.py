@@ -78,7 +78,7 @@ class ProofItem(pytest.Item):
 
     def runtest(self) -> None:
         if self.name == "manifest":
-            from atm_export.runfolder import open_run
+            from atm_export.runs.reading import open_run
 
             open_run(self.folder)
         elif self.name == "golden":
@@ -109,7 +109,7 @@ def verified(config: pytest.Config, folder: Path) -> Verified:
 
 def _prove_eager(folder: Path) -> None:
     try:
-        from atm_export.validate.again import NotHere, prove_again
+        from atm_export.prove.finished import NotHere, prove_again
     except ImportError as error:
         pytest.skip(f"the eager reference needs the exporter's packages ({error.name} is missing)")
     try:

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from atm_export import place
-from atm_export.artifacts import working
 from atm_export.errors import ConfigError
 from atm_export.preprocess import normalize
-from atm_export.runfolder import Run, open_run, read_checked
-from atm_export.runtime.golden_file import read_golden
+from atm_export.runs.golden import read_golden
+from atm_export.runs.reading import Run, open_run, read_checked
+from atm_export.runs.writing import working
 from atm_export.runtime.pictures import preprocessing
 
 MAX_BATCH = 32

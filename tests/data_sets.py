@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from atm_export.evaluate.decode import decode
-from atm_export.evaluate.samples import Samples
+from atm_export.measure.data.decode import decode
+from atm_export.measure.data.samples import Samples
 from atm_export.preprocess import Preprocessing
 
 HOW = Preprocessing((16, 16), 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -23,11 +23,12 @@ from atm_export.model.reference import Trace, run_reference
 from atm_export.model.schedule import MergePlan
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import Preprocessing
+from atm_export.prove.ladder import Subject, climb
+from atm_export.prove.results import LadderResult
 from atm_export.rewrite.twin import Twin
-from atm_export.validate.ladder import LadderResult, Subject, climb
 from tests.exports import export
 from tests.shared_data import golden, golden_images, golden_weights, shared
-from tests.tiny import MEAN, STD, adaptive_plan, decided_images, tome_plan
+from tests.tiny import MEAN, STD, adaptive_plan, decided_images, loaded, tome_plan
 
 ATOL = 2e-5  # FP32 against FP64 differs by at most 3.4e-6 on these weights
 BLOCKS = ("block1", "blockhalf", "blocklast")
@@ -106,7 +107,7 @@ def prove(backbone: Backbone, plan: MergePlan) -> LadderResult:
     assert lint.lint(made.traced) == []
     how = Preprocessing(backbone.image_size, 1.0, "bicubic", MEAN, STD)
     images = pixels(backbone.image_size[0])
-    result = climb(Subject(backbone, plan, made.traced, made.shipped, how, False), images)
+    result = climb(Subject(loaded(backbone, how), plan, made.traced, made.shipped, False), images)
     assert result.differences == ()
     merged = {rung.case: rung.merged_tokens for rung in result.rungs if rung.name == "onnx"}
     for batch in (1, 3, 8):

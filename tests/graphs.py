@@ -6,9 +6,9 @@ from typing import Any
 
 import onnx
 
-from atm_export.evaluate.images import load_images
-from atm_export.evaluate.job import plan_job
 from atm_export.graph.optimize import with_facts, with_outputs
+from atm_export.measure.data.images import load_images
+from atm_export.measure.job import plan_job
 from atm_export.model.zoo import load_model
 from atm_export.report.facts import manifest_facts
 from atm_export.resolve import Choice, resolve

@@ -9,17 +9,17 @@ import numpy as np
 import onnx
 
 from atm_export import pipeline
-from atm_export.artifacts import WorkFolder, working
-from atm_export.evaluate.images import ImageSet
-from atm_export.evaluate.insight import study
-from atm_export.evaluate.job import Job
-from atm_export.evaluate.measure import measure
+from atm_export.measure.data.images import ImageSet
+from atm_export.measure.export import measure
+from atm_export.measure.insight import study
+from atm_export.measure.job import Job
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.plan import plan_for
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import Preprocessing
+from atm_export.prove.results import LadderResult
 from atm_export.resolve import Choice, resolve
-from atm_export.validate.ladder import LadderResult
+from atm_export.runs.writing import WorkFolder, working
 from tests.exports import VARIANTS, exported
 from tests.shared_data import shared
 from tests.tiny import MEAN, SIZE, STD

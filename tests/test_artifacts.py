@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from atm_export.artifacts import (
+from atm_export.errors import OutputError
+from atm_export.runs.writing import (
     MANIFEST,
     broken_files,
     publish,
@@ -16,7 +17,6 @@ from atm_export.artifacts import (
     versions,
     working,
 )
-from atm_export.errors import OutputError
 
 
 def test_publish_writes_files_and_a_manifest_that_verifies(tmp_path: Path) -> None:

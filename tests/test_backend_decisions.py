@@ -16,8 +16,8 @@ import pytest
 from atm_export import demo, ort
 from atm_export.backends.onnxruntime import OnnxRuntimeRunner
 from atm_export.backends.runner import Array
-from atm_export.evaluate.images import ImageSet
-from atm_export.evaluate.job import Job, plan_job
+from atm_export.measure.data.images import ImageSet
+from atm_export.measure.job import Job, plan_job
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import crop, read_images
 from atm_export.resolve import Choice, resolve

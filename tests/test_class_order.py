@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from atm_export.errors import ClassOrderError, ConfigError, DataError
-from atm_export.evaluate.classes import Numbering, natural
-from atm_export.evaluate.samples import open_samples
-from atm_export.evaluate.tune import _samples
+from atm_export.measure.data.classes import Numbering, natural
+from atm_export.measure.data.samples import open_samples
+from atm_export.measure.tune.tune import _samples
 from tests.data_sets import by_shade, save
 
 TEN = [f"class{i}" for i in range(1, 11)]

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from atm_export import demo, pipeline
-from atm_export.artifacts import broken_files, read_manifest, sha256
 from atm_export.backends.onnxruntime import OnnxRuntimeRunner
 from atm_export.cli import main
 from atm_export.config import ModelSpec, load_model_config
@@ -22,8 +21,9 @@ from atm_export.model.reference import run_reference
 from atm_export.model.schedule import plan_merges
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import crop, normalize
+from atm_export.prove.results import Difference, LadderResult
 from atm_export.resolve import Choice, resolve
-from atm_export.validate.ladder import Difference, LadderResult
+from atm_export.runs.writing import broken_files, read_manifest, sha256
 from tests.runs import run_command
 
 DEMO_WEIGHTS = demo.FOLDER / "weights.safetensors"

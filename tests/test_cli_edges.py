@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 
 from atm_export import cli, pipeline
-from atm_export.artifacts import broken_files, read_manifest
 from atm_export.cli import HELP, main
 from atm_export.config import ModelSpec, RunConfig, load_model_config
 from atm_export.errors import AtmExportError
-from atm_export.evaluate import job as evaluated_job
+from atm_export.measure import job as evaluated_job
 from atm_export.model.zoo import load_model
 from atm_export.resolve import USES, Choice
+from atm_export.runs.writing import broken_files, read_manifest
 from tests.runs import run_command
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,13 +22,13 @@ from atm_export.comparison import (
     smallest,
 )
 from atm_export.errors import GoldenMismatchError, NonFiniteError, ParityError
-from atm_export.evaluate.objective import Limits, violation
+from atm_export.measure.tune.objective import Limits, violation
+from atm_export.prove import compare, finished
+from atm_export.prove.margins import count_margin
+from atm_export.prove.results import Difference, LadderResult, Rung
 from atm_export.runtime import Session, check_golden, load
 from atm_export.runtime import session as session_module
 from atm_export.runtime.prove import Verified
-from atm_export.validate import again, ladder
-from atm_export.validate.ladder import LadderResult, Rung
-from atm_export.validate.margins import count_margin
 from tests.test_report import REPORT, printed
 
 NAN, INF = float("nan"), float("inf")
@@ -119,23 +119,23 @@ def test_the_eager_proof_fails_on_nan_and_on_another_top1(demo_folder: Path) -> 
         folder = SimpleNamespace(folder=demo_folder)
         return SimpleNamespace(outputs=lambda image: found, run_folder=folder)
 
-    assert again._compare(answer(1, 2, 5), None, logits, 1) == 0
+    assert finished._compare(answer(1, 2, 5), None, logits, 1) == 0
     for wrong in (answer(1, 2, NAN), answer(NAN, 2, 5), answer(1, 2, 5.1)):
         with pytest.raises(ParityError, match="batch 1 against the eager reference"):
-            again._compare(wrong, None, logits, 1)
+            finished._compare(wrong, None, logits, 1)
 
 
 def test_the_eager_proof_looks_at_top1(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lead of up to twice the tolerance may go either way; a larger one may not."""
-    monkeypatch.setattr(again, "FP32_LOGITS", replace(again.FP32_LOGITS, logits=1.0))
+    monkeypatch.setattr(finished, "FP32_LOGITS", replace(finished.FP32_LOGITS, logits=1.0))
     found = {"logits": np.array([[6.0, 5.9]], np.float32)}
     session = SimpleNamespace(outputs=lambda image: found, run_folder=SimpleNamespace(folder="x"))
-    assert again._compare(session, None, torch.tensor([[5.5, 6.5]]), 1) == pytest.approx(0.6)  # type: ignore[arg-type]
-    monkeypatch.setattr(again, "FP32_LOGITS", replace(again.FP32_LOGITS, logits=2.0))
+    assert finished._compare(session, None, torch.tensor([[5.5, 6.5]]), 1) == pytest.approx(0.6)  # type: ignore[arg-type]
+    monkeypatch.setattr(finished, "FP32_LOGITS", replace(finished.FP32_LOGITS, logits=2.0))
     lead = {"logits": np.array([[5.0, 4.9]], np.float32)}
     session = SimpleNamespace(outputs=lambda image: lead, run_folder=SimpleNamespace(folder="x"))
     with pytest.raises(ParityError, match="another top-1"):
-        again._compare(session, None, torch.tensor([[3.0, 7.1]]), 1)  # type: ignore[arg-type]
+        finished._compare(session, None, torch.tensor([[3.0, 7.1]]), 1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("which", ["ours", "theirs", "both"])
@@ -147,16 +147,16 @@ def test_the_ladder_fails_on_nan_of_either_side(which: str) -> None:
     def quiet() -> torch.Tensor:
         return torch.zeros(2)
 
-    assert ladder._compare_logits(good, good, quiet) is None
-    assert ladder._compare_logits(ours, theirs, quiet) == "logits are not finite"
-    nan = ladder._compare_logits(good, good + 0.1, lambda: torch.tensor([NAN, NAN]))
+    assert compare._compare_logits(good, good, quiet) is None
+    assert compare._compare_logits(ours, theirs, quiet) == "logits are not finite"
+    nan = compare._compare_logits(good, good + 0.1, lambda: torch.tensor([NAN, NAN]))
     assert nan is not None and "differ" in nan
 
 
 def test_a_proof_with_nan_is_written_and_shown() -> None:
     rungs = (Rung("onnx", "a", 1e-6, 1.0, 1.0, 0), Rung("onnx", "b", NAN, NAN, 0.5, 0))
     for order in (rungs, rungs[::-1]):
-        facts = LadderResult(order, (ladder.Difference("onnx", "b", "NaN"),)).facts()
+        facts = LadderResult(order, (Difference("onnx", "b", "NaN"),)).facts()
         assert facts["logits_max_abs"] is None and facts["cosine_min"] is None
         assert facts["top1_agreement"] == 0.5
         json.dumps(facts, allow_nan=False)

@@ -23,13 +23,13 @@ from atm_export.model.reference import run_reference
 from atm_export.model.schedule import MergePlan
 from atm_export.model.vit import TimmBackbone
 from atm_export.preprocess import Preprocessing, normalize, read_image, read_images
-from atm_export.runfolder import MANIFEST, sealed
+from atm_export.prove.finished import _rebuilt
+from atm_export.prove.golden_vectors import FILE as GOLDEN
+from atm_export.prove.golden_vectors import scene
+from atm_export.runs.reading import MANIFEST, sealed
+from atm_export.runs.tensors import packed, read_tensors
 from atm_export.runtime import load
 from atm_export.runtime.session import Session
-from atm_export.tensors import packed, read_tensors
-from atm_export.validate.again import _rebuilt
-from atm_export.validate.golden import FILE as GOLDEN
-from atm_export.validate.golden import scene
 from tests.run_folders import LABELS, deit_t_run, tiny_run
 from tests.runs import ended
 from tests.shared_data import sample_images

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from atm_export.prove.golden_vectors import scene
 from atm_export.runtime import load
-from atm_export.validate.golden import scene
 from tests.runs import ended
 
 ROOT = Path(__file__).parents[1]

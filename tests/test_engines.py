@@ -24,9 +24,9 @@ from atm_export.errors import (
     GraphLintError,
     OutputError,
 )
-from atm_export.evaluate import engine as evaluated
 from atm_export.graph.optimize import with_precision
-from atm_export.runfolder import open_run
+from atm_export.measure import engine as evaluated
+from atm_export.runs.reading import open_run
 from tests.exports import exported
 from tests.runs import run_command
 
@@ -133,7 +133,7 @@ def test_an_interrupted_build_leaves_the_run_whole(
 
 
 def test_two_builds_into_one_folder_do_not_corrupt_it(built: Path, tmp_path: Path) -> None:
-    from atm_export.artifacts import working
+    from atm_export.runs.writing import working
 
     out = tmp_path / "demo"
     shutil.copytree(built, out)

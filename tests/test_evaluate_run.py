@@ -17,18 +17,18 @@ from atm_export.backends.onnxruntime import OnnxRuntimeRunner
 from atm_export.cli import main
 from atm_export.commands import evaluate as command
 from atm_export.errors import WeightsError
-from atm_export.evaluate.accuracy import Options, _count
-from atm_export.evaluate.journal import journal
-from atm_export.evaluate.run import Place, evaluate_run
-from atm_export.evaluate.runners import from_runner, runners, traced_graph
-from atm_export.evaluate.samples import open_samples
-from atm_export.evaluate.subject import load_subject
 from atm_export.graph.optimize import with_outputs
+from atm_export.measure.accuracy.batches import Options, _count
+from atm_export.measure.accuracy.evaluation import Place, evaluate_run
+from atm_export.measure.accuracy.journal import journal
+from atm_export.measure.accuracy.runners import from_runner, runners, traced_graph
+from atm_export.measure.data.samples import open_samples
+from atm_export.measure.subject import load_subject
 from atm_export.model.flops import trace_gmacs
 from atm_export.model.reference import run_reference
 from atm_export.preprocess import read_images
-from atm_export.runfolder import Run, open_run
-from atm_export.validate.intervals import share_facts, wilson
+from atm_export.prove.intervals import share_facts, wilson
+from atm_export.runs.reading import Run, open_run
 from tests.runs import run_command
 
 FAST = Options(batch=16, workers=0)
@@ -112,7 +112,7 @@ def test_an_interrupted_evaluation_loses_no_counted_batch(
 
     whole = evaluate_run(run, place, FAST)
     whole.journal.unlink()
-    monkeypatch.setattr("atm_export.evaluate.accuracy._count", stop_at_third)
+    monkeypatch.setattr("atm_export.measure.accuracy.batches._count", stop_at_third)
     options = Options(batch=8, workers=1)
     with pytest.raises(KeyboardInterrupt):
         evaluate_run(run, place, options)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from atm_export.config import Method, ModelSpec, load_model_config
-from atm_export.evaluate.imagenet import imagenet_labels
+from atm_export.measure.data.imagenet import imagenet_labels
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.reference import Trace, run_reference

@@ -12,7 +12,7 @@ from atm_export.model.merging import GRID
 from atm_export.model.reference import Decision, Trace, decide, run_batch, run_reference
 from atm_export.model.schedule import BlockMerge, MergePlan
 from atm_export.model.vit import TimmBackbone
-from atm_export.validate.follow import NotAMerge, follow
+from atm_export.prove.follow import NotAMerge, follow
 from tests.tiny import (
     adaptive_plan,
     class_token_vit,

@@ -15,12 +15,12 @@ from atm_export.model.reference import run_reference
 from atm_export.model.schedule import plan_merges
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import normalize
+from atm_export.prove.golden_vectors import MOST_BYTES, golden_vectors, scene
+from atm_export.prove.margins import trace_margin
+from atm_export.prove.tolerances import MARGIN
 from atm_export.resolve import Choice, resolve
-from atm_export.runfolder import open_run
-from atm_export.tensors import packed, read_tensors, unpacked
-from atm_export.validate.golden import MOST_BYTES, golden_vectors, scene
-from atm_export.validate.margins import trace_margin
-from atm_export.validate.tolerances import MARGIN
+from atm_export.runs.reading import open_run
+from atm_export.runs.tensors import packed, read_tensors, unpacked
 
 
 def test_the_file_is_what_safetensors_reads(demo_folder: Path) -> None:

@@ -19,18 +19,18 @@ import pytest
 from atm_export import errors
 from atm_export.cli import main
 from atm_export.config import exported_config
-from atm_export.evaluate.subject import load_subject
-from atm_export.manifest import _PREPROCESSING, check_manifest
+from atm_export.measure.subject import load_subject
 from atm_export.preprocess import _FILTERS
+from atm_export.prove.finished import prove_again
 from atm_export.pytest_plugin import ProofItem
 from atm_export.report.documents import BENCH, EVALUATION, REPORT
 from atm_export.report.page import page
-from atm_export.runfolder import MANIFEST, load_manifest, open_run, sealed
+from atm_export.runs.manifest import _PREPROCESSING, check_manifest
+from atm_export.runs.reading import MANIFEST, load_manifest, open_run, sealed
+from atm_export.runs.tensors import packed, read_tensors, unpacked
 from atm_export.runtime import load
 from atm_export.runtime.__main__ import main as slim
-from atm_export.tensors import packed, read_tensors, unpacked
 from atm_export.triton import write_repository
-from atm_export.validate.again import prove_again
 from tests.manifests import engine_facts, least_facts
 from tests.test_verify import reseal
 

@@ -10,9 +10,9 @@ import pytest
 
 from atm_export.cli import main
 from atm_export.errors import DataError
-from atm_export.evaluate.images import load_images
-from atm_export.evaluate.samples import open_samples
 from atm_export.imagefiles import printable, walk
+from atm_export.measure.data.images import load_images
+from atm_export.measure.data.samples import open_samples
 from atm_export.preprocess import list_images, read_image
 from tests.data_sets import HOW, by_shade, save, unreadable
 

@@ -11,19 +11,16 @@ import atm_export
 
 PACKAGE = Path(atm_export.__file__).parent
 ORDER = (
-    ("errors", "bounds", "comparison", "strict_json", "shapes", "manifest"),
+    ("errors", "bounds", "comparison", "strict_json", "shapes"),
     (
-        "artifacts",
         "fit",
         "imagefiles",
         "ort",
         "pictures",
-        "place",
         "preprocess",
         "registry",
-        "runfolder",
-        "tensors",
     ),
+    ("place", "runs"),
     ("demo", "photos"),
     ("runtime",),
     ("triton",),
@@ -33,8 +30,8 @@ ORDER = (
     ("rewrite",),
     ("graph",),
     ("backends",),
-    ("validate",),
-    ("evaluate",),
+    ("prove",),
+    ("measure",),
     ("report",),
     ("engines",),
     ("pipeline",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from atm_export.validate.intervals import Share, wilson
+from atm_export.prove.intervals import Share, wilson
 
 
 @pytest.mark.parametrize("count", [1, 3, 32, 6221, 10**9])

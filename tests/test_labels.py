@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from atm_export.errors import DataError
-from atm_export.evaluate.samples import open_samples
+from atm_export.measure.data.samples import open_samples
 from tests.data_sets import by_shade, png, save, tar_of
 
 

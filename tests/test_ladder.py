@@ -14,12 +14,13 @@ from onnx import numpy_helper
 
 from atm_export.errors import ParityError
 from atm_export.preprocess import Preprocessing
+from atm_export.prove import compare, ladder
+from atm_export.prove.inputs import Pixels, cases
+from atm_export.prove.ladder import Subject, climb
+from atm_export.prove.results import LadderResult
 from atm_export.rewrite.operators import similarity_limit
-from atm_export.validate import ladder
-from atm_export.validate.inputs import Pixels, cases
-from atm_export.validate.ladder import LadderResult, Subject, climb
 from tests.exports import Exported, export, exported
-from tests.tiny import MEAN, STD, threshold_plan, tiny_vit
+from tests.tiny import MEAN, STD, loaded, threshold_plan, tiny_vit
 
 HOW = Preprocessing((48, 48), 1.0, "bicubic", MEAN, STD)
 
@@ -35,7 +36,7 @@ def pixels(count: int = 12) -> Pixels:
 
 
 def subject(made: Exported, *, uint8: bool = False) -> Subject:
-    return Subject(made.backbone, made.plan, made.traced, made.shipped, HOW, uint8)
+    return Subject(loaded(made.backbone, HOW), made.plan, made.traced, made.shipped, uint8)
 
 
 @pytest.fixture
@@ -173,7 +174,7 @@ def test_logits_that_are_not_finite_are_found() -> None:
 @pytest.mark.usefixtures("one_batch_size")
 def test_another_model_is_not_proven() -> None:
     good = subject(exported("class token"))
-    refusal(climb(replace(good, backbone=tiny_vit(seed=1)), pixels()))
+    refusal(climb(replace(good, model=loaded(tiny_vit(seed=1), HOW)), pixels()))
 
 
 def test_cases_cover_what_they_say() -> None:
@@ -200,7 +201,7 @@ def test_ill_conditioned_logits_may_differ_by_their_own_noise_and_no_more() -> N
 
     def compared(gap: float, noise: float) -> str | None:
         theirs = ours + torch.tensor([[0.0, 0.0, gap], [0.0, 0.0, 0.0]])
-        return ladder._compare_logits(ours, theirs, lambda: torch.full((2,), noise))
+        return compare._compare_logits(ours, theirs, lambda: torch.full((2,), noise))
 
     assert compared(9e-5, 0.0) is None
     assert compared(2e-4, 6e-5) is None

@@ -7,7 +7,7 @@ import torch
 
 from atm_export.model.merging import GRID, Pairs
 from atm_export.model.reference import Decision, run_reference
-from atm_export.validate.margins import (
+from atm_export.prove.margins import (
     count_margin,
     decision_margin,
     first_difference,

@@ -20,9 +20,9 @@ from atm_export.backends.tensorrt.build import BuildFailedError, check_timing_ca
 from atm_export.cli import main
 from atm_export.config import Preset, add_user_preset
 from atm_export.errors import ConfigError, OutputError
-from atm_export.evaluate.journal import journal
+from atm_export.measure.accuracy.journal import journal
 from atm_export.pipeline import FILES
-from atm_export.runfolder import MANIFEST, open_run
+from atm_export.runs.reading import MANIFEST, open_run
 from tests.snapshots import snapshot
 
 ROOT = Path(__file__).resolve().parents[1]

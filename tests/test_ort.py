@@ -17,7 +17,7 @@ import atm_export
 from atm_export import ort
 from atm_export.backends.onnxruntime import OnnxRuntimeRunner
 from atm_export.errors import AtmExportError, ConfigError
-from atm_export.evaluate.runners import best_providers
+from atm_export.measure.accuracy.runners import best_providers
 from atm_export.runtime import providers
 from atm_export.runtime.onnx_session import OnnxSession
 from tests.runs import ended

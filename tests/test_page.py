@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 from atm_export.cli import main
-from atm_export.evaluate.insight import Fates, information_loss
+from atm_export.measure.insight import Fates, information_loss
 from atm_export.place import LIST
 from atm_export.report.charts import Series, bars, lines, number
 from atm_export.report.page import kept_pictures, page
 from atm_export.report.pictures import png, regions, side_by_side
 from atm_export.report.results import add_results, pictures_of
-from atm_export.runfolder import open_run
+from atm_export.runs.reading import open_run
 from tests.runs import run_command
 from tests.tiny import adaptive_plan, class_token_vit, no_merges, random_images
 

@@ -19,8 +19,8 @@ from PIL import Image
 from atm_export import pictures
 from atm_export.bounds import MAX_THREADS
 from atm_export.errors import DataError, ImageSizeError
-from atm_export.evaluate.decode import decode
-from atm_export.evaluate.readers import FileReader
+from atm_export.measure.data.decode import decode
+from atm_export.measure.data.readers import FileReader
 from atm_export.pictures import as_rgb, check_size, read_rgb
 from atm_export.preprocess import Preprocessing, crop, read_image
 from atm_export.runtime.pictures import batch_of, decoded

@@ -14,10 +14,10 @@ from atm_export.errors import ParityError
 from atm_export.graph.lint import lint
 from atm_export.graph.lint_tensorrt import check_for_tensorrt
 from atm_export.graph.optimize import emulated, quantized, with_outputs, with_precision
-from atm_export.validate.calibration import linear_inputs, ranges
-from atm_export.validate.intervals import Share
-from atm_export.validate.matching import lowered_matching, require_matching
-from atm_export.validate.precision import compare_precision, judge
+from atm_export.prove.calibration import linear_inputs, ranges
+from atm_export.prove.intervals import Share
+from atm_export.prove.matching import lowered_matching, require_matching
+from atm_export.prove.precision import compare_precision, judge
 from tests.exports import VARIANTS, decided, exported
 from tests.lowered import lowering
 

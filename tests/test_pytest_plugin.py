@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from atm_export.errors import ParityError, WeightsError
+from atm_export.prove import finished
 from atm_export.runtime import load
-from atm_export.validate import again
 from tests.run_folders import deit_t_run
 from tests.runs import ended
 from tests.test_verify import reseal
@@ -89,19 +89,19 @@ def test_a_changed_run_fails_in_one_line(uint8_folder: Path, tmp_path: Path) -> 
 def test_the_reference_is_built_again_and_compared(
     demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert again.prove_again(demo_folder) < 1e-4
+    assert finished.prove_again(demo_folder) < 1e-4
     run = Path(shutil.copytree(demo_folder, tmp_path / "run"))
     manifest = dict(load(run).manifest)
     reseal(run, weights={**manifest["weights"], "sha256": "0" * 64})
     with pytest.raises(WeightsError, match="not the weights of the export"):
-        again.prove_again(run)
+        finished.prove_again(run)
     gone = {**manifest["config"], "model": {**manifest["config"]["model"], "weights": "gone.pth"}}
     reseal(run, config=gone)
-    with pytest.raises(again.NotHere, match="not at hand"):
-        again.prove_again(run)
-    monkeypatch.setattr(again, "FP32_LOGITS", replace(again.FP32_LOGITS, logits=-1.0))
+    with pytest.raises(finished.NotHere, match="not at hand"):
+        finished.prove_again(run)
+    monkeypatch.setattr(finished, "FP32_LOGITS", replace(finished.FP32_LOGITS, logits=-1.0))
     with pytest.raises(ParityError, match="batch 1 against the eager reference: differs"):
-        again.prove_again.__wrapped__(demo_folder)
+        finished.prove_again.__wrapped__(demo_folder)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import pytest
 
 from atm_export.cli import app, main
-from atm_export.runfolder import open_run
+from atm_export.runs.reading import open_run
 from tests.snapshots import snapshot
 
 LINES, SEED, PER_TEST = 200, 10, 20

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from atm_export import pipeline
-from atm_export.runfolder import open_run
-from atm_export.validate.ladder import LadderResult
+from atm_export.prove.results import LadderResult
+from atm_export.runs.reading import open_run
 from tests.runs import run_command
 from tests.shared_data import shared
 

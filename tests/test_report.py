@@ -12,9 +12,9 @@ from markupsafe import escape
 from rich.console import Console
 
 from atm_export.config import MethodName, ModelSpec, load_model_config
-from atm_export.evaluate.images import ImageSet
-from atm_export.evaluate.job import Job
-from atm_export.evaluate.measure import measure
+from atm_export.measure.data.images import ImageSet
+from atm_export.measure.export import measure
+from atm_export.measure.job import Job
 from atm_export.model.flops import linear_weights
 from atm_export.model.schedule import MergePlan, plan_merges, thresholds
 from atm_export.model.zoo import load_model

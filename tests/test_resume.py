@@ -14,11 +14,11 @@ import pytest
 
 from atm_export.cli import main
 from atm_export.errors import OutputError
-from atm_export.evaluate.accuracy import Options, _count
-from atm_export.evaluate.journal import _line, journal
-from atm_export.evaluate.resume import Counted
-from atm_export.evaluate.run import Evaluation, Place, evaluate_run
-from atm_export.runfolder import open_run
+from atm_export.measure.accuracy.batches import Options, _count
+from atm_export.measure.accuracy.evaluation import Evaluation, Place, evaluate_run
+from atm_export.measure.accuracy.journal import _line, journal
+from atm_export.measure.accuracy.resume import Counted
+from atm_export.runs.reading import open_run
 from tests.data_sets import png, tar_of
 
 OPTIONS = Options(batch=8, workers=0)
@@ -45,7 +45,7 @@ def stopped_before(monkeypatch: pytest.MonkeyPatch, batches: int) -> list[int]:
         counted.append(1)
         return _count(*arguments)
 
-    monkeypatch.setattr("atm_export.evaluate.accuracy._count", count)
+    monkeypatch.setattr("atm_export.measure.accuracy.batches._count", count)
     return counted
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from atm_export import errors
-from atm_export.artifacts import extend, publish, working
-from atm_export.runfolder import MANIFEST, load_manifest, open_run, sealed
+from atm_export.runs.reading import MANIFEST, load_manifest, open_run, sealed
+from atm_export.runs.writing import extend, publish, working
 from tests.manifests import FILES, engine_facts, least_facts
 
 

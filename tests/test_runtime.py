@@ -22,7 +22,7 @@ from atm_export.errors import (
     RunFolderError,
     RuntimeVersionError,
 )
-from atm_export.runfolder import open_run
+from atm_export.runs.reading import open_run
 from atm_export.runtime import Session, check_golden, load, providers
 from atm_export.runtime.onnx_session import check_version
 from tests.shared_data import sample_images

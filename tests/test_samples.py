@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from atm_export.errors import ConfigError, DataError
-from atm_export.evaluate.decode import decode
-from atm_export.evaluate.samples import open_samples
+from atm_export.measure.data.decode import decode
+from atm_export.measure.data.samples import open_samples
 from tests.data_sets import HOW, SYNSETS, by_shade, png, save, tar_of
 
 

@@ -28,8 +28,8 @@ import uvicorn
 from PIL import Image
 from uvicorn.server import ServerState
 
+from atm_export.prove.golden_vectors import scene
 from atm_export.runtime import load
-from atm_export.validate.golden import scene
 from tests.run_folders import real_run, tiny_run
 from tests.runs import ended
 from tests.shared_data import sample_images, shared

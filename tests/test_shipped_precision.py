@@ -13,14 +13,14 @@ from atm_export.backends.tensorrt.settings import Precision
 from atm_export.cli import main
 from atm_export.engines import EngineSource, source_of, typed_graph
 from atm_export.errors import ParityError
-from atm_export.evaluate.images import load_images
-from atm_export.evaluate.job import plan_job
 from atm_export.graph.optimize import emulated, with_precision
+from atm_export.measure.data.images import load_images
+from atm_export.measure.job import plan_job
 from atm_export.model.zoo import load_model
+from atm_export.prove.matching import require_matching
+from atm_export.prove.precision import compare_precision
 from atm_export.resolve import Choice, resolve
-from atm_export.runfolder import open_run
-from atm_export.validate.matching import require_matching
-from atm_export.validate.precision import compare_precision
+from atm_export.runs.reading import open_run
 from tests.lowered import lowering
 from tests.shared_data import shared
 

@@ -70,7 +70,7 @@ def counted_gmacs(backbone: Backbone) -> float:
     backbone.plain(random_images(1, size=backbone.image_size))
     for hook in hooks:
         hook.remove()
-    n = backbone.grid[0] * backbone.grid[1] + backbone.prefix
+    n = backbone.tokens
     total += sum(2 * n * n * part.heads * part.head_dim for part in backbone.parts())
     return total / 1e9
 

@@ -14,12 +14,12 @@ from onnx import numpy_helper, parser
 from atm_export.graph.lint import lint
 from atm_export.model.merging import GRID
 from atm_export.preprocess import Preprocessing
+from atm_export.prove import ladder
+from atm_export.prove.inputs import cases
+from atm_export.prove.ladder import Subject, climb
 from atm_export.rewrite.operators import EMPTY, GUARD, LEAST, NOWHERE, STRIDE, Capacity, ranking
-from atm_export.validate import ladder
-from atm_export.validate.inputs import cases
-from atm_export.validate.ladder import Subject, climb
 from tests.exports import Exported, export
-from tests.tiny import MEAN, STD, adaptive_plan, tiny_vit
+from tests.tiny import MEAN, STD, adaptive_plan, loaded, tiny_vit
 
 PATCH = 8
 SIDES = {197: 14, 577: 24, 1025: 32, 2305: 48}  # tokens: patches a side, and the class token
@@ -45,7 +45,8 @@ def test_the_ladder_at_many_tokens(
     how = Preprocessing((side, side), 1.0, "bicubic", MEAN, STD)
     images = np.random.default_rng(3).integers(0, 256, (4, side, side, 3), dtype=np.uint8)
     result = climb(
-        Subject(export.backbone, export.plan, export.traced, export.shipped, how, False), images
+        Subject(loaded(export.backbone, how), export.plan, export.traced, export.shipped, False),
+        images,
     )
     assert result.differences == ()
     as_configured = [r.merged_tokens for r in result.rungs if r.case == "noise, batch 2"]

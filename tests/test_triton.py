@@ -16,8 +16,8 @@ from google.protobuf import text_format
 
 from atm_export import errors
 from atm_export.cli import main
-from atm_export.runfolder import MANIFEST, sealed
-from atm_export.tensors import read_tensors
+from atm_export.runs.reading import MANIFEST, sealed
+from atm_export.runs.tensors import read_tensors
 from atm_export.triton import write_repository
 from tests.manifests import engine_facts
 from tests.runs import run_command

@@ -22,8 +22,8 @@ from atm_export.config import (
     load_model_config,
     user_config_folder,
 )
-from atm_export.evaluate.objective import Known, Limits, know, score, violation
-from atm_export.evaluate.tuning import (
+from atm_export.measure.tune.objective import Known, Limits, know, score, violation
+from atm_export.measure.tune.search import (
     SPACE,
     LocalWorkers,
     Search,
@@ -212,7 +212,7 @@ def test_two_ray_nodes_and_one_of_them_dies(known: Known, tmp_path: Path) -> Non
     ray = pytest.importorskip("ray", reason="needs atm-export[ray]")
     from ray.cluster_utils import Cluster
 
-    from atm_export.evaluate.ray_workers import RayWorkers
+    from atm_export.measure.tune.ray_workers import RayWorkers
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:

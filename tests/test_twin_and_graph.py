@@ -15,10 +15,10 @@ from atm_export.model.merging import GRID, grid_threshold
 from atm_export.model.reference import Trace, run_reference
 from atm_export.model.schedule import MergePlan
 from atm_export.preprocess import Preprocessing, normalize
+from atm_export.prove.margins import trace_margin
+from atm_export.prove.tolerances import MARGIN
 from atm_export.rewrite.operators import similarity_limit
 from atm_export.rewrite.twin import Twin
-from atm_export.validate.margins import trace_margin
-from atm_export.validate.tolerances import MARGIN
 from tests.exports import ADAPTIVE, FIXED, VARIANTS, decided, export, exported, run_onnx
 from tests.tiny import (
     MEAN,

@@ -62,14 +62,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from atm_export.artifacts import versions
 from atm_export.backends.onnxruntime import OnnxRuntimeRunner
 from atm_export.config import RunConfig
 from atm_export.errors import AtmExportError, ConfigError
-from atm_export.evaluate import latency
-from atm_export.evaluate.images import load_images
 from atm_export.graph.assemble import onnx_from_model
 from atm_export.graph.optimize import optimize, with_outputs
+from atm_export.measure.data.images import load_images
+from atm_export.measure.speed import latency
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.calibrate import frozen_gmacs, measured_r, paper_r
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
@@ -80,6 +79,7 @@ from atm_export.model.zoo import load_model
 from atm_export.ort import use_threads
 from atm_export.preprocess import normalize
 from atm_export.resolve import Choice, resolve
+from atm_export.runs.writing import versions
 
 BASELINE = "timm"
 CANDIDATES = (BASELINE, "none", "atm", "frozen")

@@ -23,7 +23,7 @@ import torch
 
 from atm_export.config import Method, MethodName, OperatingPoint
 from atm_export.errors import OutputError
-from atm_export.evaluate.samples import open_samples
+from atm_export.measure.data.samples import open_samples
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.reference import run_reference
@@ -31,8 +31,8 @@ from atm_export.model.schedule import MergePlan, plan_merges
 from atm_export.model.zoo import load_model
 from atm_export.place import put_files, refuse_loss
 from atm_export.preprocess import normalize, read_image
+from atm_export.prove.intervals import share_facts
 from atm_export.resolve import Choice, resolve
-from atm_export.validate.intervals import share_facts
 
 POINTS = (  # seven rows of table A2, DeiT-T, and a cheaper one of the same grid
     (0.98, 0.035, 0.93),

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from atm_export.config import Method, ModelSpec, load_model_config
-from atm_export.evaluate.imagenet import imagenet_labels
+from atm_export.measure.data.imagenet import imagenet_labels
 from atm_export.model import vit  # noqa: F401  (registers the family)
 from atm_export.model.backbone import families
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs

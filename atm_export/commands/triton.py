@@ -32,7 +32,7 @@ def triton(
 
 def write_all(run: Path, repository: Path) -> None:
     """The run for ONNX Runtime, and each engine that Triton can load under a name of its own."""
-    from atm_export.runfolder import open_run
+    from atm_export.runs.reading import open_run
     from atm_export.triton import SERVED_FLAVOR, default_name, write_repository
 
     opened = open_run(run)

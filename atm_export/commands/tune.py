@@ -15,11 +15,11 @@ from atm_export import place
 from atm_export.bounds import checked_threads
 from atm_export.commands.numbers import Whole
 from atm_export.config import Preset, add_user_preset, check_preset, file_name
-from atm_export.evaluate.classes import ClassOrder
-from atm_export.evaluate.objective import Known, Limits
-from atm_export.evaluate.tune import Task, Tuned, require
-from atm_export.evaluate.tune import tune as run_tune
-from atm_export.evaluate.tuning import LocalWorkers, Workers, load_optuna, pareto
+from atm_export.measure.data.classes import ClassOrder
+from atm_export.measure.tune.objective import Known, Limits
+from atm_export.measure.tune.search import LocalWorkers, Workers, load_optuna, pareto
+from atm_export.measure.tune.tune import Task, Tuned, require
+from atm_export.measure.tune.tune import tune as run_tune
 from atm_export.report.front import front_csv, front_svg
 
 FILES = ("pareto.csv", "pareto.svg", "tune.json")
@@ -114,7 +114,7 @@ def tune(
     def make_workers(backbone: Any, known: Known, limits: Limits) -> Workers:
         if ray is None:
             return LocalWorkers(backbone, known, limits)
-        from atm_export.evaluate.ray_workers import RayWorkers
+        from atm_export.measure.tune.ray_workers import RayWorkers
 
         return RayWorkers(ray, backbone, known, limits)
 

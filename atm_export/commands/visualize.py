@@ -10,11 +10,11 @@ from cyclopts import Parameter
 
 from atm_export import place
 from atm_export.errors import ConfigError
-from atm_export.evaluate.insight import fates
-from atm_export.evaluate.subject import load_subject
+from atm_export.measure.insight import fates
+from atm_export.measure.subject import load_subject
 from atm_export.preprocess import list_images, read_image
 from atm_export.report.pictures import png, regions, side_by_side
-from atm_export.runfolder import open_run
+from atm_export.runs.reading import open_run
 
 
 def visualize(
@@ -50,7 +50,7 @@ def visualize(
         draw = regions if plain else side_by_side
         picture = png(draw(pixels, fate.maps[0].numpy(), backbone.grid))
         place.put_files(out, {name: picture})
-        patches = backbone.grid[0] * backbone.grid[1]
+        patches = backbone.patches
         print(
             f"{out / name}: {int(fate.tokens[0])} tokens of {patches + backbone.prefix}, "
             f"{float(fate.gmacs[0]):.3f} GFLOPs"

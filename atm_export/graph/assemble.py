@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from atm_export.graph import translations, translations_ragged
-from atm_export.graph.once import parsed_once
+from atm_export.graph.translation_cache import parsed_once
 from atm_export.model.backbone import Backbone
 from atm_export.model.schedule import MergePlan
 from atm_export.rewrite.twin import Merge, Twin, TwinBlock
@@ -125,7 +125,7 @@ def onnx_from_model(
     height, width = backbone.image_size
     shape = (2, height, width, 3) if uint8_input else (2, 3, height, width)
     sample = torch.zeros(shape, dtype=torch.uint8 if uint8_input else torch.float32)
-    tokens = backbone.grid[0] * backbone.grid[1] + backbone.prefix
+    tokens = backbone.tokens
     sheet = Sheet(opset)
     where = _first_map(sheet, tokens)
     sheet.constant("tokens", np.array([tokens], dtype=np.int64))
@@ -281,7 +281,7 @@ def _first_map(sheet: Sheet, tokens: int) -> str:
 
 def _model(sheet: Sheet, backbone: Backbone, plan: MergePlan, uint8_input: bool) -> onnx.ModelProto:
     height, width = backbone.image_size
-    tokens = backbone.grid[0] * backbone.grid[1] + backbone.prefix
+    tokens = backbone.tokens
     blocks = len(plan.blocks)
     size = ["batch", height, width, 3] if uint8_input else ["batch", 3, height, width]
     kind = TensorProto.UINT8 if uint8_input else TensorProto.FLOAT

@@ -5,6 +5,7 @@ A family is one file: it subclasses `Backbone` (embed, parts, head), and registe
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -60,6 +61,16 @@ class Backbone(nn.Module, ABC):
     @property
     def pooled(self) -> bool:
         return self.head_rows is None
+
+    @property
+    def patches(self) -> int:
+        """Tokens that may merge, as they are embedded."""
+        return math.prod(self.grid)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are embedded, prefix included."""
+        return self.prefix + self.patches
 
     @abstractmethod
     def embed(self, image: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def paper_r(backbone: Backbone, plan: MergePlan, gflops: float) -> tuple[int, ..
     """
     mergeable = [block is not None for block in plan.blocks]
     best: tuple[float, tuple[int, ...]] | None = None
-    for tenths in range(0, 10 * (backbone.grid[0] * backbone.grid[1]), 1):
+    for tenths in range(0, 10 * backbone.patches, 1):
         r = _spread(tenths / 10, mergeable)
         gap = abs(frozen_gmacs(backbone, plan, r) - gflops)
         if best is not None and gap > best[0]:
@@ -45,7 +45,7 @@ def paper_r(backbone: Backbone, plan: MergePlan, gflops: float) -> tuple[int, ..
 
 def frozen_gmacs(backbone: Backbone, plan: MergePlan, r: Sequence[int]) -> float:
     """GFLOPs an image of a frozen schedule."""
-    n = backbone.grid[0] * backbone.grid[1] + backbone.prefix
+    n = backbone.tokens
     tokens_in, tokens_out = [], []
     for count in r:
         tokens_in.append(n)

@@ -61,7 +61,5 @@ def trace_gmacs(backbone: Backbone, trace: Trace, merges: bool = True) -> Tensor
 
 def unmerged_gmacs(backbone: Backbone) -> float:
     """GFLOPs an image of the model without merging."""
-    n = torch.full(
-        (len(backbone.parts()), 1), backbone.grid[0] * backbone.grid[1] + backbone.prefix
-    )
+    n = torch.full((len(backbone.parts()), 1), backbone.tokens)
     return float(count_gmacs(backbone, n, n)[0])

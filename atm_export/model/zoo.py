@@ -16,7 +16,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     """The model with its weights; errors name the file, key or setting at fault."""
     model = _family(spec)(spec)
     refuse_large(sum(t.numel() for t in model.backbone.state_dict().values()), spec.name)
-    tokens = model.backbone.grid[0] * model.backbone.grid[1] + model.backbone.prefix
+    tokens = model.backbone.tokens
     if tokens > MOST_TOKENS:
         raise UnsupportedModelError(
             f"{spec.name} has {tokens} tokens, and sort keys hold {MOST_TOKENS}; "

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from atm_export.config import MergePolicy, MethodName, RunConfig
-from atm_export.evaluate.job import schedule_from
+from atm_export.measure.job import schedule_from
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.schedule import MergePlan
 
@@ -50,7 +50,7 @@ def _outputs(config: RunConfig, model: LoadedModel, plan: MergePlan) -> dict[str
             "dtype": "int64",
         }
         outputs["patch_to_token"] = {
-            "shape": ["batch", backbone.grid[0] * backbone.grid[1]],
+            "shape": ["batch", backbone.patches],
             "dtype": "int64",
         }
     return outputs

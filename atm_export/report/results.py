@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atm_export import artifacts, place
-from atm_export.artifacts import WorkFolder
-from atm_export.evaluate.insight import Fates
+from atm_export import place
+from atm_export.measure.insight import Fates
 from atm_export.report.documents import (
     BENCH,
     BENCH_FILE,
@@ -22,7 +21,9 @@ from atm_export.report.documents import (
 )
 from atm_export.report.page import FILE, kept_pictures, page, picture_section
 from atm_export.report.pictures import data_url, enlarged, regions
-from atm_export.runfolder import Run, load_manifest, open_run, sha256
+from atm_export.runs import writing
+from atm_export.runs.reading import Run, load_manifest, open_run, sha256
+from atm_export.runs.writing import WorkFolder
 
 SHOWN = 6  # easiest and hardest images in the report, of each
 REMEDY = "give a copy of the run"  # the commands that add results have no --out
@@ -81,15 +82,15 @@ def add_results(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
     """Put `files` beside the artifacts of a finished run, and draw its report anew; returns the
     new manifest."""
     manifest = load_manifest(folder)
-    with artifacts.working(folder, str(manifest["run_key"]), REMEDY) as work:
+    with writing.working(folder, str(manifest["run_key"]), REMEDY) as work:
         for name, data in files.items():
             work.write(name, data)
         if files:
-            manifest = artifacts.extend(work, folder, sorted(files), {})
+            manifest = writing.extend(work, folder, sorted(files), {})
         html = _drawn_anew(folder, manifest)
         if html is not None:
             work.write(FILE, html)
-            manifest = artifacts.extend(work, folder, [FILE], {})
+            manifest = writing.extend(work, folder, [FILE], {})
     return manifest
 
 

@@ -191,7 +191,7 @@ class Twin(nn.Module):
         self.per_image = plan.per_image
         self.backbone = backbone
         parts = backbone.parts()
-        n = self.tokens = backbone.grid[0] * backbone.grid[1] + backbone.prefix
+        n = self.tokens = backbone.tokens
         blocks: list[TwinBlock] = []
         for part, rule in zip(parts, plan.blocks, strict=True):
             r = None

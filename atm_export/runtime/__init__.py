@@ -10,7 +10,7 @@ Needs onnxruntime, numpy and pillow; docs/runtime.md says how to install just th
 """
 
 from atm_export.comparison import Comparison
-from atm_export.runtime.golden import check_golden
+from atm_export.runtime.check import check_golden
 from atm_export.runtime.session import Label, Session, load
 
 __all__ = ["Comparison", "Label", "Session", "check_golden", "load"]

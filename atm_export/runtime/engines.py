@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from atm_export.errors import EngineMismatchError, MissingDependencyError, MissingFileError
 from atm_export.fit import Here, check_fit
-from atm_export.runfolder import Run, read_checked
+from atm_export.runs.reading import Run, read_checked
 
 Array = NDArray[Any]
 

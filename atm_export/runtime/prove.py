@@ -8,7 +8,7 @@ from pathlib import Path
 
 from atm_export.comparison import Comparison
 from atm_export.errors import ParityError
-from atm_export.runtime.golden import check_golden
+from atm_export.runtime.check import check_golden
 from atm_export.runtime.session import Session, load
 
 

@@ -21,9 +21,9 @@ from atm_export.errors import (
     NonFiniteError,
     RunFolderError,
 )
-from atm_export.runfolder import Run, open_run, read_checked
-from atm_export.runtime import engines, golden
-from atm_export.runtime.golden_file import read_golden
+from atm_export.runs.golden import read_golden
+from atm_export.runs.reading import Run, open_run, read_checked
+from atm_export.runtime import check, engines
 from atm_export.runtime.onnx_session import OnnxSession
 from atm_export.runtime.pictures import Picture, batch_of, preprocessing
 
@@ -210,7 +210,7 @@ def _warm_up(session: Session) -> None:
     """First runs allocate and tune; two golden images also prove this machine's numbers."""
     if session.manifest["golden"] is None:
         return
-    found = golden.compare_alone(session, read_golden(session.run_folder), count=2)
+    found = check.compare_alone(session, read_golden(session.run_folder), count=2)
     if not found.ok:
         raise GoldenMismatchError(
             f"{session.run_folder.folder}: {found.line}; this machine ({session.about}) does not "

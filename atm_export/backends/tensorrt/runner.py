@@ -15,7 +15,7 @@ from atm_export.backends.tensorrt.api import gpu_sm, load_api
 from atm_export.backends.tensorrt.settings import Flavor
 from atm_export.errors import AtmExportError, EngineMismatchError
 from atm_export.fit import Here, check_fit
-from atm_export.runfolder import load_manifest
+from atm_export.runs.reading import load_manifest
 
 
 @dataclass

@@ -1,0 +1,124 @@
+"""One evaluation of a run folder, from the data set's place to the numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from atm_export.bounds import MAX_BATCH, MAX_COUNT, MAX_WORKERS, checked_threads, whole
+from atm_export.imagefiles import printable
+from atm_export.measure.accuracy.batches import (
+    Options,
+    count_batches,
+    summarize,
+)
+from atm_export.measure.accuracy.journal import journal
+from atm_export.measure.accuracy.predictions import predictions_csv
+from atm_export.measure.accuracy.runners import runners
+from atm_export.measure.data.classes import ClassOrder
+from atm_export.measure.data.samples import Samples, open_samples
+from atm_export.measure.subject import Subject, load_subject
+from atm_export.ort import use_threads
+from atm_export.place import beside
+from atm_export.runs.reading import Run
+from atm_export.runs.writing import versions
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the images and what is right for them are."""
+
+    images: str
+    labels: Path | None = None
+    real: Path | None = None
+    split: str = "validation"
+    class_order: ClassOrder | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The numbers, one line an image, and the journal behind them."""
+
+    facts: dict[str, Any]
+    predictions: str
+    journal: Path
+
+    def files(self) -> dict[str, bytes]:
+        """What goes into the run folder, by name."""
+        text = json.dumps(self.facts, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        names = result_names(self.facts["runner"])
+        return dict(zip(names, (text.encode(), self.predictions.encode()), strict=True))
+
+
+def result_names(runner: str) -> tuple[str, str]:
+    """Files of an evaluation: its numbers, and one line an image."""
+    return f"evaluation-{runner}.json", f"predictions-{runner}.csv"
+
+
+def evaluate_run(
+    run: Run,
+    place: Place,
+    options: Options,
+    *,
+    weights: str | None = None,
+    threads: int = 0,
+    say: Callable[[str], None] = lambda text: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Evaluate a run; goes on where an interrupted evaluation of the same things stopped."""
+    opener = runners[options.runner]
+    _check(options)
+    threads = use_threads(checked_threads(threads, "--threads"))
+    say("looking through the data set")
+    labels = run.manifest.get("labels")
+    classes = int(run.manifest["interface"]["outputs"]["logits"]["shape"][1])
+    samples = open_samples(
+        place.images,
+        classes,
+        labels,
+        labels=place.labels,
+        real=place.real,
+        split=place.split,
+        order=place.class_order,
+    )
+    say("loading the model")
+    needed = options.unmerged or options.runner == "eager"
+    subject = load_subject(run, weights, need_weights=needed)
+    path = beside(run.folder, f"evaluation-{options.runner}.jsonl")
+    say(f"opening the runner {options.runner}")
+    with opener(subject) as engine, journal(path, _key(subject, samples, options)) as book:
+        rate = count_batches(subject, engine, samples, options, book, progress)
+        facts = summarize(subject, engine, samples, options, book)
+        facts["data"]["place"] = printable(Path(place.images).name)
+        facts |= {"threads": threads, "rate": rate, "versions": versions()}
+        return Evaluation(facts, predictions_csv(samples, book.entries), path)
+
+
+def _check(options: Options) -> None:
+    """ConfigError for numbers that cannot be meant."""
+    whole(options.batch, "--batch", 1, MAX_BATCH)
+    whole(options.workers, "--workers", 0, MAX_WORKERS)
+    whole(options.max_unreadable, "--max-unreadable", 0, MAX_COUNT)
+    if options.limit is not None:
+        whole(options.limit, "--limit", 1, MAX_COUNT)
+
+
+def _key(subject: Subject, samples: Samples, options: Options) -> str:
+    """Everything that decides what a batch gives but the images' bytes, which each batch notes; how
+    many workers decode does not."""
+    chosen = asdict(options)
+    for name in ("workers", "max_unreadable", "limit"):
+        chosen.pop(name)
+    facts = {
+        "graph": subject.run.manifest["files"]["model.onnx"]["sha256"],
+        "weights": subject.same_weights,
+        "samples": samples.listing(),
+        "options": chosen,
+        "limit": options.limit,
+        "versions": versions(),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,167 @@
+"""What can run a run folder's model, by name: eager, onnxruntime, tensorrt.
+
+Each opens as a context manager that yields `Forward`: uint8 pixels to logits and token counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from atm_export.backends.onnxruntime import OnnxRuntimeRunner
+from atm_export.backends.runner import Runner
+from atm_export.errors import ConfigError
+from atm_export.graph.optimize import with_outputs
+from atm_export.measure.engine import choose_engine
+from atm_export.measure.subject import Pixels, Subject
+from atm_export.model.flops import count_gmacs
+from atm_export.model.reference import run_reference
+from atm_export.model.schedule import MergePlan
+from atm_export.registry import Registry
+
+
+@dataclass(frozen=True)
+class BatchOutput:
+    """logits [B, K]; tokens after each block's merge [blocks, B]."""
+
+    logits: NDArray[np.float32]
+    tokens_out: Tensor
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Something that runs: its forward pass, where it runs, and where token counts come from."""
+
+    forward: Callable[[Pixels], BatchOutput]
+    device: str
+    tokens_from: str
+
+
+Opener = Callable[[Subject], AbstractContextManager[Engine]]
+runners: Registry[Opener] = Registry("runner")
+
+
+@contextmanager
+def open_eager(subject: Subject) -> Iterator[Engine]:
+    """The eager reference in PyTorch."""
+
+    def forward(pixels: Pixels) -> BatchOutput:
+        trace = run_reference(subject.model.backbone, subject.plan, subject.tensor(pixels))
+        return BatchOutput(trace.logits.numpy(), trace.tokens_out)
+
+    yield Engine(forward, "PyTorch, CPU", "the eager reference itself")
+
+
+@contextmanager
+def open_onnxruntime(subject: Subject) -> Iterator[Engine]:
+    """The exported graph in ONNX Runtime."""
+    graph, source = traced_graph(subject)
+    providers = best_providers()
+    with OnnxRuntimeRunner(graph, providers=providers) as runner:
+        first = str(runner.session.get_providers()[0])
+        device = f"ONNX Runtime, {first.removesuffix('ExecutionProvider')}"
+        yield Engine(from_runner(subject, runner, source), device, source)
+
+
+@contextmanager
+def open_tensorrt(subject: Subject) -> Iterator[Engine]:
+    """The run's TensorRT engine for this machine."""
+    from atm_export.backends.tensorrt.runner import TensorRTRunner
+
+    name = choose_engine(subject.run)
+    if name is None:
+        raise ConfigError(
+            f"{subject.run.folder} holds no TensorRT engine; export it with --trt, or take "
+            "--runner onnxruntime"
+        )
+    facts = subject.run.manifest["engines"][name]
+    static = not subject.plan.adaptive
+    with TensorRTRunner(subject.run.folder / name, facts, static=static) as runner:
+        source = traced(subject) or "eager reference"
+        yield Engine(from_runner(subject, runner, source), f"TensorRT, {name}", source)
+
+
+runners.add("eager", open_eager)
+runners.add("onnxruntime", open_onnxruntime)
+runners.add("tensorrt", open_tensorrt)
+
+
+def best_providers() -> tuple[str, ...]:
+    """CUDA where ONNX Runtime can use it, then the CPU."""
+    import onnxruntime as ort
+
+    cuda = "CUDAExecutionProvider" in ort.get_available_providers() and torch.cuda.is_available()
+    return (*(("CUDAExecutionProvider",) if cuda else ()), "CPUExecutionProvider")
+
+
+def from_runner(subject: Subject, runner: Runner, source: str) -> Callable[[Pixels], BatchOutput]:
+    """Forward by any Runner; token counts from its outputs, the fixed schedule, or the eager
+    reference."""
+
+    def forward(pixels: Pixels) -> BatchOutput:
+        outputs: Mapping[str, Any] = runner.run(subject.feed(pixels))
+        counts = outputs.get("tokens_per_block")
+        if counts is not None:
+            rows = torch.as_tensor(np.asarray(counts, dtype=np.int64))
+            rows = rows.T if rows.ndim == 2 else rows.unsqueeze(1).expand(-1, len(pixels))
+        elif (fixed := subject.fixed_tokens) is not None:
+            rows = fixed.unsqueeze(1).expand(-1, len(pixels))
+        else:
+            image = subject.tensor(pixels)
+            rows = run_reference(subject.model.backbone, subject.plan, image).tokens_out
+        return BatchOutput(np.asarray(outputs["logits"], dtype=np.float32), rows)
+
+    return forward
+
+
+def traced(subject: Subject) -> str | None:
+    """Where token counts come from without more work, if anywhere."""
+    if subject.config.trace:
+        return "trace outputs of the exported graph"
+    return None if subject.plan.adaptive else "fixed schedule"
+
+
+def traced_graph(subject: Subject) -> tuple[Any, str]:
+    """A graph to run that tells its tokens, and how one knows.
+
+    An adaptive graph that ships without trace outputs is translated again with them. Where its
+    nodes and weights are then those of the shipped graph, byte by byte, it takes its place;
+    otherwise the shipped graph runs and the eager reference counts.
+    """
+    path, source = subject.run.graph, traced(subject)
+    if source is not None:
+        return path, source
+    if subject.same_weights:
+        graph = subject.graph(subject.plan)
+        if _same(with_outputs(graph, ["logits"]), onnx.load(path)):
+            return (
+                with_outputs(graph, ["logits", "tokens_per_block"]),
+                "trace outputs added to the exported graph (all else the same, byte by byte)",
+            )
+    return path, "eager reference"
+
+
+def _same(made: onnx.ModelProto, shipped: onnx.ModelProto) -> bool:
+    return bool(
+        made.graph.SerializeToString(deterministic=True)
+        == shipped.graph.SerializeToString(deterministic=True)
+    )
+
+
+def gmacs_from_tokens(subject: Subject, plan: MergePlan, tokens_out: Tensor) -> Tensor:
+    """GFLOPs [B] from tokens after each block's merge [blocks, B], as `--trace` gives them."""
+    backbone = subject.model.backbone
+    first = torch.full_like(tokens_out[:1], backbone.tokens)
+    tokens_in = torch.cat([first, tokens_out[:-1]])
+    mlp = tokens_out.clone()
+    if plan.merges and backbone.head_rows is not None:
+        mlp[-1] = backbone.head_rows
+    return count_gmacs(backbone, tokens_in, mlp)

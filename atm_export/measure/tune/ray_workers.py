@@ -1,0 +1,67 @@
+"""Trials of `tune` on a Ray cluster: the same scoring, elsewhere.
+
+The images and the model go into Ray's object store once, so that nodes share nothing but the
+cluster. A trial on a node that dies runs again on another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from atm_export.config import OperatingPoint
+from atm_export.errors import AtmExportError, MissingDependencyError
+from atm_export.measure.tune.objective import Known, Limits, Score, score
+from atm_export.model.backbone import Backbone
+
+RETRIES = -1  # as often as nodes die
+
+
+class RayWorkers:
+    """As many trials at a time as the cluster has room for; each takes `cpus` cores."""
+
+    def __init__(
+        self, address: str, backbone: Backbone, known: Known, limits: Limits, cpus: int = 1
+    ) -> None:
+        self.ray = load_ray()
+        if not self.ray.is_initialized():
+            try:
+                self.ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                line = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise AtmExportError(f"--ray {address}: no cluster there ({line})") from error
+        cores = int(self.ray.cluster_resources().get("CPU", 1))
+        self.width = max(1, cores // cpus)
+        self.shared = [self.ray.put(part) for part in (backbone, known, limits)]
+        self.remote = self.ray.remote(num_cpus=cpus, max_retries=RETRIES)(_score_there)
+
+    def submit(self, point: OperatingPoint, best: float) -> Any:
+        return self.remote.remote(*self.shared, point.model_dump(), best)
+
+    def wait(self, waiting: Iterable[Any]) -> tuple[Any, Score]:
+        """Raises AtmExportError with the node's own words where a trial fails for good."""
+        ready, _ = self.ray.wait(list(waiting), num_returns=1)
+        try:
+            found: Score = self.ray.get(ready[0])
+        except self.ray.exceptions.RayError as error:
+            line = str(error).strip().splitlines()[-1]
+            raise AtmExportError(f"a trial failed on the Ray cluster: {line}") from error
+        return ready[0], found
+
+
+def _score_there(
+    backbone: Backbone, known: Known, limits: Limits, point: dict[str, Any], best: float
+) -> Score:
+    import torch
+
+    torch.set_num_threads(1)
+    return score(backbone, OperatingPoint(**point), known, limits, best)
+
+
+def load_ray() -> Any:
+    """Ray; MissingDependencyError names the extra."""
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingDependencyError("--ray needs ray: pip install 'atm-export[ray]'") from error
+    return ray

@@ -1,0 +1,221 @@
+"""The search for an operating point: Optuna asks, workers score, a journal remembers."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from atm_export.config import OperatingPoint
+from atm_export.errors import MissingDependencyError
+from atm_export.measure.tune.objective import Known, Limits, Score, score, violation
+from atm_export.model.backbone import Backbone
+from atm_export.place import output_errors, own_folder
+
+STEP = 0.005
+SPACE = {
+    "alpha": (0.945, 1.0),
+    "beta": (0.015, 0.05),
+    "theta_min": (0.8, 0.945),
+}  # the paper's grid
+NEAR = 1.04  # points within 4 % in GFLOPs count as equally cheap
+STARTS = tuple(  # near-lossless rows of table A2, worth a trial on any model
+    OperatingPoint(alpha=alpha, beta=beta, theta_min=theta_min)
+    for alpha, beta, theta_min in (
+        (0.995, 0.025, 0.895),
+        (0.975, 0.025, 0.91),
+        (0.985, 0.025, 0.885),
+        (0.995, 0.02, 0.91),
+    )
+)
+
+
+class Workers(Protocol):
+    """Scores points, `width` at a time."""
+
+    width: int
+
+    def submit(self, point: OperatingPoint, best: float) -> Any: ...
+
+    def wait(self, waiting: Iterable[Any]) -> tuple[Any, Score]:
+        """One of the tasks that is finished, and its score."""
+        ...
+
+
+class LocalWorkers:
+    """One trial at a time in this process: the model itself uses all cores."""
+
+    width = 1
+
+    def __init__(self, backbone: Backbone, known: Known, limits: Limits) -> None:
+        self.backbone, self.known, self.limits = backbone, known, limits
+
+    def submit(self, point: OperatingPoint, best: float) -> Future[Score]:
+        task: Future[Score] = Future()
+        task.set_result(score(self.backbone, point, self.known, self.limits, best))
+        return task
+
+    def wait(self, waiting: Iterable[Future[Score]]) -> tuple[Future[Score], Score]:
+        task = next(iter(waiting))
+        return task, task.result()
+
+
+@dataclass(frozen=True)
+class Search:
+    """How long to search: trials in all (those of an interrupted search count), and minutes."""
+
+    trials: int
+    minutes: float
+    split: bool
+    depth: int
+
+
+def load_optuna() -> Any:
+    """Optuna, quiet; MissingDependencyError names the extra."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise MissingDependencyError(
+            "tuning needs optuna: pip install 'atm-export[tune]'"
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+def open_study(folder: Path, key: str) -> Any:
+    """The study of `key` in the journal in `folder`, with what earlier processes left; OutputError
+    if that folder is not ours, all of it."""
+    optuna = load_optuna()
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+    with output_errors(folder):
+        own_folder(folder)
+    path = folder / "trials.log"
+    lock = JournalFileOpenLock(str(path))
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+    study = optuna.create_study(
+        storage=storage, study_name=key, direction="minimize", load_if_exists=True
+    )
+    study.sampler = optuna.samplers.TPESampler(
+        seed=len(study.trials), multivariate=True, constant_liar=True
+    )
+    for trial in study.trials:  # a killed process left these unfinished: measure them again
+        if trial.state == optuna.trial.TrialState.RUNNING:
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            study.enqueue_trial(trial.params)
+    return study
+
+
+def search(
+    study: Any,
+    workers: Workers,
+    known: dict[str, Any],
+    limits: Limits,
+    plan: Search,
+    first: Iterable[OperatingPoint],
+    progress: Callable[[list[dict[str, Any]]], None] = lambda done: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> list[dict[str, Any]]:
+    """Run trials until there are enough or time is over; returns every finished one."""
+    if not study.trials:
+        for point in first:
+            study.enqueue_trial(_params(point, plan))
+    until = clock() + 60 * plan.minutes
+    running: dict[Any, Any] = {}
+    results = finished(study)
+    while True:
+        enough = len(results) + len(running) >= plan.trials or clock() >= until
+        if not enough and len(running) < workers.width:
+            trial = study.ask()
+            point = _point(trial, plan)
+            same = next((r for r in results if r["point"] == point.model_dump()), None)
+            if same is not None:  # the grid is finite: what is known is not measured again
+                _tell(study, trial, same, known, limits)
+                results = finished(study)
+                continue
+            running[workers.submit(point, _best(results))] = trial
+            continue
+        if not running:
+            return results
+        task, found = workers.wait(list(running))
+        trial = running.pop(task)
+        point = _point_of(trial.params)
+        facts = {**found.facts(), "hopeless": found.hopeless, "point": point.model_dump()}
+        _tell(study, trial, facts, known, limits)
+        results = finished(study)
+        progress(results)
+
+
+def _tell(
+    study: Any, trial: Any, facts: dict[str, Any], known: dict[str, Any], limits: Limits
+) -> None:
+    """Record a trial: its value is its share of the unmerged GFLOPs, and a penalty for what is
+    lost beyond the limits."""
+    optuna = load_optuna()
+    broken = violation(facts, known, limits)
+    value = facts["gflops"] / known["gflops"] + 0.2 * broken
+    trial.set_user_attr("facts", {**facts, "keeps_limits": broken == 0 and not facts["hopeless"]})
+    if facts["hopeless"]:
+        trial.report(value, facts["images"])
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    else:
+        study.tell(trial, value)
+
+
+def finished(study: Any) -> list[dict[str, Any]]:
+    """Facts of every trial that ended, in order."""
+    return [
+        {"trial": trial.number, **trial.user_attrs["facts"]}
+        for trial in study.trials
+        if "facts" in trial.user_attrs and trial.state.is_finished()
+    ]
+
+
+def _best(results: list[dict[str, Any]]) -> float:
+    return min((r["gflops"] for r in results if r["keeps_limits"]), default=math.inf)
+
+
+def winner(results: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Of the points that keep the limits and cost at most NEAR more than the cheapest of them, the
+    one that moves the class token least: a few answers more or less are chance on a few hundred
+    images, the class token's distance is not."""
+    kept = [r for r in results if r["keeps_limits"]]
+    near = [r for r in kept if r["gflops"] <= NEAR * _best(kept)]
+    return min(near, key=lambda r: (r["distance"], r["gflops"])) if near else None
+
+
+def pareto(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Whole trials that no other beats in both GFLOPs and agreement, by GFLOPs."""
+    whole = sorted(
+        (r for r in results if not r["hopeless"]), key=lambda r: (r["gflops"], -r["agreement"])
+    )
+    front: list[dict[str, Any]] = []
+    for r in whole:
+        if not front or r["agreement"] > front[-1]["agreement"]:
+            front.append(r)
+    return front
+
+
+def _params(point: OperatingPoint, plan: Search) -> dict[str, float]:
+    """The nearest point of the grid."""
+    params: dict[str, float] = {}
+    for name, (low, high) in SPACE.items():
+        value = low + STEP * round((getattr(point, name) - low) / STEP)
+        params[name] = round(min(max(value, low), high), 6)
+    return params | ({"split": point.split or round(0.75 * plan.depth)} if plan.split else {})
+
+
+def _point(trial: Any, plan: Search) -> OperatingPoint:
+    for name, (low, high) in SPACE.items():
+        trial.suggest_float(name, low, high, step=STEP)
+    if plan.split:
+        trial.suggest_int("split", plan.depth // 2, plan.depth - 1)
+    return _point_of(trial.params)
+
+
+def _point_of(params: dict[str, Any]) -> OperatingPoint:
+    return OperatingPoint(**{name: round(value, 6) for name, value in params.items()})

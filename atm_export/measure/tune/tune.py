@@ -1,0 +1,207 @@
+"""One search from a model's name and a folder of images to a preset."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from atm_export.bounds import MAX_BATCH, MAX_COUNT, MAX_WORKERS, whole
+from atm_export.config import (
+    DEFAULT_POINT,
+    ModelSpec,
+    OperatingPoint,
+    load_model_config,
+    validated,
+)
+from atm_export.errors import AtmExportError, ClassOrderError, ConfigError, DataError
+from atm_export.measure.data.classes import ClassOrder
+from atm_export.measure.data.decode import decoded
+from atm_export.measure.data.samples import Samples, open_samples
+from atm_export.measure.subject import Pixels
+from atm_export.measure.tune.objective import Known, Limits, know, score
+from atm_export.measure.tune.search import (
+    STARTS,
+    LocalWorkers,
+    Search,
+    Workers,
+    open_study,
+    search,
+    winner,
+)
+from atm_export.model.backbone import LoadedModel
+from atm_export.model.zoo import load_model
+
+Progress = Callable[[list[dict[str, Any]]], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to tune, on what, and within which limits. use: images to tune on; the others, if there
+    are any, confirm the result."""
+
+    model: str
+    weights: str
+    images: str
+    labels: Path | None
+    class_order: ClassOrder | None
+    use: int | None
+    batch: int
+    workers: int
+    limits: Limits
+    trials: int
+    minutes: float
+    split: bool
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Every trial, the unmerged model's facts, the chosen one, and how it does on images that the
+    search has not seen."""
+
+    results: list[dict[str, Any]]
+    known: dict[str, Any]
+    chosen: dict[str, Any] | None
+    confirmed: dict[str, Any] | None
+    labelled: bool
+
+
+def tune(
+    task: Task,
+    journal: Path,
+    make_workers: Callable[[Any, Known, Limits], Workers] = LocalWorkers,
+    say: Callable[[str], None] = lambda text: None,
+    progress: Progress = lambda results: None,
+) -> Tuned:
+    """Search, and confirm the winner on the images left over."""
+    _check(task)
+    config = load_model_config(task.model)
+    spec = validated(
+        ModelSpec, {"name": task.model, "config": config, "weights": task.weights}, "model"
+    )
+    say("loading the model")
+    model = load_model(spec)
+    samples, labelled = _samples(task, model)
+    say(f"decoding {len(samples)} images")
+    pixels, right = _pixels(task, model, samples, labelled)
+    cut = min(task.use or len(pixels), len(pixels))
+    say("running the unmerged model")
+    seen, unseen = _known(model, pixels, right, slice(0, cut), task), None
+    if cut < len(pixels):
+        unseen = _known(model, pixels, right, slice(cut, None), task)
+    facts = known_facts(seen)
+    study = open_study(journal, _key(task, model, pixels[:cut]))
+    own = [p.point for p in config.presets.values() if not p.fine_tuned]
+    points = [DEFAULT_POINT.point, *own[:6], *STARTS]
+    plan = Search(task.trials, task.minutes, task.split, len(model.backbone.parts()))
+    workers = make_workers(model.backbone, seen, task.limits)
+    say("searching")
+    first = list({json.dumps(p.model_dump()): p for p in points}.values())
+    results = search(study, workers, facts, task.limits, plan, first, progress)
+    chosen = winner(results)
+    confirmed = None
+    if chosen is not None and unseen is not None:
+        say("confirming on the other images")
+        anything = Limits(100, 0, 2)
+        found = score(model.backbone, OperatingPoint(**chosen["point"]), unseen, anything)
+        confirmed = {**found.facts(), "unmerged": known_facts(unseen)}
+    return Tuned(results, facts, chosen, confirmed, labelled)
+
+
+def known_facts(known: Known) -> dict[str, Any]:
+    """The unmerged model on these images."""
+    top1 = None
+    if known.right is not None:
+        top1 = round(100 * float((known.top1 == known.right).double().mean()), 3)
+    return {"images": len(known), "gflops": round(known.gmacs, 6), "top1": top1}
+
+
+def _check(task: Task) -> None:
+    limits = task.limits
+    for option, value, low, high in (
+        ("--max-drop", limits.max_drop, 0.0, 100.0),
+        ("--min-agreement", limits.min_agreement, 0.0, 100.0),
+        ("--max-distance", limits.max_distance, 0.0, 2.0),
+        ("--minutes", task.minutes, 0.0, 10.0**6),
+    ):
+        if not low <= value <= high:
+            raise ConfigError(f"{option} {value:g}: give {low:g} to {high:g}")
+    whole(task.trials, "--trials", 1, 10**6)
+    whole(task.batch, "--batch", 1, MAX_BATCH)
+    whole(task.workers, "--workers", 0, MAX_WORKERS)
+    if task.use is not None:
+        whole(task.use, "--use", 1, MAX_COUNT)
+
+
+def _samples(task: Task, model: LoadedModel) -> tuple[Samples, bool]:
+    """The images, and whether each has one class. Without labels files, class folders that are none
+    of the model are just folders; those that may be are refused where their order is ambiguous."""
+    classes = model.backbone.classes
+    try:
+        found = open_samples(
+            task.images, classes, model.labels, labels=task.labels, order=task.class_order
+        )
+        return found, all(len(right) == 1 for right in found.right)
+    except ClassOrderError:
+        raise
+    except DataError:
+        if task.labels is not None or task.class_order is not None:
+            raise
+    return open_samples(task.images, classes, unlabelled=True), False
+
+
+def _pixels(
+    task: Task, model: LoadedModel, samples: Samples, labelled: bool
+) -> tuple[Pixels, torch.Tensor | None]:
+    """All images in an order that mixes the classes, the same every time."""
+    order = np.random.default_rng(0).permutation(len(samples)).tolist()
+    batches = [order[i : i + 32] for i in range(0, len(order), 32)]
+    parts = list(decoded(samples.reader, model.preprocessing, batches, task.workers))
+    bad = [(samples.name(i), why) for part in parts for i, why in part.unreadable]
+    if len(bad) > max(1, len(samples) // 20):
+        raise DataError(f"{len(bad)} images cannot be read, the first: {bad[0][0]} ({bad[0][1]})")
+    pixels = np.concatenate([part.pixels for part in parts])
+    if not len(pixels):
+        raise DataError(f"no readable image in {task.images}")
+    if not labelled:
+        return pixels, None
+    kept = [i for part in parts for i in part.kept]
+    return pixels, torch.tensor([samples.right[i][0] for i in kept])
+
+
+def _known(
+    model: LoadedModel, pixels: Pixels, right: torch.Tensor | None, part: slice, task: Task
+) -> Known:
+    chosen = None if right is None else right[part]
+    return know(model.backbone, pixels[part], model.preprocessing, chosen, task.batch)
+
+
+def _key(task: Task, model: LoadedModel, pixels: Pixels) -> str:
+    """Trials of the same key can be compared, and an interrupted search goes on among them."""
+    facts = {
+        "weights": model.weights["sha256"],
+        "images": hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest(),
+        "limits": asdict(task.limits),
+        "batch": task.batch,
+        "split": task.split,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def require(tuned: Tuned) -> dict[str, Any]:
+    """The chosen trial; AtmExportError says how near the search came."""
+    if tuned.chosen is not None:
+        return tuned.chosen
+    whole = [r for r in tuned.results if not r["hopeless"]]
+    near = max(whole, key=lambda r: r["agreement_low"], default=None)
+    came = f"; the nearest agrees in {near['agreement']:.1f} %" if near else ""
+    raise AtmExportError(
+        f"no operating point kept the limits in {len(tuned.results)} trials{came}; give more "
+        "--trials, or a larger --max-drop or smaller --min-agreement"
+    )

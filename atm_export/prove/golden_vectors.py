@@ -1,0 +1,192 @@
+"""Golden vectors: pictures and the logits that the eager reference gives for them.
+
+They travel in the run folder, so that any runtime on any machine can prove itself without PyTorch.
+The pictures are photographs that ship (for the demo its digits) and drawn scenes, never the user's
+images: a run folder may go where those must not.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
+
+from atm_export import demo, photos
+from atm_export.model.backbone import LoadedModel
+from atm_export.model.reference import run_reference
+from atm_export.model.schedule import MergePlan
+from atm_export.pictures import read_rgb
+from atm_export.preprocess import Preprocessing, crop, normalize
+from atm_export.prove.follow import follow
+from atm_export.prove.margins import trace_margin
+from atm_export.prove.tolerances import FP32_LOGITS, MARGIN
+from atm_export.runs.tensors import packed
+
+Pixels = NDArray[np.uint8]
+FILE = "golden.safetensors"
+DEMO = "demo"
+MOST_BYTES = 1_300_000
+TRIES = 8
+PICTURE = (400, 300)
+PICTURE_LOGITS = 1e-3
+DIGITS = "handwritten digits (CC BY 4.0) and drawn scenes"
+PHOTOS = "photographs (CC0 or public domain) and drawn scenes"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the reference makes of pixels [B, H, W, 3]: logits [B, K], the margin of its decisions
+    (a cosine), and how far these logits are from FP64 ones. file: what the pixels were read from.
+    """
+
+    pixels: Pixels
+    logits: NDArray[np.float32]
+    margin: float
+    noise: float
+    file: bytes = b""
+
+    @property
+    def firm(self) -> bool:
+        """Whether every correct backend gives these logits within the tolerance."""
+        return self.margin >= MARGIN and self.noise <= FP32_LOGITS.logits / 2
+
+
+class Oracle:
+    """The reference, in FP32, and in FP64 to tell how well conditioned an answer is."""
+
+    def __init__(self, model: LoadedModel, plan: MergePlan) -> None:
+        self.how, self.plan = model.preprocessing, plan
+        self.backbone = model.backbone
+        self.exact = copy.deepcopy(model.backbone).double()
+
+    def answer(self, pixels: Pixels, file: bytes = b"", *, noise: bool = True) -> Answer:
+        """Run [B, H, W, 3]; noise: measure it too (B = 1)."""
+        image = torch.from_numpy(normalize(pixels, self.how))
+        trace = run_reference(self.backbone, self.plan, image)
+        margin, miss = trace_margin(trace), 0.0
+        if noise and margin >= MARGIN:
+            exact = follow(self.exact, self.plan, image.double(), trace.maps)[0].logits
+            miss = float((trace.logits.double() - exact).abs().max())
+        return Answer(pixels, trace.logits.numpy().astype(np.float32), margin, miss, file)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums come in another order on another number of threads, and with them the last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_one_thread()
+def golden_vectors(model: LoadedModel, plan: MergePlan) -> tuple[bytes, dict[str, Any]]:
+    """The golden file's bytes, and what the manifest says of it.
+
+    images [n, H, W, 3] uint8, as after the crop; logits [n, K]: each image alone; batch_logits
+    [b, K]: the first b in one batch. picture [bytes]: a JPEG file; picture_pixels [H, W, 3]: it
+    after the crop; picture_logits [K]: it alone.
+    """
+    how, oracle = model.preprocessing, Oracle(model, plan)
+    size = max(1, min(4, MOST_BYTES // (how.size[0] * how.size[1] * 3)))
+    alone = _firm((oracle.answer(pixels) for pixels in _candidates(model)), size)
+    images = np.concatenate([answer.pixels for answer in alone])
+    sizes = range(len(images), 0, -1)
+    batch = _firm((oracle.answer(images[:n], noise=False) for n in sizes), 1)[0]
+    jpegs = (_jpeg(scene(PICTURE, 1000 + seed)) for seed in range(TRIES // 2))
+    shown = _firm((oracle.answer(_cropped(jpeg, how), jpeg) for jpeg in jpegs), 1)[0]
+    arrays = {
+        "images": images,
+        "logits": np.concatenate([answer.logits for answer in alone]),
+        "batch_logits": batch.logits,
+        "picture": np.frombuffer(shown.file, np.uint8),
+        "picture_pixels": shown.pixels[0],
+        "picture_logits": shown.logits[0],
+    }
+    return packed(arrays), _facts(arrays, DIGITS if model.name == DEMO else PHOTOS)
+
+
+def _cropped(jpeg: bytes, how: Preprocessing) -> Pixels:
+    return crop(read_rgb(jpeg), how)[None]
+
+
+def _facts(arrays: dict[str, Any], source: str) -> dict[str, Any]:
+    return {
+        "file": FILE,
+        "source": source,
+        "images": len(arrays["images"]),
+        "batch": len(arrays["batch_logits"]),
+        "reference": "PyTorch, eager, FP32",
+        "tolerance": {
+            "logits": FP32_LOGITS.logits,
+            "logits_reason": FP32_LOGITS.reason,
+            "picture_logits": PICTURE_LOGITS,
+            "picture_grey_levels": 1,
+            "picture_reason": "another JPEG decoder or resize may round a pixel the other way",
+        },
+    }
+
+
+def _firm(answers: Iterator[Answer], count: int) -> list[Answer]:
+    """The first `count` firm answers; where none is, the one with the largest margin."""
+    found: list[Answer] = []
+    best: Answer | None = None
+    for answer in answers:
+        if answer.firm:
+            found.append(answer)
+        if best is None or answer.margin > best.margin:
+            best = answer
+        if len(found) == count:
+            break
+    assert best is not None
+    return found or [best]
+
+
+def _candidates(model: LoadedModel) -> Iterator[Pixels]:
+    """Real pictures and scenes by turns, [1, H, W, 3]."""
+    how = model.preprocessing
+    for i, picture in enumerate(_pictures(model.name)[: TRIES // 2]):
+        yield crop(picture, how)[None]
+        yield crop(scene(how.size[::-1], i), how)[None]
+
+
+def _pictures(model: str) -> list[Image.Image]:
+    """Pictures that may go anywhere with a run folder: digits for the demo, else photographs."""
+    if model == DEMO:
+        return demo.heldout()[0]
+    return [view.image() for view in photos.VIEWS if photos.unconditional(view.photo)]
+
+
+def scene(size: tuple[int, int], seed: int) -> Image.Image:
+    """A drawn picture (width, height): a sky of two colours, soft shapes, a little grain."""
+    draw = np.random.default_rng(seed)
+    width, height = size
+    top, bottom = draw.integers(0, 256, (2, 3))
+    ramp = np.linspace(0, 1, height)[:, None, None]
+    sky = np.broadcast_to(top * (1 - ramp) + bottom * ramp, (height, width, 3))
+    image = Image.fromarray(sky.astype(np.uint8))
+    pen = ImageDraw.Draw(image)
+    for _ in range(12):
+        x, y = draw.integers(0, (width, height)).tolist()
+        wide, high = draw.integers(8, (max(9, width // 2), max(9, height // 2))).tolist()
+        shape = pen.ellipse if draw.integers(2) else pen.rectangle
+        shape((x, y, x + wide, y + high), fill=tuple(draw.integers(0, 256, 3).tolist()))
+    soft = np.asarray(image.filter(ImageFilter.GaussianBlur(1.5)), np.int16)
+    grain = draw.integers(-6, 7, soft.shape, dtype=np.int16)
+    return Image.fromarray(np.clip(soft + grain, 0, 255).astype(np.uint8))
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90, subsampling=2)
+    return buffer.getvalue()
