@@ -9,55 +9,29 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from enum import StrEnum
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
 
 from atm_export import place
 from atm_export.errors import ConfigError, ManifestError, unknown_name
+from atm_export.methods import methods
+from atm_export.methods.atm import OperatingPoint
+from atm_export.methods.base import MethodSettings
+from atm_export.settings import Gflops, Percent, Settings
 
-Gflops = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
-Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
-ScheduleShape = Literal["constant", "decreasing", "increasing"]
 OTHER_CONFIGS = "set ATM_EXPORT_CONFIGS to a folder of yours"
-Cosine = Annotated[float, Field(gt=-1, le=1, allow_inf_nan=False)]
-
-
-class MethodName(StrEnum):
-    """How tokens merge: atm decides r at run time, tome takes a fixed r, none merges nothing."""
-
-    ATM = "atm"
-    TOME = "tome"
-    NONE = "none"
-
-
-class MergePolicy(StrEnum):
-    """Who shares one r: adaptive, the batch (as in the paper); frozen, every batch the same;
-    per-image, nobody: each image gets what it would get alone."""
-
-    ADAPTIVE = "adaptive"
-    FROZEN = "frozen"
-    PER_IMAGE = "per-image"
-
-
-class Settings(BaseModel):
-    """Base of all settings: immutable, and a misspelt key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class OperatingPoint(Settings):
-    """ATM's three numbers: theta_l = max(alpha - (exp(beta (l - 1)) - 1), theta_min)."""
-
-    alpha: Cosine
-    beta: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
-    theta_min: Cosine
-    split: Annotated[int, Field(ge=0)] | None = None
 
 
 class Preset(OperatingPoint):
@@ -149,33 +123,33 @@ class ModelSpec(Settings):
     image_size: Annotated[int, Field(gt=0, le=4096)] | None = None
 
 
-class Method(Settings):
-    """How tokens merge in this run."""
+def method_settings(values: Mapping[str, Any], where: str = "method") -> MethodSettings:
+    """Settings of the method that `values` names; ConfigError names the first bad field."""
+    name = values.get("name")
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: name: give one of {', '.join(methods)}")
+    found: MethodSettings = validated(methods[name].settings, values, where)
+    return found
 
-    name: MethodName = MethodName.ATM
-    merge: MergePolicy = MergePolicy.ADAPTIVE
-    preset: str | None = None
-    point: OperatingPoint | None = None
-    r: tuple[Annotated[int, Field(ge=0, le=65_536)], ...] | None = None
-    schedule: ScheduleShape = "constant"
-    proportional: bool | None = None
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Method:
-        if self.name is MethodName.TOME and not self.r:
-            raise ValueError("method tome needs -r, the tokens merged per block (for example -r 8)")
-        if self.name is not MethodName.TOME and self.r is not None:
-            raise ValueError("-r belongs to --method tome; ATM decides r by its thresholds")
-        if self.name is not MethodName.ATM and self.merge is not MergePolicy.ADAPTIVE:
-            raise ValueError(f"--merge {self.merge.value} belongs to --method atm")
-        return self
+def _method(values: Any) -> Any:
+    """A registered method's settings from plain values; those that are settings stay."""
+    if not isinstance(values, Mapping):
+        return values
+    try:
+        return method_settings(values)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+
+
+AnyMethod = Annotated[SerializeAsAny[MethodSettings], BeforeValidator(_method)]
 
 
 class RunConfig(Settings):
     """One export, fully resolved; written beside the artifacts."""
 
     model: ModelSpec
-    method: Method
+    method: AnyMethod
     uint8_input: bool = False
     trace: bool = False
     opset: Annotated[int, Field(ge=20, le=23)] = 20
@@ -205,10 +179,43 @@ def validated(kind: type[Settings], values: Mapping[str, Any], where: str) -> An
         raise ConfigError(f"{where}: {field + ': ' if field else ''}{text}{shown}") from error
 
 
+FORMAT_2 = {  # a method as manifests of format 2, and graphs, state it: one shape for all
+    "name": "atm",
+    "merge": "adaptive",
+    "preset": None,
+    "point": None,
+    "r": None,
+    "schedule": "constant",
+    "proportional": None,
+}
+
+
+def upgraded(method: Mapping[str, Any]) -> dict[str, Any]:
+    """A method of format 2 without the fields that say nothing of it."""
+    known = methods[str(method.get("name", FORMAT_2["name"]))].settings.model_fields
+    kept = {
+        key: value
+        for key, value in method.items()
+        if key in known or key not in FORMAT_2 or value != FORMAT_2[key]
+    }
+    return {"name": FORMAT_2["name"], **kept}
+
+
+def stamped(config: RunConfig) -> dict[str, Any]:
+    """The config as graphs state it; methods that were there before format 3 keep their bytes."""
+    values = config.model_dump(mode="json")
+    if values["method"].keys() <= FORMAT_2.keys():
+        values["method"] = {**FORMAT_2, **values["method"]}
+    return values
+
+
 def exported_config(manifest: Mapping[str, Any], where: str) -> RunConfig:
     """The config of a finished run; ManifestError names the first bad field."""
     try:
-        config: RunConfig = validated(RunConfig, manifest["config"], f"{where}: config")
+        values = {**manifest["config"]}
+        if isinstance(values.get("method"), Mapping):
+            values["method"] = method_settings(upgraded(values["method"]), f"{where}: method")
+        config: RunConfig = validated(RunConfig, values, f"{where}: config")
     except ConfigError as error:
         raise ManifestError(f"{error}; export again with --force") from error
     return config

@@ -28,7 +28,7 @@ from atm_export.prove.golden_vectors import FILE as GOLDEN
 from atm_export.prove.golden_vectors import golden_vectors
 from atm_export.prove.ladder import LadderResult, Subject, climb
 from atm_export.report.documents import read_report
-from atm_export.report.facts import manifest_facts, summarize_method
+from atm_export.report.facts import graph_facts, manifest_facts, summarize_method
 from atm_export.report.page import FILE as REPORT
 from atm_export.report.results import add_results, draw_report, pictures_of
 from atm_export.runs import writing
@@ -173,7 +173,7 @@ def translate(
         progress("translating to ONNX")
         work.write("traced.onnx", serialized(job.graph(job.plan)))
     traced = job.graph(job.plan)
-    facts = manifest_facts(job.config, job.model, job.plan)
+    facts = graph_facts(job.config, job.model, job.plan)
     shipped = with_facts(with_outputs(traced, _outputs(job.config)), facts)
     for graph in (traced, shipped):
         lint.check(graph)

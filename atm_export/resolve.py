@@ -11,20 +11,20 @@ import yaml
 
 from atm_export.bounds import whole
 from atm_export.config import (
-    MergePolicy,
-    Method,
-    MethodName,
     ModelConfig,
     ModelSpec,
-    OperatingPoint,
     RunConfig,
     find_preset,
     load_model_config,
+    method_settings,
     nearest_preset,
     validated,
 )
 from atm_export.errors import ConfigError, DataError, unknown_name
 from atm_export.imagefiles import is_folder
+from atm_export.methods import methods
+from atm_export.methods.atm import OperatingPoint
+from atm_export.methods.base import MergePolicy
 
 TIMM_OPTIONS = ("global_pool", "num_classes")  # timm takes many more, some of which load files
 
@@ -68,14 +68,14 @@ USES = (
     Use(
         ("preset", "gflops", "alpha", "beta", "theta_min", "split", "merge"),
         "--method atm",
-        lambda choice: choice.method == MethodName.ATM,
+        lambda choice: choice.method == "atm",
     ),
-    Use(("r", "schedule"), "--method tome", lambda choice: choice.method == MethodName.TOME),
+    Use(("r", "schedule"), "--method tome", lambda choice: choice.method == "tome"),
     Use(("schedule",), "an -r of one number", lambda choice: "," not in (choice.r or "")),
     Use(
         ("proportional",),
         "--method atm or tome",
-        lambda choice: choice.method != MethodName.NONE,
+        lambda choice: choice.method != "none",
     ),
     Use(("calibrate",), "--merge frozen", lambda choice: choice.merge == MergePolicy.FROZEN),
 )
@@ -117,9 +117,11 @@ def resolve(choice: Choice) -> RunConfig:
         "proportional": choice.proportional,
         **_operating_point(choice, model),
     }
+    known = methods[choice.method].settings.model_fields
+    values = {name: value for name, value in values.items() if name in known}
     settings = {
         "model": spec,
-        "method": validated(Method, values, "method"),
+        "method": method_settings(values),
         "uint8_input": choice.uint8_input,
         "trace": choice.trace,
         "opset": whole(choice.opset, "--opset", 20, 23),
@@ -158,7 +160,7 @@ def _operating_point(choice: Choice, config: ModelConfig) -> dict[str, Any]:
     }
     chosen = {"--preset": choice.preset, "--gflops": choice.gflops}
     named = [option for option, value in chosen.items() if value is not None]
-    if choice.method != MethodName.ATM:
+    if choice.method != "atm":
         return {}
     if len(named) == 2:
         raise ConfigError("--preset and --gflops both choose an operating point; give one")
@@ -191,22 +193,10 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
 def default_out(config: RunConfig) -> Path:
     """build/<model>-<preset>, with what differs from the preset in the name."""
     method = config.method
-    if method.name is MethodName.TOME:
-        assert method.r is not None
-        point = f"tome-r{'-'.join(map(str, method.r)) if len(method.r) < 4 else 'list'}"
-        point += "" if method.schedule == "constant" else f"-{method.schedule}"
-    elif method.name is MethodName.NONE:
-        point = "none"
-    elif method.preset is not None:
-        point = method.preset
-    else:
-        assert method.point is not None
-        point = "-".join(
-            f"{value:g}" for value in method.point.model_dump().values() if value is not None
-        )
-    parts = [config.model.name.replace(":", "_").replace("/", "_"), point]
-    if method.merge.value != "adaptive":
-        parts.append(method.merge.value)
+    label = methods[method.name].label(method)
+    parts = [config.model.name.replace(":", "_").replace("/", "_"), label]
+    if method.policy not in (None, MergePolicy.ADAPTIVE):
+        parts.append(method.policy.value)
     if config.model.image_size:
         parts.append(str(config.model.image_size))
     usual = load_model_config(config.model.name).options

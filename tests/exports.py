@@ -15,8 +15,8 @@ from atm_export.backends.onnxruntime import OnnxRuntimeRunner
 from atm_export.backends.runner import Array
 from atm_export.graph.assemble import onnx_from_model
 from atm_export.graph.optimize import optimize, with_outputs
+from atm_export.methods.plan import MergePlan
 from atm_export.model.reference import Trace, run_reference
-from atm_export.model.schedule import MergePlan
 from atm_export.model.vit import TimmBackbone
 from tests.tiny import (
     MEAN,

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from atm_export.config import ModelConfig, ModelSpec, load_model_config
 from atm_export.graph import lint
+from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import Backbone
 from atm_export.model.flops import unmerged_gmacs
 from atm_export.model.reference import Trace, run_reference
-from atm_export.model.schedule import MergePlan
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import Preprocessing
 from atm_export.prove.ladder import Subject, climb

@@ -10,7 +10,7 @@ from atm_export.graph.optimize import with_facts, with_outputs
 from atm_export.measure.data.images import load_images
 from atm_export.measure.job import plan_job
 from atm_export.model.zoo import load_model
-from atm_export.report.facts import manifest_facts
+from atm_export.report.facts import graph_facts
 from atm_export.resolve import Choice, resolve
 
 
@@ -22,4 +22,4 @@ def shipped_graph(**options: Any) -> onnx.ModelProto:
     job = plan_job(config, model, images, images)
     outputs = ["logits", *(["tokens_per_block", "patch_to_token"] if config.trace else [])]
     graph = with_outputs(job.graph(job.plan), outputs)
-    return with_facts(graph, manifest_facts(config, model, job.plan))
+    return with_facts(graph, graph_facts(config, model, job.plan))

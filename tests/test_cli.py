@@ -18,13 +18,13 @@ from atm_export.cli import main
 from atm_export.config import ModelSpec, load_model_config
 from atm_export.model.flops import trace_gmacs
 from atm_export.model.reference import run_reference
-from atm_export.model.schedule import plan_merges
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import crop, normalize
 from atm_export.prove.results import Difference, LadderResult
 from atm_export.resolve import Choice, resolve
 from atm_export.runs.writing import broken_files, read_manifest, sha256
 from tests.runs import run_command
+from tests.tiny import planned
 
 DEMO_WEIGHTS = demo.FOLDER / "weights.safetensors"
 
@@ -84,7 +84,7 @@ def test_trace_outputs_are_the_references(demo_run: Path) -> None:
     digits, _ = demo.heldout()
     pixels = np.stack([crop(digit, model.preprocessing) for digit in digits[:3]])
     config = resolve(Choice(model="demo"))
-    plan = plan_merges(config.method, 12, pooled=False, proportional=True)
+    plan = planned(config.method, 12, pooled=False, proportional=True)
     trace = run_reference(
         model.backbone, plan, torch.from_numpy(normalize(pixels, model.preprocessing))
     )

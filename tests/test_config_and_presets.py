@@ -9,17 +9,17 @@ import pytest
 
 from atm_export.config import (
     DEFAULT_POINT,
-    Method,
     ModelConfig,
-    OperatingPoint,
     RunConfig,
     find_preset,
     load_model_config,
+    method_settings,
     model_names,
     nearest_preset,
     validated,
 )
 from atm_export.errors import ConfigError
+from atm_export.methods.atm import OperatingPoint
 from atm_export.resolve import Choice, default_out, resolve
 from tests.shared_data import shared
 
@@ -110,14 +110,14 @@ def test_impossible_operating_points_name_the_field(values: dict[str, float], sa
     [
         ({"name": "tome"}, "needs -r"),
         ({"name": "tome", "r": (-1,)}, r"r\.0"),
-        ({"name": "atm", "r": (8,)}, "belongs to --method tome"),
-        ({"name": "tome", "r": (8,), "merge": "frozen"}, "belongs to --method atm"),
-        ({"name": "other"}, "name"),
+        ({"name": "atm", "r": (8,)}, "method: r: Extra inputs"),
+        ({"name": "tome", "r": (8,), "merge": "frozen"}, "merge: Extra inputs"),
+        ({"name": "atn"}, "nearest: atm"),
     ],
 )
 def test_impossible_methods_say_why(values: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        validated(Method, values, "method")
+        method_settings(values)
 
 
 def test_a_misspelt_key_in_a_config_file_is_named(

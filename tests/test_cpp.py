@@ -19,8 +19,8 @@ import pytest
 import torch
 
 from atm_export.errors import ImageSizeError
+from atm_export.methods.plan import MergePlan
 from atm_export.model.reference import run_reference
-from atm_export.model.schedule import MergePlan
 from atm_export.model.vit import TimmBackbone
 from atm_export.preprocess import Preprocessing, normalize, read_image, read_images
 from atm_export.prove.finished import _rebuilt

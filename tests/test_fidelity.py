@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from atm_export.config import Method, ModelSpec, load_model_config
+from atm_export.config import ModelSpec, load_model_config
 from atm_export.measure.data.imagenet import imagenet_labels
+from atm_export.methods.atm import AtmSettings
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.reference import Trace, run_reference
-from atm_export.model.schedule import plan_merges
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import normalize, read_images
 from tests.shared_data import sample_images, shared
+from tests.tiny import planned
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("all_cores")]
 EVERY = 5  # of the sorted sample images: 100 of 500
@@ -44,7 +45,7 @@ def run(preset: str) -> Trace:
     """One batch of 100, as the paper evaluates."""
     backbone = deit_t().backbone
     point = load_model_config("deit_t").presets[preset].point
-    plan = plan_merges(Method(point=point), len(backbone.parts()), pooled=False, proportional=True)
+    plan = planned(AtmSettings(point=point), len(backbone.parts()), pooled=False, proportional=True)
     return run_reference(backbone, plan, images()[0])
 
 

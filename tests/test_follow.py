@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from atm_export.methods.bipartite.rule import BlockMerge
+from atm_export.methods.plan import MergePlan
 from atm_export.model.merging import GRID
 from atm_export.model.reference import Decision, Trace, decide, run_batch, run_reference
-from atm_export.model.schedule import BlockMerge, MergePlan
 from atm_export.model.vit import TimmBackbone
 from atm_export.prove.follow import NotAMerge, follow
 from tests.tiny import (

@@ -12,7 +12,6 @@ from safetensors.numpy import load_file
 from atm_export.config import ModelSpec, load_model_config
 from atm_export.errors import RunFolderError
 from atm_export.model.reference import run_reference
-from atm_export.model.schedule import plan_merges
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import normalize
 from atm_export.prove.golden_vectors import MOST_BYTES, golden_vectors, scene
@@ -21,6 +20,7 @@ from atm_export.prove.tolerances import MARGIN
 from atm_export.resolve import Choice, resolve
 from atm_export.runs.reading import open_run
 from atm_export.runs.tensors import packed, read_tensors, unpacked
+from tests.tiny import planned
 
 
 def test_the_file_is_what_safetensors_reads(demo_folder: Path) -> None:
@@ -36,7 +36,7 @@ def test_the_file_is_what_safetensors_reads(demo_folder: Path) -> None:
 def test_they_are_the_references_and_deterministic(demo_folder: Path) -> None:
     model = load_model(ModelSpec(name="demo", config=load_model_config("demo")))
     config = resolve(Choice(model="demo"))
-    plan = plan_merges(config.method, 12, pooled=False, proportional=True)
+    plan = planned(config.method, 12, pooled=False, proportional=True)
     data, facts = golden_vectors(model, plan)
     assert data == (demo_folder / "golden.safetensors").read_bytes()
     assert facts == open_run(demo_folder).manifest["golden"]

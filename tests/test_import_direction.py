@@ -11,7 +11,7 @@ import atm_export
 
 PACKAGE = Path(atm_export.__file__).parent
 ORDER = (
-    ("errors", "bounds", "comparison", "strict_json", "shapes"),
+    ("errors", "bounds", "comparison", "strict_json", "shapes", "settings"),
     (
         "fit",
         "imagefiles",
@@ -24,6 +24,7 @@ ORDER = (
     ("demo", "photos"),
     ("runtime",),
     ("triton",),
+    ("methods",),
     ("config",),
     ("resolve",),
     ("model",),

@@ -14,7 +14,6 @@ from atm_export.errors import ConfigError, WeightsError
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.lvvit import SHAPES, LvVit, LvVitBackbone, LvVitShape
 from atm_export.model.reference import run_reference
-from atm_export.model.schedule import plan_merges
 from atm_export.model.weights import randomize
 from atm_export.model.zoo import load_model
 from atm_export.resolve import Choice, resolve
@@ -29,7 +28,7 @@ from tests.families import (
     prove,
 )
 from tests.shared_data import golden, golden_images, golden_weights
-from tests.tiny import frozen_plan, no_merges, random_images, threshold_plan
+from tests.tiny import frozen_plan, no_merges, planned, random_images, threshold_plan
 
 GMACS = {"lvvit_t": 2.8680, "lvvit_s": 6.5515, "lvvit_m": 12.6780}
 NARROW = {"dim": 48, "depth": 3, "heads": 3}
@@ -87,9 +86,7 @@ def test_where_tokens_merge_the_class_token_alone_leaves_the_last_block() -> Non
     trace, never = (run_reference(b, plan, images) for b in (backbone, narrow("never")))
     assert torch.equal(trace.logits, never.logits)
     assert float(trace_gmacs(backbone, trace)[0]) == float(trace_gmacs(backbone, never)[0])
-    paper = plan_merges(
-        resolve(Choice(model="lvvit_s")).method, 16, pooled=False, proportional=True
-    )
+    paper = planned(resolve(Choice(model="lvvit_s")).method, 16, pooled=False, proportional=True)
     assert paper.proportional and paper.blocks[-1] is None
     assert [block.grouping for block in paper.blocks if block] == ["alternate"] * 12 + ["size"] * 3
 

@@ -12,7 +12,6 @@ from atm_export.config import ModelSpec, load_model_config
 from atm_export.errors import WeightsError
 from atm_export.model.flops import unmerged_gmacs
 from atm_export.model.reference import run_reference
-from atm_export.model.schedule import plan_merges
 from atm_export.model.vit import TimmBackbone
 from atm_export.model.zoo import load_model
 from atm_export.resolve import Choice, resolve
@@ -27,7 +26,7 @@ from tests.families import (
     prove,
 )
 from tests.shared_data import golden, golden_weights
-from tests.tiny import random_images, threshold_plan, tiny_vit
+from tests.tiny import planned, random_images, threshold_plan, tiny_vit
 
 
 @cache
@@ -53,7 +52,7 @@ def test_the_paper_merges_in_the_last_block_without_proportional_attention() -> 
     config = load_model_config("mae_vit_b")
     assert config.proportional is False
     method = resolve(Choice(model="mae_vit_b")).method
-    plan = plan_merges(method, 12, pooled=True, proportional=config.proportional)
+    plan = planned(method, 12, pooled=True, proportional=config.proportional)
     kinds = [block.grouping if block else None for block in plan.blocks]
     assert kinds == ["alternate"] * 9 + ["size"] * 3
     assert not plan.proportional

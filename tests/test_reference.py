@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from atm_export.methods.plan import MergePlan
 from atm_export.model import merging
 from atm_export.model.reference import attention, run_reference
-from atm_export.model.schedule import MergePlan
 from atm_export.model.vit import TimmBackbone
 from tests.tiny import (
     adaptive_plan,

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from atm_export.config import Method, MethodName, ModelSpec, load_model_config
+from atm_export.config import ModelSpec, load_model_config
+from atm_export.methods.tome import TomeSettings
 from atm_export.model.backbone import Backbone, LoadedModel
 from atm_export.model.flops import unmerged_gmacs
 from atm_export.model.plan import plan_for
@@ -88,7 +89,7 @@ def tome_inputs() -> tuple[Backbone, torch.Tensor, dict[str, Any]]:
 
 def run_tome(r: int, shape: str, proportional: bool) -> Trace:
     backbone, images, _ = tome_inputs()
-    method = Method(name=MethodName.TOME, r=(r,), schedule=shape, proportional=proportional)
+    method = TomeSettings(r=(r,), schedule=shape, proportional=proportional)
     plan = plan_for(backbone, method)
     return run_reference(backbone, plan, images)
 

@@ -11,17 +11,19 @@ import pytest
 from markupsafe import escape
 from rich.console import Console
 
-from atm_export.config import MethodName, ModelSpec, load_model_config
+from atm_export.config import ModelSpec, load_model_config
 from atm_export.measure.data.images import ImageSet
 from atm_export.measure.export import measure
 from atm_export.measure.job import Job
+from atm_export.methods.atm import thresholds
+from atm_export.methods.plan import MergePlan
 from atm_export.model.flops import linear_weights
-from atm_export.model.schedule import MergePlan, plan_merges, thresholds
 from atm_export.model.zoo import load_model
 from atm_export.report.console import print_report
 from atm_export.report.facts import manifest_facts, summarize_method
 from atm_export.report.page import page
 from atm_export.resolve import Choice, resolve
+from tests.tiny import planned
 
 REPORT: dict[str, Any] = {
     "model": "demo",
@@ -87,13 +89,13 @@ def test_a_report_without_labels_and_latency() -> None:
     assert "top-1" not in text and "speed-up" not in text
 
 
-def planned(choice: Choice) -> tuple[Any, MergePlan]:
+def chosen(choice: Choice) -> tuple[Any, MergePlan]:
     config = resolve(choice)
-    return config, plan_merges(config.method, 12, pooled=False, proportional=True)
+    return config, planned(config.method, 12, pooled=False, proportional=True)
 
 
 def test_the_method_is_told_block_by_block() -> None:
-    facts = summarize_method(*planned(Choice(model="demo")))
+    facts = summarize_method(*chosen(Choice(model="demo")))
     assert facts["name"] == "atm" and facts["merge"] == "adaptive" and facts["preset"] == "lossless"
     assert facts["theta_per_block"] == [*thresholds(1.0, 0.035, 0.88, 12)[:11], None]
     assert facts["groups_per_block"] == ["alternate"] * 9 + ["size"] * 2 + [None]
@@ -116,7 +118,7 @@ def test_the_method_is_told_block_by_block() -> None:
     ],
 )
 def test_the_method_in_one_line(choice: Choice, summary: str) -> None:
-    assert summarize_method(*planned(choice))["summary"] == summary
+    assert summarize_method(*chosen(choice))["summary"] == summary
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ def test_the_method_in_one_line(choice: Choice, summary: str) -> None:
 )
 def test_a_plan_that_merges_nothing_says_so_and_where_the_saving_comes_from(choice: Choice) -> None:
     """The demo has 196 + 1 tokens; its last MLP runs on the class token alone."""
-    config, plan = planned(choice)
+    config, plan = chosen(choice)
     assert summarize_method(config, plan)["summary"].endswith("; nothing merges")
     model = load_model(config.model)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), dtype=np.uint8)
@@ -155,11 +157,11 @@ def test_a_plan_that_merges_nothing_says_so_and_where_the_saving_comes_from(choi
 
 def test_a_plan_that_merges_says_nothing_of_the_kind() -> None:
     for choice in (Choice(model="demo"), Choice(model="demo", method="none")):
-        assert "nothing merges" not in summarize_method(*planned(choice))["summary"]
+        assert "nothing merges" not in summarize_method(*chosen(choice))["summary"]
 
 
 def test_a_frozen_schedule_states_its_r() -> None:
-    config, plan = planned(Choice(model="demo", merge="frozen"))
+    config, plan = chosen(Choice(model="demo", merge="frozen"))
     facts = summarize_method(config, plan.frozen(range(12)))
     assert facts["r_per_block"] == [*range(11), None]
     assert facts["theta_per_block"] == [None] * 12
@@ -194,7 +196,7 @@ def test_the_manifest_describes_the_interface(
     choice: Choice, image: list[Any], outputs: dict[str, list[Any]]
 ) -> None:
     model = load_model(ModelSpec(name="demo", config=load_model_config("demo")))
-    config, plan = planned(choice)
+    config, plan = chosen(choice)
     facts = manifest_facts(config, model, plan)
     interface = facts["interface"]
     assert interface["input"]["name"] == "image" and interface["input"]["shape"] == image
@@ -203,5 +205,5 @@ def test_the_manifest_describes_the_interface(
     assert {name: out["shape"] for name, out in interface["outputs"].items()} == outputs
     assert facts["labels"] == [str(digit) for digit in range(10)]
     assert facts["preprocessing"]["resize"] == [56, 56]
-    assert facts["config"]["method"]["name"] == MethodName.ATM.value
+    assert facts["config"]["method"]["name"] == "atm"
     assert len(facts["weights"]["sha256"]) == 64

@@ -7,28 +7,26 @@ from typing import Any
 
 import pytest
 
-from atm_export.config import MergePolicy, Method, MethodName, OperatingPoint
 from atm_export.errors import ConfigError
-from atm_export.model.schedule import (
-    BlockMerge,
-    MergePlan,
-    default_split,
-    plan_merges,
-    spread,
-    thresholds,
-)
+from atm_export.methods.atm import AtmSettings, OperatingPoint, default_split, thresholds
+from atm_export.methods.base import MergePolicy
+from atm_export.methods.bipartite.rule import BlockMerge, with_theta
+from atm_export.methods.none import NoneSettings
+from atm_export.methods.plan import MergePlan
+from atm_export.methods.tome import TomeSettings, spread
+from tests.tiny import planned
 
 POINT = OperatingPoint(alpha=0.98, beta=0.035, theta_min=0.9)
 
 
 def atm(depth: int = 12, *, pooled: bool = False, **values: Any) -> MergePlan:
-    method = Method(**{"point": POINT, **values})
-    return plan_merges(method, depth, pooled=pooled, proportional=True)
+    method = AtmSettings(**{"point": POINT, **values})
+    return planned(method, depth, pooled=pooled, proportional=True)
 
 
 def tome(r: tuple[int, ...], shape: str = "constant", depth: int = 12) -> list[int | None]:
-    method = Method(name=MethodName.TOME, r=r, schedule=shape)
-    plan = plan_merges(method, depth, pooled=False, proportional=True)
+    method = TomeSettings(r=r, schedule=shape)
+    plan = planned(method, depth, pooled=False, proportional=True)
     assert all(b is not None and b.grouping == "alternate" for b in plan.blocks)
     return [b.r for b in plan.blocks if b is not None]
 
@@ -97,12 +95,12 @@ def test_per_image_and_no_proportional_attention_reach_the_plan() -> None:
 
 @pytest.mark.parametrize("proportional", [True, False])
 def test_the_models_own_attention_is_the_default(proportional: bool) -> None:
-    plan = plan_merges(Method(point=POINT), 12, pooled=False, proportional=proportional)
+    plan = planned(AtmSettings(point=POINT), 12, pooled=False, proportional=proportional)
     assert plan.proportional is proportional
 
 
 def test_the_unmerged_plan() -> None:
-    plan = atm(name=MethodName.NONE, point=None)
+    plan = planned(NoneSettings())
     assert plan.blocks == (None,) * 12
     assert not plan.merges and not plan.adaptive
 
@@ -142,7 +140,7 @@ def test_freezing_keeps_groups_and_takes_the_counts() -> None:
 
 
 def test_one_threshold_everywhere() -> None:
-    plan = atm().with_theta(2.0)
+    plan = with_theta(atm(), 2.0)
     assert [block and block.theta for block in plan.blocks] == [2.0] * 11 + [None]
     fixed = MergePlan((BlockMerge("alternate", r=3), None), True)
-    assert fixed.with_theta(2.0) == fixed
+    assert with_theta(fixed, 2.0) == fixed

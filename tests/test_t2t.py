@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from atm_export.errors import ConfigError, WeightsError
+from atm_export.methods.atm import default_split
 from atm_export.model.flops import module_macs, unmerged_gmacs
 from atm_export.model.reference import run_reference
-from atm_export.model.schedule import default_split, plan_merges
 from atm_export.model.t2t import SHAPES, T2TBackbone, T2TShape, T2TViT, Unfold, sinusoid
 from atm_export.model.weights import randomize
 from atm_export.model.zoo import load_model
@@ -28,7 +28,7 @@ from tests.families import (
     prove,
 )
 from tests.shared_data import golden, golden_weights
-from tests.tiny import no_merges, random_images
+from tests.tiny import no_merges, planned, random_images
 
 GMACS = {"t2t_vit_t_14": 6.0887, "t2t_vit_t_19": 9.7849}
 NARROW = {"dim": 48, "depth": 3, "heads": 3}
@@ -98,7 +98,7 @@ def test_taken_apart_it_is_the_same_model() -> None:
 def test_the_paper_merges_it_as_a_class_token_model(name: str, depth: int, split: int) -> None:
     """3/4 of 14 is 10.5: halves go to the even number."""
     assert SHAPES[name].depth == depth and default_split(depth) == split
-    plan = plan_merges(resolve(Choice(model=name)).method, depth, pooled=False, proportional=True)
+    plan = planned(resolve(Choice(model=name)).method, depth, pooled=False, proportional=True)
     kinds = [block.grouping if block else None for block in plan.blocks]
     assert kinds == ["alternate"] * split + ["size"] * (depth - split - 1) + [None]
     assert plan.proportional and narrow().proportional and narrow().head_rows == 1

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from atm_export.methods.bipartite.rule import with_theta
+from atm_export.methods.plan import MergePlan
 from atm_export.model.merging import GRID, grid_threshold
 from atm_export.model.reference import Trace, run_reference
-from atm_export.model.schedule import MergePlan
 from atm_export.preprocess import Preprocessing, normalize
 from atm_export.prove.margins import trace_margin
 from atm_export.prove.tolerances import MARGIN
@@ -129,7 +130,7 @@ def test_without_merges_the_logits_are_the_plain_models(name: str) -> None:
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_twin_at_both_ends_of_the_threshold(name: str, theta: float) -> None:
     made = exported(name)
-    plan = made.plan.with_theta(theta)
+    plan = with_theta(made.plan, theta)
     for batch in (1, 3):
         images = decided_images(made.backbone, plan, batch)
         trace = run_reference(made.backbone, plan, images)
@@ -220,7 +221,7 @@ def test_ties_are_decided_alike_by_the_twin(name: str, kind: str) -> None:
     backbone = tiny_vit(**variant.options, positions=False)
     plan = variant.plan(backbone)
     if plan.adaptive:
-        plan = plan.with_theta(0.99)
+        plan = with_theta(plan, 0.99)
     images = flat_images(kind, 3)
     trace = run_reference(backbone, plan, images)
     if plan.adaptive:

@@ -12,10 +12,13 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from atm_export.methods import methods
+from atm_export.methods.base import MethodSettings, ModelShape
+from atm_export.methods.bipartite.rule import BlockMerge, Grouping
+from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import Backbone, LoadedModel
-from atm_export.model.merging import GRID, Grouping
+from atm_export.model.merging import GRID
 from atm_export.model.reference import run_reference
-from atm_export.model.schedule import BlockMerge, MergePlan
 from atm_export.model.vit import TimmBackbone
 from atm_export.model.weights import randomize
 from atm_export.preprocess import Preprocessing
@@ -56,6 +59,14 @@ def class_token_vit() -> TimmBackbone:
 def random_images(batch: int, seed: int = 0, size: tuple[int, int] = (SIZE, SIZE)) -> Tensor:
     """Normalised noise, [batch, 3, H, W]."""
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def planned(
+    method: MethodSettings, depth: int = 12, *, pooled: bool = False, proportional: bool = True
+) -> MergePlan:
+    """The plan of a method for a model of `depth` blocks."""
+    shape = ModelShape(depth, 197, 1, pooled, proportional)
+    return methods[method.name].plan(method, shape)
 
 
 def no_merges(backbone: TimmBackbone) -> MergePlan:

@@ -69,12 +69,12 @@ from atm_export.graph.assemble import onnx_from_model
 from atm_export.graph.optimize import optimize, with_outputs
 from atm_export.measure.data.images import load_images
 from atm_export.measure.speed import latency
+from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.calibrate import frozen_gmacs, measured_r, paper_r
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
-from atm_export.model.schedule import MergePlan
 from atm_export.model.zoo import load_model
 from atm_export.ort import use_threads
 from atm_export.preprocess import normalize

@@ -21,13 +21,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from atm_export.config import Method, MethodName, OperatingPoint
 from atm_export.errors import OutputError
 from atm_export.measure.data.samples import open_samples
+from atm_export.methods.atm import AtmSettings, OperatingPoint
+from atm_export.methods.plan import MergePlan
+from atm_export.methods.tome import TomeSettings
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
+from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
-from atm_export.model.schedule import MergePlan, plan_merges
 from atm_export.model.zoo import load_model
 from atm_export.place import put_files, refuse_loss
 from atm_export.preprocess import normalize, read_image
@@ -51,16 +53,13 @@ BATCH = 32
 def plans(model: LoadedModel) -> Iterator[tuple[str, str, MergePlan]]:
     """Method, name and plan of every point."""
     backbone = model.backbone
-    facts = {"pooled": backbone.pooled, "proportional": backbone.proportional}
-    depth = len(backbone.parts())
-    yield "unmerged", "unmerged", MergePlan.unmerged(depth)
+    yield "unmerged", "unmerged", MergePlan.unmerged(len(backbone.parts()))
     for alpha, beta, theta_min in POINTS:
         point = OperatingPoint(alpha=alpha, beta=beta, theta_min=theta_min)
         name = f"{alpha:g}, {beta:g}, {theta_min:g}"
-        yield "ATM", name, plan_merges(Method(point=point), depth, **facts)
+        yield "ATM", name, plan_for(backbone, AtmSettings(point=point))
     for r in TOME:
-        method = Method(name=MethodName.TOME, r=(r,))
-        yield "ToMe", f"r = {r}", plan_merges(method, depth, **facts)
+        yield "ToMe", f"r = {r}", plan_for(backbone, TomeSettings(r=(r,)))
 
 
 def measure(

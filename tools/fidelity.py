@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 
-from atm_export.config import Method, ModelSpec, load_model_config
+from atm_export.config import ModelSpec, load_model_config
 from atm_export.measure.data.imagenet import imagenet_labels
+from atm_export.methods.atm import AtmSettings
 from atm_export.model import vit  # noqa: F401  (registers the family)
 from atm_export.model.backbone import families
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
@@ -55,7 +56,7 @@ def main() -> None:
     for name, preset in config.presets.items():
         if preset.fine_tuned:
             continue
-        plan = plan_for(backbone, Method(point=preset.point))
+        plan = plan_for(backbone, AtmSettings(point=preset.point))
         traces = [run_reference(backbone, plan, b) for b in batches]
         gmacs = float(torch.cat([trace_gmacs(backbone, t) for t in traces]).mean())
         predicted = torch.cat([t.logits.argmax(1) for t in traces])

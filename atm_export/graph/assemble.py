@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from atm_export.graph import translations, translations_ragged
 from atm_export.graph.translation_cache import parsed_once
+from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import Backbone
-from atm_export.model.schedule import MergePlan
 from atm_export.rewrite.twin import Merge, Twin, TwinBlock
 
 IR_VERSION = 10

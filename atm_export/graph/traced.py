@@ -7,8 +7,8 @@ import onnx
 from atm_export.config import RunConfig
 from atm_export.graph.assemble import onnx_from_model
 from atm_export.graph.optimize import optimize
+from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import LoadedModel
-from atm_export.model.schedule import MergePlan
 
 
 def traced_graph(config: RunConfig, model: LoadedModel, plan: MergePlan) -> onnx.ModelProto:

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atm_export.methods.bipartite.rule import with_theta
+from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import Backbone
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.reference import join_traces, run_reference
-from atm_export.model.schedule import MergePlan
 
 BUDGET = 40.0  # 1e9 multiply-adds for each of the two studies: some two seconds on two cores
 STUDIED = 64  # images at most
@@ -68,7 +69,7 @@ def information_loss(backbone: Backbone, plan: MergePlan, images: Tensor) -> dic
     step = max(1, len(blocks) * len(THETAS) * unmerged_gmacs(backbone) // (4 * BUDGET))
     chosen = blocks[:: int(step)]
     some = images[:count]
-    plain = run_reference(backbone, plan.with_theta(2).frozen([0] * len(plan.blocks)), some)
+    plain = run_reference(backbone, with_theta(plan, 2).frozen([0] * len(plan.blocks)), some)
     rows = []
     for theta in THETAS:
         row = []

@@ -12,14 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from atm_export.config import MergePolicy, RunConfig
+from atm_export.config import RunConfig
 from atm_export.errors import ConfigError
 from atm_export.graph.traced import traced_graph
 from atm_export.measure.data.images import ImageSet
+from atm_export.methods.base import MergePolicy
+from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.calibrate import measured_r, paper_r
 from atm_export.model.plan import plan_for
-from atm_export.model.schedule import MergePlan
 from atm_export.preprocess import normalize
 
 Progress = Callable[[str], None]
@@ -99,7 +100,7 @@ def plan_job(
     GFLOPs (see `schedule_from`)."""
     backbone, method = model.backbone, config.method
     job = Job(config, model, plan_for(backbone, method), images)
-    if method.merge is not MergePolicy.FROZEN:
+    if method.policy is not MergePolicy.FROZEN:
         return job
     if schedule_from(config) == PAPER:
         gflops = config.model.config.presets[method.preset or ""].gflops

@@ -16,10 +16,10 @@ from torch import Tensor
 from atm_export.config import RunConfig, exported_config
 from atm_export.errors import WeightsError
 from atm_export.graph.traced import traced_graph
+from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.plan import exported_plan
 from atm_export.model.reference import run_reference
-from atm_export.model.schedule import MergePlan
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import Preprocessing, normalize
 from atm_export.runs.reading import Run

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import Backbone
 from atm_export.model.flops import count_gmacs
 from atm_export.model.merging import most_merges
 from atm_export.model.reference import run_reference
-from atm_export.model.schedule import MergePlan
 
 
 def measured_r(backbone: Backbone, plan: MergePlan, batches: Sequence[Tensor]) -> tuple[int, ...]:

@@ -10,15 +10,14 @@ by every backend.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GRID = 2**20
+from atm_export.methods.bipartite.rule import Grouping
 
-Grouping = Literal["alternate", "size"]
+GRID = 2**20
 
 
 @dataclass(frozen=True)

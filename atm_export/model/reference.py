@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atm_export.methods.bipartite.rule import BlockMerge
+from atm_export.methods.plan import MergePlan
 from atm_export.model import merging
 from atm_export.model.backbone import Backbone, BlockParts
 from atm_export.model.merging import Pairs
-from atm_export.model.schedule import BlockMerge, MergePlan
 
 
 @dataclass(frozen=True)

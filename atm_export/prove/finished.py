@@ -13,10 +13,10 @@ import torch
 from atm_export.comparison import compare_logits, largest
 from atm_export.config import exported_config
 from atm_export.errors import AtmExportError, ParityError, WeightsError
+from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.plan import exported_plan
 from atm_export.model.reference import run_reference
-from atm_export.model.schedule import MergePlan
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import normalize
 from atm_export.prove.golden_vectors import scene

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from atm_export.comparison import largest
+from atm_export.methods.bipartite.rule import BlockMerge
+from atm_export.methods.plan import MergePlan
 from atm_export.model import merging
 from atm_export.model.backbone import Backbone
 from atm_export.model.merging import GRID, Pairs
 from atm_export.model.reference import Decision, Trace, join_traces, run_batch
-from atm_export.model.schedule import BlockMerge, MergePlan
 from atm_export.prove.margins import count_margin
 
 

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from atm_export import demo, photos
+from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.reference import run_reference
-from atm_export.model.schedule import MergePlan
 from atm_export.pictures import read_rgb
 from atm_export.preprocess import Preprocessing, crop, normalize
 from atm_export.prove.follow import follow

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.reference import Trace, run_reference
-from atm_export.model.schedule import MergePlan
 from atm_export.preprocess import normalize
 from atm_export.prove.follow import NotAMerge, follow
 from atm_export.prove.inputs import Case, Pixels

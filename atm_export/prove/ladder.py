@@ -15,8 +15,8 @@ import onnx
 import torch
 
 from atm_export.backends.onnxruntime import OnnxRuntimeRunner
+from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import LoadedModel
-from atm_export.model.schedule import MergePlan
 from atm_export.preprocess import Preprocessing, normalize
 from atm_export.prove.compare import compare, measure
 from atm_export.prove.inputs import Pixels, cases

@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from atm_export.model.schedule import MergePlan
+from atm_export.methods.bipartite.rule import with_theta
+from atm_export.methods.plan import MergePlan
 from atm_export.rewrite.operators import similarity_limit
 
 
@@ -18,7 +19,7 @@ def variants(
     if plan.adaptive:
         for label, theta in (("r = 0, ", 2.0), ("r = max, ", -2.0)):
             graphs = [_with_limit(g, similarity_limit(theta)) for g in (traced, shipped)]
-            found.append((label, plan.with_theta(theta), graphs[0], graphs[1]))
+            found.append((label, with_theta(plan, theta), graphs[0], graphs[1]))
     return found
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from atm_export.config import MergePolicy, MethodName, RunConfig
+from atm_export.config import RunConfig, stamped
 from atm_export.measure.job import schedule_from
+from atm_export.methods import methods
+from atm_export.methods.base import MergePolicy
+from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import LoadedModel
-from atm_export.model.schedule import MergePlan
 
 
 def manifest_facts(config: RunConfig, model: LoadedModel, plan: MergePlan) -> dict[str, Any]:
@@ -56,33 +57,21 @@ def _outputs(config: RunConfig, model: LoadedModel, plan: MergePlan) -> dict[str
     return outputs
 
 
+def graph_facts(config: RunConfig, model: LoadedModel, plan: MergePlan) -> dict[str, Any]:
+    """The same facts as a graph's metadata states them."""
+    return {**manifest_facts(config, model, plan), "config": stamped(config)}
+
+
 def summarize_method(config: RunConfig, plan: MergePlan) -> dict[str, Any]:
-    """The operating point, what it means for each block, and one line that says it."""
-    method = config.method
-    facts: dict[str, Any] = {
-        "name": method.name.value,
-        "merge": method.merge.value if method.name is MethodName.ATM else "frozen",
-        "preset": method.preset,
-        "operating_point": method.point.model_dump() if method.point else None,
-        "proportional_attention": plan.proportional,
-        "groups_per_block": [block.grouping if block else None for block in plan.blocks],
-        "theta_per_block": [block.theta if block else None for block in plan.blocks],
-        "r_per_block": [block.r if block else None for block in plan.blocks],
-        "r_from": schedule_from(config) if method.merge is MergePolicy.FROZEN else None,
-    }
+    """What the method does in each block, and one line that says it."""
+    settings, method = config.method, methods[config.method.name]
+    origin = schedule_from(config) if settings.policy is MergePolicy.FROZEN else None
     nothing = "; nothing merges" if plan.merges and plan.idle else ""
-    return {**facts, "summary": _line(facts, plan) + nothing}
-
-
-def _line(facts: Mapping[str, Any], plan: MergePlan) -> str:
-    if facts["name"] == "none":
-        return "unmerged"
-    r = [0 if count is None else count for count in facts["r_per_block"]]
-    if facts["name"] == "tome":
-        return f"ToMe, r = {' '.join(map(str, r))}"
-    point = facts["operating_point"]
-    numbers = f"alpha {point['alpha']:g}, beta {point['beta']:g}, theta_min {point['theta_min']:g}"
-    policy = facts["merge"] if plan.adaptive else f"frozen, r = {' '.join(map(str, r))}"
-    preset = f"{facts['preset']}: " if facts["preset"] else ""
-    origin = f" (from {facts['r_from']})" if facts["r_from"] else ""
-    return f"ATM {preset}{numbers}, {policy}{origin}"
+    return {
+        "name": settings.name,
+        "merge": plan.policy,
+        "preset": settings.preset,
+        "r_from": origin,
+        **method.facts(settings, plan),
+        "summary": method.summary(settings, plan, origin) + nothing,
+    }

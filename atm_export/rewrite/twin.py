@@ -13,9 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from atm_export.methods.bipartite.rule import BlockMerge
+from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import Backbone, BlockParts
 from atm_export.model.merging import most_merges
-from atm_export.model.schedule import BlockMerge, MergePlan
 from atm_export.rewrite import operators, ragged
 
 

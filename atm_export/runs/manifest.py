@@ -44,7 +44,7 @@ _INPUT = fields(
 _OUTPUT = fields({"shape": items(anything, 1, 3), "dtype": one_of("float32", "int64")})
 _METHOD = fields(
     {
-        "name": one_of("atm", "tome", "none"),
+        "name": text,
         "merge": one_of("adaptive", "frozen", "per-image"),
         "summary": text,
         "preset": maybe(text),

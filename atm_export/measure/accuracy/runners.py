@@ -22,9 +22,9 @@ from atm_export.errors import ConfigError
 from atm_export.graph.optimize import with_outputs
 from atm_export.measure.engine import choose_engine
 from atm_export.measure.subject import Pixels, Subject
+from atm_export.methods.plan import MergePlan
 from atm_export.model.flops import count_gmacs
 from atm_export.model.reference import run_reference
-from atm_export.model.schedule import MergePlan
 from atm_export.registry import Registry
 
 

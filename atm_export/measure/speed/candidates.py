@@ -14,16 +14,16 @@ import torch
 
 from atm_export.backends.onnxruntime import OnnxRuntimeRunner
 from atm_export.backends.runner import Array, Runner
-from atm_export.config import Method, MethodName
 from atm_export.errors import ConfigError
 from atm_export.graph.optimize import with_outputs
 from atm_export.measure.accuracy.runners import best_providers
 from atm_export.measure.engine import choose_engine
 from atm_export.measure.subject import Pixels, Subject, load_subject
+from atm_export.methods.plan import MergePlan
+from atm_export.methods.tome import TomeSettings
 from atm_export.model.calibrate import measured_r
 from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
-from atm_export.model.schedule import MergePlan
 from atm_export.runs.reading import open_run
 
 UNMERGED = "unmerged"
@@ -46,12 +46,11 @@ def candidates(
     """The unmerged baseline first, the run, its other merge policies, and what it is compared
     with (a run folder, none, or tome:r). Frozen schedules are measured on `pixels`."""
     found = [Candidate(UNMERGED, subject.unmerged, subject)]
-    name = subject.run.manifest["method"]["merge"]
-    if subject.config.method.name is not MethodName.ATM:
-        name = subject.config.method.name.value
+    policy = subject.config.method.policy
+    name = subject.config.method.name if policy is None else policy.value
     if subject.plan.merges:
         found.append(Candidate(name, subject.plan, subject, exported=True))
-    if policies and subject.config.method.name is MethodName.ATM:
+    if policies and policy is not None:
         found += [
             Candidate(policy, plan, subject)
             for policy, plan in _policies(subject, pixels).items()
@@ -78,7 +77,7 @@ def _other(subject: Subject, against: str) -> Candidate:
     if against.startswith("tome:"):
         try:
             r = tuple(int(part) for part in against.removeprefix("tome:").split(","))
-            method = Method(name=MethodName.TOME, r=r)
+            method = TomeSettings(r=r)
         except ValueError:
             raise ConfigError(f"--against {against}: give tome:8, or one r a block") from None
         return Candidate(against, plan_for(subject.model.backbone, method), subject)

@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atm_export.comparison import largest
-from atm_export.config import Method, OperatingPoint
+from atm_export.config import OperatingPoint
 from atm_export.measure.subject import Pixels
+from atm_export.methods.atm import AtmSettings
+from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import Backbone
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
-from atm_export.model.schedule import MergePlan
 from atm_export.preprocess import Preprocessing, normalize
 from atm_export.prove.intervals import wilson
 
@@ -104,7 +105,7 @@ def score(
 ) -> Score:
     """Measure a point; stops where it can no longer win: too many answers differ already, or it
     costs clearly more than `best` GFLOPs, which keeps the limits."""
-    plan = plan_for(backbone, Method(point=point))
+    plan = plan_for(backbone, AtmSettings(point=point))
     spent, agree, hits, distance, done = 0.0, 0, 0, 0.0, 0
     for start in range(0, len(known), known.batch):
         rows = slice(start, start + known.batch)

@@ -1,0 +1,13 @@
+"""The reduction methods, by name: each says in one file what it asks, decides and does."""
+
+from __future__ import annotations
+
+from atm_export.methods.atm import Atm
+from atm_export.methods.base import Method
+from atm_export.methods.none import Unmerged
+from atm_export.methods.tome import Tome
+from atm_export.registry import Registry
+
+methods: Registry[Method] = Registry("method")
+for _method in (Atm(), Tome(), Unmerged()):
+    methods.add(_method.name, _method)

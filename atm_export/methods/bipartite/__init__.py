@@ -1,0 +1,1 @@
+"""Bipartite soft matching (arXiv 2210.09461), which ToMe and ATM share."""
