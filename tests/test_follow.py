@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from atm_export.methods.bipartite.rule import BlockMerge
+from atm_export.methods.bipartite.decision import PairDecision
+from atm_export.methods.bipartite.matching import GRID
 from atm_export.methods.plan import MergePlan
-from atm_export.model.merging import GRID
-from atm_export.model.reference import Decision, Trace, decide, run_batch, run_reference
+from atm_export.methods.rule import NotFollowed, Signals
+from atm_export.model.reference import Trace, run_batch, run_reference
 from atm_export.model.vit import TimmBackbone
-from atm_export.prove.follow import NotAMerge, follow
+from atm_export.prove.follow import follow
 from tests.tiny import (
     adaptive_plan,
     class_token_vit,
@@ -62,9 +64,9 @@ def with_choice(
     """The reference with a worse choice in one block, and by how much it is worse (cosine)."""
     worse = 0.0
 
-    def decider(i: int, keys: Tensor, sizes: Tensor, rule: BlockMerge, where: Tensor) -> Decision:
+    def decider(i: int, signals: Signals, rule: Any) -> PairDecision:
         nonlocal worse
-        decision = decide(keys, sizes, backbone.prefix, rule)
+        decision: PairDecision = rule.decide(signals)
         if i != block:
             return decision
         pairs, r = decision.pairs, decision.r
@@ -125,9 +127,9 @@ def test_maps_that_no_merge_gives_are_refused() -> None:
     maps = run_reference(backbone, plan, images).maps
     swapped = maps.clone()
     swapped[0, 0, 1], swapped[0, 0, 3] = maps[0, 0, 3], maps[0, 0, 1]
-    with pytest.raises(NotAMerge):
+    with pytest.raises(NotFollowed):
         follow(backbone, plan, images, swapped)
     uneven = maps.clone()
     uneven[:, 1] = run_reference(backbone, frozen_plan(backbone, (7, 5, 4, 0)), images).maps[:, 1]
-    with pytest.raises(NotAMerge):
+    with pytest.raises(NotFollowed):
         follow(backbone, plan, images, uneven)

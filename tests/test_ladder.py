@@ -13,12 +13,12 @@ import torch
 from onnx import numpy_helper
 
 from atm_export.errors import ParityError
+from atm_export.methods.bipartite.operators import similarity_limit
 from atm_export.preprocess import Preprocessing
 from atm_export.prove import compare, ladder
 from atm_export.prove.inputs import Pixels, cases
 from atm_export.prove.ladder import Subject, climb
 from atm_export.prove.results import LadderResult
-from atm_export.rewrite.operators import similarity_limit
 from tests.exports import Exported, export, exported
 from tests.tiny import MEAN, STD, loaded, threshold_plan, tiny_vit
 

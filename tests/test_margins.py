@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from atm_export.model.merging import GRID, Pairs
-from atm_export.model.reference import Decision, run_reference
+from atm_export.methods.bipartite.decision import PairDecision, count_margin
+from atm_export.methods.bipartite.matching import GRID, Pairs
+from atm_export.model.reference import run_reference
 from atm_export.prove.margins import (
-    count_margin,
-    decision_margin,
     first_difference,
     trace_margin,
 )
@@ -38,31 +37,31 @@ def test_a_count_that_nothing_can_change_has_no_margin() -> None:
     assert count_margin(torch.zeros(3, 0), 0.5, 3) == float("inf")
 
 
-def decision(similarity: list[list[int]], lead: list[list[int]], r: int) -> Decision:
+def decision(similarity: list[list[int]], lead: list[list[int]], r: int) -> PairDecision:
     values, ahead = torch.tensor(similarity).float(), torch.tensor(lead).float()
     slots = torch.zeros(values.shape, dtype=torch.int64)
-    return Decision(Pairs(slots, slots, slots, values, ahead), r, None)
+    return PairDecision(Pairs(slots, slots, slots, values, ahead), r, None)
 
 
 def test_the_margin_of_a_ranking_is_its_gap_at_r() -> None:
     far = [[999] * 4]
-    assert decision_margin(decision([[100, 40, 90, 10]], far, 2)) == 50 / GRID
-    assert decision_margin(decision([[100, 40, 90, 10]], far, 1)) == 10 / GRID
-    assert decision_margin(decision([[100, 90, 90, 10]], far, 2)) == 0  # a tie
-    assert decision_margin(decision([[100, 40, 90, 10]], far, 4)) == 999 / GRID
+    assert decision([[100, 40, 90, 10]], far, 2).margin() == 50 / GRID
+    assert decision([[100, 40, 90, 10]], far, 1).margin() == 10 / GRID
+    assert decision([[100, 90, 90, 10]], far, 2).margin() == 0  # a tie
+    assert decision([[100, 40, 90, 10]], far, 4).margin() == 999 / GRID
 
 
 def test_the_margin_of_a_partner_counts_where_it_merges() -> None:
     lead = [[5, 1, 6, 7]]
-    assert decision_margin(decision([[100, 40, 90, 10]], lead, 2)) == 5 / GRID
-    assert decision_margin(decision([[100, 40, 90, 10]], lead, 3)) == 1 / GRID
-    assert decision_margin(decision([[100, 40, 90, 10]], lead, 0)) == float("inf")
+    assert decision([[100, 40, 90, 10]], lead, 2).margin() == 5 / GRID
+    assert decision([[100, 40, 90, 10]], lead, 3).margin() == 1 / GRID
+    assert decision([[100, 40, 90, 10]], lead, 0).margin() == float("inf")
 
 
 def test_the_margin_of_a_trace_is_the_least_of_its_blocks() -> None:
     backbone, images = class_token_vit(), random_images(2)
     trace = run_reference(backbone, frozen_plan(backbone, (3, 2, 1, 0)), images)
-    margins = [decision_margin(d) for block in trace.decisions for d in block if d is not None]
+    margins = [d.margin() for block in trace.decisions for d in block if d is not None]
     assert len(margins) == 3
     assert trace_margin(trace) == min(margins) > 0
     assert trace_margin(run_reference(backbone, no_merges(backbone), images)) == float("inf")

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from atm_export.model import merging
-from atm_export.model.merging import GRID, Grouping, Pairs
+from atm_export.methods.bipartite import matching
+from atm_export.methods.bipartite.matching import GRID, Grouping, Pairs
 from tests.brute_force import LATTICE, BrutePairs, brute_match, brute_merge
 
 PREFIXES = (0, 1, 2, 5)
@@ -66,7 +66,7 @@ def examples() -> list[Example]:
 @pytest.mark.parametrize("grouping", GROUPINGS)
 def test_match_equals_brute_force(grouping: Grouping) -> None:
     for example in examples():
-        pairs = merging.match(example.metric, example.sizes, example.prefix, grouping)
+        pairs = matching.match(example.metric, example.sizes, example.prefix, grouping)
         for image in range(len(example.tokens)):
             expected = brute_pairs(example, image, grouping)
             assert pairs.src[image].tolist() == expected.src
@@ -80,9 +80,9 @@ def test_match_equals_brute_force(grouping: Grouping) -> None:
 def test_merge_equals_brute_force_at_every_r(prefix: int, grouping: Grouping) -> None:
     merges = 0
     for example in (e for e in examples() if e.prefix == prefix):
-        pairs = merging.match(example.metric, example.sizes, prefix, grouping)
+        pairs = matching.match(example.metric, example.sizes, prefix, grouping)
         for r in range(pairs.src.shape[1] + 1):
-            merged = merging.merge(example.tokens, example.sizes, pairs, r, prefix)
+            merged = matching.merge(example.tokens, example.sizes, pairs, r, prefix)
             assert merged.tokens.shape[1] == example.tokens.shape[1] - r
             merges += r
             for image in range(len(example.tokens)):
@@ -104,9 +104,9 @@ def test_merge_equals_brute_force_at_every_r(prefix: int, grouping: Grouping) ->
 @pytest.mark.parametrize("grouping", GROUPINGS)
 def test_the_map_says_where_every_token_went(grouping: Grouping) -> None:
     for example in examples():
-        pairs = merging.match(example.metric, example.sizes, example.prefix, grouping)
+        pairs = matching.match(example.metric, example.sizes, example.prefix, grouping)
         r = pairs.src.shape[1] // 2
-        merged = merging.merge(example.tokens, example.sizes, pairs, r, example.prefix)
+        merged = matching.merge(example.tokens, example.sizes, pairs, r, example.prefix)
         batch, _, channels = example.tokens.shape
         remaining = merged.tokens.shape[1]
         index = merged.moved_to.unsqueeze(2)
@@ -123,10 +123,10 @@ def test_sizes_are_conserved_over_many_merges() -> None:
     tokens, sizes = torch.randn(3, 50, 8, generator=rng), torch.ones(3, 50, 1)
     for step in range(6):
         grouping: Grouping = "alternate" if step < 3 else "size"
-        metric = merging.key_metric(tokens.unsqueeze(1))
-        pairs = merging.match(metric, sizes, 1, grouping)
+        metric = matching.key_metric(tokens.unsqueeze(1))
+        pairs = matching.match(metric, sizes, 1, grouping)
         mean = (tokens * sizes).sum(dim=1)
-        merged = merging.merge(tokens, sizes, pairs, min(7, pairs.src.shape[1]), 1)
+        merged = matching.merge(tokens, sizes, pairs, min(7, pairs.src.shape[1]), 1)
         tokens, sizes = merged.tokens, merged.sizes
         assert sizes.sum(dim=1).flatten().tolist() == [50.0] * 3
         assert bool((sizes[:, 0] == 1).all())
@@ -138,8 +138,8 @@ def test_several_sources_may_join_one_destination() -> None:
     metric = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]])
     tokens = torch.tensor([[[2.0], [5.0], [4.0], [6.0], [9.0]]])
     sizes = torch.tensor([[[1.0], [1.0], [2.0], [3.0], [1.0]]])
-    pairs = merging.match(metric, sizes, 0, "alternate")
-    merged = merging.merge(tokens, sizes, pairs, 3, 0)
+    pairs = matching.match(metric, sizes, 0, "alternate")
+    merged = matching.merge(tokens, sizes, pairs, 3, 0)
     assert merged.tokens.flatten().tolist() == pytest.approx([5.0, (2 + 2 * 4 + 3 * 6 + 9) / 7])
     assert merged.sizes.flatten().tolist() == [1.0, 7.0]
     assert merged.moved_to.tolist() == [[1, 0, 1, 1, 1]]
@@ -147,10 +147,10 @@ def test_several_sources_may_join_one_destination() -> None:
 
 def test_equal_similarities_merge_in_position_order() -> None:
     metric = torch.ones(1, 9, 1)
-    pairs = merging.match(metric, torch.ones(1, 9, 1), 1, "alternate")
+    pairs = matching.match(metric, torch.ones(1, 9, 1), 1, "alternate")
     assert pairs.src.tolist() == [[2, 4, 6, 8]]
     assert pairs.best.tolist() == [[0, 0, 0, 0]]
-    merged = merging.merge(torch.arange(9.0).reshape(1, 9, 1), torch.ones(1, 9, 1), pairs, 2, 1)
+    merged = matching.merge(torch.arange(9.0).reshape(1, 9, 1), torch.ones(1, 9, 1), pairs, 2, 1)
     assert merged.tokens.flatten().tolist() == pytest.approx([0, 6, 8, (1 + 2 + 4) / 3, 3, 5, 7])
 
 
@@ -158,16 +158,16 @@ def test_equal_similarities_merge_in_position_order() -> None:
 @pytest.mark.parametrize("grouping", GROUPINGS)
 def test_too_few_tokens_to_pair_merge_nothing(grouping: Grouping, prefix: int, free: int) -> None:
     tokens, sizes = torch.randn(2, prefix + free, 3), torch.ones(2, prefix + free, 1)
-    pairs = merging.match(torch.ones(2, prefix + free, 2), sizes, prefix, grouping)
-    assert merging.count_above(pairs, -1.0) == 0
-    merged = merging.merge(tokens, sizes, pairs, 0, prefix)
+    pairs = matching.match(torch.ones(2, prefix + free, 2), sizes, prefix, grouping)
+    assert matching.count_above(pairs, -1.0) == 0
+    merged = matching.merge(tokens, sizes, pairs, 0, prefix)
     assert merged.tokens.shape == tokens.shape
     assert torch.equal(merged.tokens.sum(dim=1), tokens.sum(dim=1))
 
 
 def test_the_metric_is_the_normalised_mean_of_the_keys_over_heads() -> None:
     keys = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(1))
-    metric = merging.key_metric(keys)
+    metric = matching.key_metric(keys)
     for image, token in itertools.product(range(2), range(5)):
         mean = [sum(keys[image, h, token, c].item() for h in range(3)) / 3 for c in range(4)]
         norm = math.sqrt(sum(value * value for value in mean))
@@ -178,7 +178,7 @@ def test_the_metric_is_the_normalised_mean_of_the_keys_over_heads() -> None:
 def test_prefix_tokens_neither_merge_nor_absorb() -> None:
     metric = torch.ones(1, 13, 2)
     for prefix, grouping in itertools.product((1, 2, 5), GROUPINGS):
-        pairs = merging.match(metric, torch.ones(1, 13, 1), prefix, grouping)
+        pairs = matching.match(metric, torch.ones(1, 13, 1), prefix, grouping)
         assert int(pairs.src.min()) >= prefix
         assert int(pairs.dst.min()) >= prefix
         both = sorted(pairs.src[0].tolist() + pairs.dst[0].tolist())
@@ -189,7 +189,7 @@ def counted(similarity: list[list[float]], theta: float) -> int:
     grid = torch.tensor(similarity, dtype=torch.float64) * GRID
     values = grid.round().float()
     nothing = torch.zeros_like(values, dtype=torch.int64)
-    return merging.count_above(Pairs(nothing, nothing, nothing, values, values), theta)
+    return matching.count_above(Pairs(nothing, nothing, nothing, values, values), theta)
 
 
 def test_the_count_is_the_floored_mean_over_the_batch() -> None:
@@ -205,12 +205,12 @@ def test_the_count_is_the_floored_mean_over_the_batch() -> None:
 def test_counts_equal_a_loop_over_all_pairs() -> None:
     for example in examples():
         for theta in (-1.0, -0.01, 0.0, 3 / LATTICE**2, 0.004, 0.2):
-            pairs = merging.match(example.metric, example.sizes, example.prefix, "alternate")
+            pairs = matching.match(example.metric, example.sizes, example.prefix, "alternate")
             above = 0
             for image in range(len(example.tokens)):
                 found = brute_pairs(example, image, "alternate").similarity
                 above += sum(value > theta * GRID for value in found)
-            assert merging.count_above(pairs, theta) == above // len(example.tokens)
+            assert matching.count_above(pairs, theta) == above // len(example.tokens)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
@@ -220,18 +220,18 @@ def test_identical_tokens_have_similarity_one_exactly(width: int, scale: float) 
     for _ in range(50):
         key = scale * torch.randn(1, 3, 1, width, generator=rng)
         keys = key.expand(2, 3, 12, width)
-        pairs = merging.match(merging.key_metric(keys), torch.ones(2, 12, 1), 1, "alternate")
+        pairs = matching.match(matching.key_metric(keys), torch.ones(2, 12, 1), 1, "alternate")
         assert pairs.similarity.unique().tolist() == [GRID]
         assert pairs.lead.unique().tolist() == [0]
-        assert merging.count_above(pairs, 1.0) == 0
-        assert merging.count_above(pairs, 1 - 1e-6) == pairs.src.shape[1]
+        assert matching.count_above(pairs, 1.0) == 0
+        assert matching.count_above(pairs, 1 - 1e-6) == pairs.src.shape[1]
 
 
 def test_the_lead_is_the_gap_to_the_second_best() -> None:
     a = torch.tensor([1.0, 0.0])
     b, c = torch.tensor([0.75, 0.5]), torch.tensor([0.5, 0.5])
     metric = torch.stack([a, b, a, c]).unsqueeze(0)
-    pairs = merging.match(metric, torch.ones(1, 4, 1), 0, "alternate")
+    pairs = matching.match(metric, torch.ones(1, 4, 1), 0, "alternate")
     assert pairs.best.tolist() == [[0, 0]]
     assert pairs.similarity.tolist() == [[0.75 * GRID] * 2]
     assert pairs.lead.tolist() == [[0.25 * GRID] * 2]

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from atm_export.methods.bipartite import matching
 from atm_export.methods.plan import MergePlan
-from atm_export.model import merging
+from atm_export.methods.rule import Reduced
 from atm_export.model.reference import attention, run_reference
 from atm_export.model.vit import TimmBackbone
 from tests.tiny import (
@@ -57,14 +58,14 @@ def sized_tokens(prefix: int, channels: int) -> tuple[Tensor, Tensor]:
 def test_proportional_attention_counts_a_token_as_often_as_it_is_large(name: str) -> None:
     part = tiny_vit(**KINDS[name]).parts()[1]
     tokens, sizes = sized_tokens(1, 48)
-    found, keys = attention(part, tokens, sizes)
-    expected, _ = attention(part, repeated(tokens, sizes), None)
+    found, keys = attention(part, tokens, sizes)[:2]
+    expected = attention(part, repeated(tokens, sizes), None).out
     first = (sizes[0, :, 0].cumsum(0) - sizes[0, :, 0]).long()
     torch.testing.assert_close(found, expected[:, first], atol=1e-5, rtol=0)
     assert keys.shape == (1, 3, 10, 16)
-    plain, _ = attention(part, tokens, None)
+    plain = attention(part, tokens, None).out
     assert not torch.allclose(found, plain, atol=1e-3)
-    ones, _ = attention(part, tokens, torch.ones_like(sizes))
+    ones = attention(part, tokens, torch.ones_like(sizes)).out
     torch.testing.assert_close(ones, plain, atol=1e-6, rtol=0)
 
 
@@ -121,13 +122,13 @@ def test_a_trace_is_consistent(name: str) -> None:
 
 def test_the_map_and_the_sizes_tell_the_same_story(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone, seen = class_token_vit(), []
-    merge = merging.merge
+    merge = matching.merge
 
-    def spy(*arguments: Any) -> merging.Merged:
+    def spy(*arguments: Any) -> Reduced:
         seen.append(merge(*arguments).sizes)
         return merge(*arguments)
 
-    monkeypatch.setattr(merging, "merge", spy)
+    monkeypatch.setattr(matching, "merge", spy)
     trace = run_reference(backbone, tome_plan(backbone, 7), random_images(2))
     assert len(seen) == 4
     for sizes, maps in zip(seen, trace.maps, strict=True):

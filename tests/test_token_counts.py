@@ -12,12 +12,13 @@ import torch
 from onnx import numpy_helper, parser
 
 from atm_export.graph.lint import lint
-from atm_export.model.merging import GRID
+from atm_export.methods.bipartite.matching import GRID
+from atm_export.methods.bipartite.operators import EMPTY, GUARD, LEAST, NOWHERE, ranking
+from atm_export.methods.tokens import STRIDE, Capacity
 from atm_export.preprocess import Preprocessing
 from atm_export.prove import ladder
 from atm_export.prove.inputs import cases
 from atm_export.prove.ladder import Subject, climb
-from atm_export.rewrite.operators import EMPTY, GUARD, LEAST, NOWHERE, STRIDE, Capacity, ranking
 from tests.exports import Exported, export
 from tests.tiny import MEAN, STD, adaptive_plan, loaded, tiny_vit
 

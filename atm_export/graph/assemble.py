@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import Backbone
 from atm_export.rewrite.twin import Merge, Twin, TwinBlock
 
+Translations = dict[Callable[..., Any], Callable[..., Any]]  # torch operator to its ONNX
 IR_VERSION = 10
 EXAMPLE_TOKENS = 149  # any count that nothing in a model equals
 TRACE_OUTPUTS = ("tokens_per_block", "token_maps", "patch_to_token")
@@ -97,6 +98,7 @@ class Sheet:
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: dict[str, TensorProto] = field(default_factory=dict)
     templates: dict[str, onnx.ModelProto] = field(default_factory=dict)
+    translations: Translations = field(default_factory=dict)
 
     def node(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
@@ -126,7 +128,7 @@ def onnx_from_model(
     shape = (2, height, width, 3) if uint8_input else (2, 3, height, width)
     sample = torch.zeros(shape, dtype=torch.uint8 if uint8_input else torch.float32)
     tokens = backbone.tokens
-    sheet = Sheet(opset)
+    sheet = Sheet(opset, translations=_translations(plan))
     where = _first_map(sheet, tokens)
     sheet.constant("tokens", np.array([tokens], dtype=np.int64))
     entry = Entry(backbone, mean, std, uint8_input, whole=not plan.merges)
@@ -166,20 +168,21 @@ def _place_blocks(
     blocks = twin.twin_blocks
     channels = blocks[0].q.in_features
     example: list[Tensor | None]
+    axes: tuple[int, ...]
     for i, block in enumerate(blocks):
+        n, axes = (block.tokens_in, (0,)) if block.static else (EXAMPLE_TOKENS, (0, 1))
+        assert n is not None
         example = [
-            torch.zeros(2, EXAMPLE_TOKENS, channels),
-            None,
+            torch.zeros(2, n, channels),
+            torch.ones(2, n, 1) if sizes else None,
             torch.zeros(2, twin.tokens).long(),
         ]
-        if sizes:
-            example[1] = torch.ones(2, EXAMPLE_TOKENS, 1)
         out = _place(
             sheet,
             f"blocks.{i}",
             Block(block),
             example,
-            [(0, 1), (0, 1), (0,)],
+            [axes, axes, (0,)],
             [tokens, sizes, where],
         )
         tokens = out[0]
@@ -189,14 +192,23 @@ def _place_blocks(
             sizes, where = out[1:]
         elif len(out) == 2:
             where = out[1]
+        if len(out) < 4 and block.count is not None:
+            count = sheet.constant(f"blocks.{i}.count", np.array([block.count], dtype=np.int64))
         counts.append(count)
         maps.append(where)
-    reads = blocks[-1].reads
-    example = [torch.zeros(2, reads or EXAMPLE_TOKENS, channels), None]
-    if reads is None and sizes:
+    kept = blocks[-1].kept
+    sizes = "" if kept else sizes
+    example = [torch.zeros(2, kept or EXAMPLE_TOKENS, channels), None]
+    if sizes:
         example[1] = torch.ones(2, EXAMPLE_TOKENS, 1)
-    axes = [(0,) if reads else (0, 1), (0, 1)]
-    (logits,) = _place(sheet, "head", Head(twin.backbone), example, axes, [tokens, sizes])
+    (logits,) = _place(
+        sheet,
+        "head",
+        Head(twin.backbone),
+        example,
+        [(0,) if kept else (0, 1), (0, 1)],
+        [tokens, sizes],
+    )
     return logits, counts, maps
 
 
@@ -211,7 +223,7 @@ def _place(
     """Add `piece` to the sheet with its inputs connected; returns the names of its outputs."""
     kind = f"{piece.kind} {[tensor is None for tensor in example]}"
     if kind not in sheet.templates:
-        sheet.templates[kind] = _translate(piece, example, axes, sheet.opset)
+        sheet.templates[kind] = _translate(piece, example, axes, sheet)
     graph = sheet.templates[kind].graph
     connected = [given for given, tensor in zip(inputs, example, strict=True) if tensor is not None]
     names = dict(zip((value.name for value in graph.input), connected, strict=True))
@@ -238,7 +250,7 @@ def _translate(
     piece: nn.Module,
     example: Sequence[Tensor | None],
     axes: Sequence[tuple[int, ...]],
-    opset: int,
+    sheet: Sheet,
 ) -> onnx.ModelProto:
     symbols = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
     dynamic = tuple(
@@ -258,8 +270,8 @@ def _translate(
                 dynamic_shapes=dynamic,
                 # From 23 on torch would write the Attention operator, which builders refuse in
                 # FP32; no other operator that it writes differs.
-                opset_version=min(opset, 22),
-                custom_translation_table={**translations.TABLE, **translations_ragged.TABLE},
+                opset_version=min(sheet.opset, 22),
+                custom_translation_table=sheet.translations,
                 optimize=False,
                 verbose=False,
             )
@@ -267,6 +279,14 @@ def _translate(
         quiet.setLevel(level)
     assert program is not None
     return program.model_proto
+
+
+def _translations(plan: MergePlan) -> Translations:
+    """The ONNX of every operator that blocks and their rules may call."""
+    found = {**translations.TABLE, **translations_ragged.TABLE}
+    for rule in plan.blocks:
+        found |= {} if rule is None else rule.translations()
+    return found
 
 
 def _first_map(sheet: Sheet, tokens: int) -> str:

@@ -1,4 +1,4 @@
-"""What merging does to images: remaining tokens of each image, and information lost per block."""
+"""What reduction does to images: remaining tokens of each image, and information lost per block."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atm_export.methods.bipartite.rule import with_theta
 from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import Backbone
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
@@ -25,8 +24,8 @@ THETAS = (0.95, 0.9, 0.85)
 class Fates:
     """What becomes of the patches of each image, alone in its batch.
 
-    tokens [B]: tokens in the end; maps [B, patches]: the token that holds each patch in the end;
-    gmacs [B].
+    tokens [B]: tokens in the end; maps [B, patches]: the token that holds each patch in the end
+    (-1: none); gmacs [B].
     """
 
     tokens: Tensor
@@ -57,11 +56,14 @@ def affordable(backbone: Backbone, images: int) -> int:
 
 def information_loss(backbone: Backbone, plan: MergePlan, images: Tensor) -> dict[str, Any] | None:
     """Figure 2 of the paper: cosine distance of the final class token (or pooled row) from the
-    unmerged model's, when one block alone merges, by a threshold. None where nothing merges.
+    unmerged model's, when one block alone merges, by a threshold. None where no
+    block merges by similarity.
 
     As many of the images are used as the budget allows; `images` counts them.
     """
-    blocks = [i for i, block in enumerate(plan.blocks) if block is not None]
+    blocks = [
+        i for i, block in enumerate(plan.blocks) if block is not None and block.above(THETAS[0])
+    ]
     if not blocks:
         return None
     passes = len(blocks) * len(THETAS) + 1
@@ -69,7 +71,7 @@ def information_loss(backbone: Backbone, plan: MergePlan, images: Tensor) -> dic
     step = max(1, len(blocks) * len(THETAS) * unmerged_gmacs(backbone) // (4 * BUDGET))
     chosen = blocks[:: int(step)]
     some = images[:count]
-    plain = run_reference(backbone, with_theta(plan, 2).frozen([0] * len(plan.blocks)), some)
+    plain = run_reference(backbone, plan.frozen([0] * len(plan.blocks)), some)
     rows = []
     for theta in THETAS:
         row = []
@@ -90,11 +92,7 @@ def _one_block_each(plan: MergePlan, chosen: list[int], theta: float) -> Iterato
     """Plans that merge in one of the `chosen` blocks alone, r decided for each image."""
     for i in chosen:
         blocks = tuple(
-            None
-            if block is None
-            else replace(block, theta=theta, r=None)
-            if k == i
-            else replace(block, theta=None, r=0)
+            None if block is None else block.above(theta) if k == i else block.frozen(0)
             for k, block in enumerate(plan.blocks)
         )
         yield replace(plan, blocks=blocks, per_image=True)

@@ -1,15 +1,123 @@
-"""What a method does in one block, for the eager reference and for the export alike."""
+"""What a method does in one block, for the eager reference and for the export alike.
+
+A rule is a frozen value. The reference asks it to `decide` and to `reduce`; the export-friendly
+twin asks it to `apply` both at once, in operations that have an ONNX. Nothing here imports torch:
+rules do where they compute. A method that reduces before attention weights meet the values would
+need one more hook in `model/reference.py:attention` and in the twin; none does today.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Self
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from atm_export.errors import ConfigError
+from atm_export.errors import ConfigError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Signal = Literal["key_metric", "keys", "values", "attention", "tokens"]
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What the reference knows of a batch between attention and MLP.
+
+    keys, values [B, H, N, d]; attention [B, H, N, N]: softmax weights, query first; tokens
+    [B, N, D]: the residual stream, attention added; sizes [B, N, 1]: merging sizes; where [B, N0]:
+    places of the embedded tokens, -1 where one was dropped. prefix: leading tokens that stay, in
+    front. attention is None where the rule does not ask for it.
+    """
+
+    keys: Tensor
+    values: Tensor
+    attention: Tensor | None
+    tokens: Tensor
+    sizes: Tensor
+    where: Tensor
+    prefix: int
+
+
+class Decision(ABC):
+    """What a block decided, before it is done."""
+
+    @abstractmethod
+    def margin(self) -> float:
+        """The least change of a score, in a unit where FP32 noise is about 1e-6 (a cosine), that
+        alters the decision; 0 where scores tie."""
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """Tokens [B, n, D], merging sizes [B, n, 1], and where each old token went [B, N] (int64;
+    -1: dropped)."""
+
+    tokens: Tensor
+    sizes: Tensor
+    moved_to: Tensor
+
+
+@dataclass(frozen=True)
+class GraphSignals:
+    """What the twin knows, and will be translated to ONNX; signals not asked for are None.
+
+    tokens [B, n, D] (None in a last block whose head reads the prefix alone, where the rule
+    `spares_tokens`); sizes [B, n, 1] (None: all 1; padding: 0); key_metric [B, n, d]: keys summed
+    over heads, L2-normalised; keys, values [B, n, H, d]; attention [B, H, n, n]; where as in
+    `Signals`. constants: what the rule's `constants` gave. most: tokens that are embedded.
+    """
+
+    tokens: Tensor | None
+    sizes: Tensor | None
+    where: Tensor
+    prefix: int
+    most: int
+    constants: Mapping[str, Tensor]
+    key_metric: Tensor | None = None
+    keys: Tensor | None = None
+    values: Tensor | None = None
+    attention: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class GraphReduced:
+    """tokens [B, m, D], sizes [B, m, 1] (None: as they were, all 1), moved_to [B, n], and the
+    number of tokens that remain ([1]; [B] where images differ; None: what `tokens_after` says)."""
+
+    tokens: Tensor
+    sizes: Tensor | None
+    moved_to: Tensor
+    remaining: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Extreme:
+    """The rule at an end of what it can decide, and what its constants hold then."""
+
+    rule: BlockRule
+    constants: Mapping[str, Any] = field(default_factory=dict)
+
+
+class NotFollowed(Exception):
+    """The maps are not what any choice that this rule may take gives."""
 
 
 class BlockRule(ABC):
-    """The rule of one block: a frozen value that compares by what it does."""
+    """The rule of one block: a frozen value that compares by what it does.
+
+    asks: signals that it needs. drops: tokens may vanish (a place of -1). static: its graph is
+    translated for exactly the number of tokens that enters. spares_tokens: its decision does not
+    read the tokens, so that a last block whose head reads the prefix alone moves sizes only.
+    """
+
+    asks: ClassVar[tuple[Signal, ...]] = ()
+    drops: ClassVar[bool] = False
+    static: ClassVar[bool] = False
+    spares_tokens: ClassVar[bool] = False
+
+    # What it is.
 
     @property
     @abstractmethod
@@ -21,6 +129,72 @@ class BlockRule(ABC):
         """Whether it can never reduce anything."""
         return False
 
+    @property
+    def form(self) -> str:
+        """Rules of equal form differ in their constants alone, and so share one translation."""
+        return repr(self)
+
+    def tokens_after(self, tokens: int, prefix: int) -> int | None:
+        """How many of `tokens` stay; None: decided at run time."""
+        return None
+
     def frozen(self, count: int) -> Self:
         """The same rule, with `count` tokens removed whatever the image."""
         raise ConfigError("this method has no frozen form")
+
+    def above(self, theta: float) -> Self | None:
+        """The same rule deciding by a cosine threshold; None where that means nothing."""
+        return None
+
+    def extremes(self) -> Mapping[str, Extreme]:
+        """By label, the ends of what it may decide at run time; both are proven too."""
+        return {}
+
+    # The eager reference.
+
+    @abstractmethod
+    def decide(self, signals: Signals) -> Decision:
+        """Which tokens go."""
+
+    @abstractmethod
+    def reduce(self, tokens: Tensor, sizes: Tensor, decision: Any, prefix: int) -> Reduced:
+        """Carry a decision out; the prefix keeps its place in front."""
+
+    def follow(self, signals: Signals, moved_to: Tensor) -> tuple[Decision, float]:
+        """The decision that moves tokens to moved_to [B, N], and by how much its scores fall short
+        of the best; NotFollowed where there is none. A method that gives no choice leaves this:
+        then maps must be equal."""
+        import torch
+
+        decision = self.decide(signals)
+        reduced = self.reduce(signals.tokens, signals.sizes, decision, signals.prefix)
+        if not torch.equal(reduced.moved_to, moved_to):
+            raise NotFollowed("another choice than the reference's own")
+        return decision, 0.0
+
+    # The export.
+
+    def constants(self, tokens: int | None, prefix: int) -> dict[str, Tensor]:
+        """Numbers that the graph holds for this block, by name; tokens: how many enter, where that
+        is known at export."""
+        return {}
+
+    def order(self, tokens: int, prefix: int) -> Tensor | None:
+        """Old positions [tokens] in new order, where a change of order is all that it can do."""
+        return None
+
+    def reorder(self, x: Tensor, prefix: int) -> Tensor:
+        """x [B, n, C] in that order."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def apply(self, signals: GraphSignals) -> GraphReduced:
+        """Decide and reduce in one, by operations that have an ONNX."""
+
+    def apply_each(self, signals: GraphSignals) -> GraphReduced:
+        """The same where each image decides for itself: padding has size 0, and goes last."""
+        raise UnsupportedModelError("this method has no form for --merge per-image")
+
+    def translations(self) -> Mapping[Callable[..., Any], Callable[..., Any]]:
+        """The ONNX of the torch operators that `apply` calls, beyond plain torch."""
+        return {}

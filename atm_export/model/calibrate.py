@@ -10,7 +10,6 @@ from torch import Tensor
 from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import Backbone
 from atm_export.model.flops import count_gmacs
-from atm_export.model.merging import most_merges
 from atm_export.model.reference import run_reference
 
 
@@ -47,10 +46,10 @@ def frozen_gmacs(backbone: Backbone, plan: MergePlan, r: Sequence[int]) -> float
     """GFLOPs an image of a frozen schedule."""
     n = backbone.tokens
     tokens_in, tokens_out = [], []
-    for count in r:
+    for rule in plan.frozen(r).blocks:
         tokens_in.append(n)
-        half = (n - backbone.prefix) // 2
-        n -= min(count, half, most_merges(n, backbone.prefix))
+        if rule is not None:
+            n = rule.tokens_after(n, backbone.prefix) or n
         tokens_out.append(n)
     mlp = list(tokens_out)
     if backbone.head_rows is not None and plan.merges:

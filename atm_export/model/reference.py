@@ -1,28 +1,20 @@
-"""The eager reference: a backbone with merging, made to be read, never altered for export."""
+"""The eager reference: a backbone that reduces its tokens, made to be read, never altered for
+export."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atm_export.methods.bipartite.rule import BlockMerge
 from atm_export.methods.plan import MergePlan
-from atm_export.model import merging
+from atm_export.methods.rule import BlockRule, Decision, Signals
+from atm_export.methods.tokens import carried
 from atm_export.model.backbone import Backbone, BlockParts
-from atm_export.model.merging import Pairs
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What one block decided: r merges an image, and the pairs it chose from."""
-
-    pairs: Pairs
-    r: int
-    theta: float | None
 
 
 @dataclass(frozen=True)
@@ -30,8 +22,8 @@ class Trace:
     """One forward pass in full.
 
     logits [B, K]. tokens_in and tokens_out [blocks, B]: tokens that enter a block and its MLP's
-    input after the merge. maps [blocks, B, N0]: where each of the N0 embedded tokens is after a
-    block. features [B, D]: the class token (or first row) after the last block.
+    input after the reduction. maps [blocks, B, N0]: where each of the N0 embedded tokens is after a
+    block (-1: dropped). features [B, D]: the class token (or first row) after the last block.
     decisions [blocks][batches]: one entry a batch, or one an image where r is decided per image.
     """
 
@@ -43,12 +35,12 @@ class Trace:
     decisions: tuple[tuple[Decision | None, ...], ...]
 
 
-Decider = Callable[[int, Tensor, Tensor, BlockMerge, Tensor], Decision]
+Decider = Callable[[int, Signals, BlockRule], Decision]
 
 
 @torch.inference_mode()
 def run_reference(backbone: Backbone, plan: MergePlan, image: Tensor) -> Trace:
-    """Run `image` [B, 3, H, W], normalised, through the merged model."""
+    """Run `image` [B, 3, H, W], normalised, through the reduced model."""
     if plan.per_image and image.shape[0] > 1:
         return join_traces([run_batch(backbone, plan, one) for one in image.split(1)])
     return run_batch(backbone, plan, image)
@@ -58,8 +50,8 @@ def run_reference(backbone: Backbone, plan: MergePlan, image: Tensor) -> Trace:
 def run_batch(
     backbone: Backbone, plan: MergePlan, image: Tensor, decider: Decider | None = None
 ) -> Trace:
-    """One pass with one r per block. `decider` (block, keys, sizes, rule, where) -> Decision takes
-    the decisions in the place of the thresholds; `where` [B, N0]: current positions."""
+    """One pass in which the batch decides together. `decider` (block, signals, rule) -> Decision
+    takes the decisions in the place of the rules."""
     x = backbone.embed(image)
     batch, n, _ = x.shape
     sizes = torch.ones(batch, n, 1)
@@ -68,16 +60,15 @@ def run_batch(
     parts = backbone.parts()
     for i, (part, rule) in enumerate(zip(parts, plan.blocks, strict=True)):
         counts_in.append(x.shape[1])
-        attended, keys = attention(part, part.norm1(x), sizes if plan.proportional else None)
-        x = x + attended / part.divisor
+        heads = attention(part, part.norm1(x), sizes if plan.proportional else None)
+        x = x + heads.out / part.divisor
         decision = None
         if rule is not None:
-            if decider is None:
-                decision = decide(keys, sizes, backbone.prefix, rule)
-            else:
-                decision = decider(i, keys, sizes, rule, where)
-            merged = merging.merge(x, sizes, decision.pairs, decision.r, backbone.prefix)
-            x, sizes, where = merged.tokens, merged.sizes, merged.moved_to.gather(1, where)
+            weights = heads.weights if "attention" in rule.asks else None
+            signals = Signals(heads.keys, heads.values, weights, x, sizes, where, backbone.prefix)
+            decision = rule.decide(signals) if decider is None else decider(i, signals, rule)
+            reduced = rule.reduce(x, sizes, decision, backbone.prefix)
+            x, sizes, where = reduced.tokens, reduced.sizes, carried(where, reduced.moved_to)
         counts_out.append(x.shape[1])
         maps.append(where)
         decisions.append((decision,))
@@ -94,8 +85,18 @@ def run_batch(
     )
 
 
-def attention(part: BlockParts, x: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Attention branch [B, N, D] and keys [B, heads, N, d]; sizes [B, N, 1]: proportional.
+class Attended(NamedTuple):
+    """The attention branch [B, N, D]; keys and values [B, heads, N, d]; weights [B, heads, N, N]
+    after the softmax, query first."""
+
+    out: Tensor
+    keys: Tensor
+    values: Tensor
+    weights: Tensor
+
+
+def attention(part: BlockParts, x: Tensor, sizes: Tensor | None) -> Attended:
+    """Attention of x [B, N, D]; sizes [B, N, 1]: proportional.
 
     softmax(q k^T / sqrt(d) + log s) v, s the merging sizes of the keys (arXiv 2210.09461, eq. 1).
     """
@@ -103,21 +104,12 @@ def attention(part: BlockParts, x: Tensor, sizes: Tensor | None) -> tuple[Tensor
     qkv = part.qkv(x).reshape(batch, n, 3, part.heads, part.head_dim).permute(2, 0, 3, 1, 4)
     q, k, v = qkv.unbind(0)
     q, k = part.q_norm(q), part.k_norm(k)
-    weights = (q * part.scale) @ k.transpose(-2, -1)
+    scores = (q * part.scale) @ k.transpose(-2, -1)
     if sizes is not None:
-        weights = weights + sizes.log().reshape(batch, 1, 1, n)
-    out = F.softmax(weights, dim=-1) @ v
-    out = part.attn_norm(out.transpose(1, 2).reshape(batch, n, part.heads * part.head_dim))
-    return part.scale1(part.proj(out)), k
-
-
-def decide(keys: Tensor, sizes: Tensor, prefix: int, rule: BlockMerge) -> Decision:
-    """Match tokens by key similarity and decide how many pairs merge."""
-    pairs = merging.match(merging.key_metric(keys), sizes, prefix, rule.grouping)
-    most = merging.most_merges(sizes.shape[1], prefix)
-    if rule.theta is not None:
-        return Decision(pairs, min(merging.count_above(pairs, rule.theta), most), rule.theta)
-    return Decision(pairs, min(rule.r or 0, most, (sizes.shape[1] - prefix) // 2), None)
+        scores = scores + sizes.log().reshape(batch, 1, 1, n)
+    weights = F.softmax(scores, dim=-1)
+    out = (weights @ v).transpose(1, 2).reshape(batch, n, part.heads * part.head_dim)
+    return Attended(part.scale1(part.proj(part.attn_norm(out))), k, v, weights)
 
 
 def join_traces(traces: list[Trace]) -> Trace:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from atm_export.comparison import Comparison, flips
 from atm_export.model.reference import Trace
-from atm_export.prove.margins import decision_margin, first_difference
+from atm_export.prove.margins import first_difference
 from atm_export.prove.results import Rung
 from atm_export.prove.tolerances import FP32_LOGITS
 
@@ -78,4 +78,4 @@ def _margin_note(trace: Trace, block: int, image: int) -> str:
     decision = found[image] if len(found) > 1 else found[0]
     if decision is None:
         return ""
-    return f" (the reference decided there with a margin of {decision_margin(decision):.1e})"
+    return f" (the reference decided there with a margin of {decision.margin():.1e})"

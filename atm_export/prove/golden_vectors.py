@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from atm_export import demo, photos
 from atm_export.methods.plan import MergePlan
+from atm_export.methods.rule import NotFollowed
 from atm_export.model.backbone import LoadedModel
-from atm_export.model.reference import run_reference
+from atm_export.model.reference import Trace, run_reference
 from atm_export.pictures import read_rgb
 from atm_export.preprocess import Preprocessing, crop, normalize
 from atm_export.prove.follow import follow
@@ -73,9 +75,16 @@ class Oracle:
         trace = run_reference(self.backbone, self.plan, image)
         margin, miss = trace_margin(trace), 0.0
         if noise and margin >= MARGIN:
-            exact = follow(self.exact, self.plan, image.double(), trace.maps)[0].logits
-            miss = float((trace.logits.double() - exact).abs().max())
+            miss = self._noise(image, trace)
         return Answer(pixels, trace.logits.numpy().astype(np.float32), margin, miss, file)
+
+    def _noise(self, image: torch.Tensor, trace: Trace) -> float:
+        """How far the logits are from FP64 ones with the same choices."""
+        try:
+            exact = follow(self.exact, self.plan, image.double(), trace.maps)[0].logits
+        except NotFollowed:
+            return math.inf
+        return float((trace.logits.double() - exact).abs().max())
 
 
 @contextmanager

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from atm_export.methods.plan import MergePlan
+from atm_export.methods.rule import NotFollowed
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.reference import Trace, run_reference
 from atm_export.preprocess import normalize
-from atm_export.prove.follow import NotAMerge, follow
+from atm_export.prove.follow import follow
 from atm_export.prove.inputs import Case, Pixels
 from atm_export.prove.margins import first_difference, trace_margin
 from atm_export.prove.tolerances import MARGIN
@@ -47,14 +48,17 @@ def judge(
     feed = torch.from_numpy(normalize(pixels, model.preprocessing))
     try:
         followed, worst = follow(model.backbone, plan, feed, given)
-    except NotAMerge:
+    except NotFollowed:
         return trace
     return followed if worst <= MARGIN else trace
 
 
 def own_noise(model: LoadedModel, plan: MergePlan, pixels: Pixels, trace: Trace) -> Tensor:
-    """How far the reference's own FP32 logits are from FP64 ones with the same merges, [B]."""
+    """How far the reference's own FP32 logits are from FP64 ones with the same choices, [B]."""
     exact = copy.deepcopy(model.backbone).double()
     feed = torch.from_numpy(normalize(pixels, model.preprocessing)).double()
-    logits = follow(exact, plan, feed, trace.maps)[0].logits
+    try:
+        logits = follow(exact, plan, feed, trace.maps)[0].logits
+    except NotFollowed:  # FP64 decides otherwise: nothing is known of the noise
+        return torch.zeros(len(trace.logits))
     return (trace.logits.double() - logits).abs().amax(dim=1)

@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from atm_export.methods.bipartite.rule import with_theta
 from atm_export.methods.plan import MergePlan
-from atm_export.rewrite.operators import similarity_limit
 
 
 def variants(
     plan: MergePlan, traced: onnx.ModelProto, shipped: onnx.ModelProto
 ) -> list[tuple[str, MergePlan, onnx.ModelProto, onnx.ModelProto]]:
-    """As configured; and where thresholds decide, with those that merge nothing and everything."""
+    """As configured; and the ends of what its rules may decide (merge nothing, merge all)."""
     found = [("", plan, traced, shipped)]
-    if plan.adaptive:
-        for label, theta in (("r = 0, ", 2.0), ("r = max, ", -2.0)):
-            graphs = [_with_limit(g, similarity_limit(theta)) for g in (traced, shipped)]
-            found.append((label, with_theta(plan, theta), graphs[0], graphs[1]))
+    ends = [{} if rule is None else rule.extremes() for rule in plan.blocks]
+    for label in dict.fromkeys(label for each in ends for label in each):
+        rules = tuple(
+            each[label].rule if label in each else rule
+            for each, rule in zip(ends, plan.blocks, strict=True)
+        )
+        constants = {
+            f"blocks.{i}.{name}": value
+            for i, each in enumerate(ends)
+            if label in each
+            for name, value in each[label].constants.items()
+        }
+        graphs = [_with_constants(graph, constants) for graph in (traced, shipped)]
+        found.append((f"{label}, ", replace(plan, blocks=rules), graphs[0], graphs[1]))
     return found
 
 
-def _with_limit(model: onnx.ModelProto, limit: int) -> onnx.ModelProto:
-    """The same graph with another threshold in every block."""
+def _with_constants(model: onnx.ModelProto, constants: Mapping[str, Any]) -> onnx.ModelProto:
+    """The same graph with other numbers in its blocks."""
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     for tensor in changed.graph.initializer:
-        if not tensor.name.endswith(".limit"):
-            continue
-        old = numpy_helper.to_array(tensor)
-        if int(old[0]) < similarity_limit(1.0):  # as `MergePlan.with_theta`
-            tensor.CopyFrom(numpy_helper.from_array(np.array([limit], old.dtype), tensor.name))
+        if tensor.name in constants:
+            old = numpy_helper.to_array(tensor)
+            value = np.asarray(constants[tensor.name], old.dtype)
+            tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
     return changed

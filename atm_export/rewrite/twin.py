@@ -3,27 +3,29 @@
 Differences from the reference, each of them exact: q, k, v are three layers with the softmax scale
 folded into q; keys have no bias (it adds the same to all scores of a query; the metric adds it to
 its sum); the projection takes over the bias of v (attention weights sum to 1); the last block
-computes only the rows that the head reads; merging is one operator.
+computes only the rows that the head reads; a rule decides and reduces in one step. Where a rule
+asks for keys or values themselves, those keep their bias.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from atm_export.methods.bipartite.rule import BlockMerge
 from atm_export.methods.plan import MergePlan
+from atm_export.methods.rule import BlockRule, GraphReduced, GraphSignals
+from atm_export.methods.tokens import carried
 from atm_export.model.backbone import Backbone, BlockParts
-from atm_export.model.merging import most_merges
 from atm_export.rewrite import operators, ragged
 
 
 class Merge(NamedTuple):
-    """What a merging block hands on: tokens [B, n, D], merging sizes [B, n, 1] (None: all 1),
-    positions of the embedded tokens [B, N0], and the number of tokens ([1], or [B] where images
-    differ; None: as before)."""
+    """What a reducing block hands on: tokens [B, n, D], merging sizes [B, n, 1] (None: all 1),
+    places of the embedded tokens [B, N0] (-1: dropped), and the number of tokens ([1], or [B] where
+    images differ; None: as `TwinBlock.count` says)."""
 
     tokens: Tensor
     sizes: Tensor | None
@@ -32,65 +34,93 @@ class Merge(NamedTuple):
 
 
 class TwinBlock(nn.Module):
-    """One block: attention, merge, MLP.
+    """One block: attention, reduction, MLP.
 
-    tokens: n where it is fixed at export, else -1. most: tokens that are embedded. r: merges an
-    image where they are fixed.
-    reads: leading rows that the head reads, where this is the last block and the head does not
-    pool.
+    tokens: n where it is fixed at export, else None. most: tokens that are embedded. reads: leading
+    rows that the head reads, where this is the last block and the head does not pool. dropped:
+    blocks before may have dropped tokens.
     """
 
-    limit: Tensor
     moved_to: Tensor
     key_shift: Tensor | None
 
     def __init__(
         self,
         part: BlockParts,
-        rule: BlockMerge | None,
-        r: int | None,
+        rule: BlockRule | None,
         *,
-        tokens: int,
+        tokens: int | None,
         most: int,
         prefix: int,
         reads: int | None,
         proportional: bool,
+        dropped: bool = False,
     ) -> None:
         super().__init__()
-        self.heads, self.prefix, self.reads, self.most = part.heads, prefix, reads, most
+        self.heads, self.prefix, self.most = part.heads, prefix, most
         self.proportional, self.rule, self.divisor = proportional, rule, part.divisor
-        self.fixed = r is not None
-        foldable = isinstance(part.q_norm, nn.Identity)
-        self.scale = 1.0 if foldable else part.scale
+        self.tokens_in, self.dropped = tokens, dropped
+        # A rule that reads tokens needs them all; then the rows that the head reads are cut after.
+        spares = rule is None or rule.spares_tokens
+        self.reads = reads if spares else None
+        self.cuts = None if spares else reads
         self.norm1, self.norm2, self.mlp = part.norm1, part.norm2, part.mlp
         self.q_norm, self.k_norm, self.attn_norm = part.q_norm, part.k_norm, part.attn_norm
         self.scale1, self.scale2 = part.scale1, part.scale2
+        self._take_apart(part, () if rule is None else rule.asks)
+        self._take_rule(rule, tokens)
+
+    def _take_apart(self, part: BlockParts, asks: tuple[str, ...]) -> None:
+        foldable = isinstance(part.q_norm, nn.Identity)
+        self.scale = 1.0 if foldable else part.scale
         self.q, self.k, self.v = _thirds(part.qkv, part.scale if foldable else 1.0)
         self.proj = part.proj
-        if isinstance(part.attn_norm, nn.Identity):
+        if isinstance(part.attn_norm, nn.Identity) and "values" not in asks:
             self.v, self.proj = _without_bias(self.v), _shifted(part.proj, self.v.bias)
         self.register_buffer("key_shift", None)
-        if isinstance(part.k_norm, nn.Identity) and self.k.bias is not None:
+        bare = isinstance(part.k_norm, nn.Identity) and "keys" not in asks
+        if bare and self.k.bias is not None:
             self.key_shift = self.k.bias.reshape(self.heads, -1).sum(dim=0)
             self.k = _without_bias(self.k)
-        out = tokens - r if r is not None and tokens >= 0 else -1
-        self.tokens_out = tokens if rule is None else out
+
+    def _take_rule(self, rule: BlockRule | None, tokens: int | None) -> None:
+        self.tokens_out, self.reorders = tokens, False
+        self.constants: tuple[str, ...] = ()
+        if rule is None:
+            return
         # Only where the number of tokens is known is the new order a constant.
-        self.never = rule is not None and rule.never and tokens >= 0
-        if self.never:
-            moved_to = operators.alternate_order(tokens, prefix).argsort()
-            self.register_buffer("moved_to", moved_to)
-        if r is not None:
-            self.register_buffer("limit", torch.tensor([r]))
-        elif rule is not None and rule.theta is not None:
-            self.register_buffer("limit", _limit(rule.theta))
+        order = None if tokens is None else rule.order(tokens, self.prefix)
+        self.reorders = order is not None
+        if order is not None:
+            self.register_buffer("moved_to", order.argsort())
+        constants = rule.constants(tokens, self.prefix)
+        for name, value in constants.items():
+            self.register_buffer(name, value)
+        self.constants = tuple(constants)
+        self.tokens_out = None if tokens is None else rule.tokens_after(tokens, self.prefix)
+
+    @property
+    def static(self) -> bool:
+        """Whether it is translated for exactly the number of tokens that enters."""
+        return self.rule is not None and self.rule.static and self.tokens_in is not None
+
+    @property
+    def kept(self) -> int | None:
+        """Leading rows that it hands on, where those are all that the head reads."""
+        return self.reads or self.cuts
+
+    @property
+    def count(self) -> int | None:
+        """Tokens that remain where a rule leaves a number known at export."""
+        return None if self.rule is None or self.reorders else self.tokens_out
 
     @property
     def kind(self) -> str:
         """Blocks of equal kind differ in their weights alone, and so share one translation."""
-        grouping = self.rule and (self.rule.grouping, self.never)
+        rule = self.rule and (self.rule.form, self.reorders, self.dropped)
+        tokens = self.tokens_in if self.static else None
         return (
-            f"{grouping} fixed={self.fixed} prefix={self.prefix} reads={self.reads} "
+            f"{rule} tokens={tokens} prefix={self.prefix} reads={self.reads} cuts={self.cuts} "
             f"proportional={self.proportional} divisor={self.divisor} scale={self.scale} "
             f"heads={self.heads} {self}"
         )
@@ -104,33 +134,71 @@ class TwinBlock(nn.Module):
         k = self.k_norm(operators.split_heads(self.k(h), self.heads))
         bias = sizes.log() if self.proportional and sizes is not None else None
         v = operators.split_heads(self.v(h), self.heads)
-        attended = self.attn_norm(operators.attend(self._queries(ahead), k, v, bias))
-        x = self._add(x, self.scale1(self.proj(attended)))
+        attended, weights = self._attend(self._queries(ahead), k, v, bias)
+        x = self._add(x, self.scale1(self.proj(self.attn_norm(attended))))
         if self.rule is None:
             return self._mlp(x)
-        if self.never:
+        if self.reorders:
             return self._reorder(self._mlp(x), sizes, where)
-        metric = operators.key_metric(k, self.key_shift)
-        if sizes is None:
-            sizes = torch.ones_like(metric[..., :1])
-        # Where the head reads some rows alone, the last merge is only traced: sizes stand in.
-        moving = x if self.reads is None else sizes
-        by_size = self.rule.grouping == "size"
-        moved, sizes, moved_to, count = operators.merge(
-            moving, sizes, metric, self.limit, self.fixed, self.prefix, by_size, self.most
+        moving = x if self.reads is None else None
+        signals = self._signals(moving, sizes, where, k, v, weights)
+        reduced = self.rule.apply(signals)
+        out = reduced.tokens if self.reads is None else x
+        out = self._mlp(out if self.cuts is None else out[:, : self.cuts])
+        return self._handed_on(out, reduced, where)
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.rule is None or "attention" not in self.rule.asks:
+            return operators.attend(q, k, v, bias), None
+        attended, weights = operators.attend_with_weights(q, k, v, bias)
+        return attended, weights
+
+    def _signals(
+        self,
+        tokens: Tensor | None,
+        sizes: Tensor | None,
+        where: Tensor,
+        k: Tensor,
+        v: Tensor,
+        weights: Tensor | None,
+    ) -> GraphSignals:
+        assert self.rule is not None
+        asks = self.rule.asks
+        return GraphSignals(
+            tokens,
+            sizes,
+            where,
+            self.prefix,
+            self.most,
+            {name: getattr(self, name) for name in self.constants},
+            key_metric=operators.key_metric(k, self.key_shift) if "key_metric" in asks else None,
+            keys=k if "keys" in asks else None,
+            values=v if "values" in asks else None,
+            attention=weights,
         )
-        out = self._mlp(moved if self.reads is None else x)
-        return Merge(out, sizes, moved_to.gather(1, where), count)
+
+    def _handed_on(self, out: Tensor, reduced: GraphReduced, where: Tensor) -> Merge:
+        sizes = reduced.sizes
+        if sizes is None and reduced.remaining is not None:
+            sizes = torch.ones_like(reduced.tokens[..., :1])
+        return Merge(out, sizes, self._carried(where, reduced.moved_to), reduced.remaining)
+
+    def _carried(self, where: Tensor, moved_to: Tensor) -> Tensor:
+        return carried(where, moved_to) if self.dropped else moved_to.gather(1, where)
 
     def _queries(self, h: Tensor) -> Tensor:
         q = self.q_norm(operators.split_heads(self.q(h), self.heads))
         return q if self.scale == 1.0 else q * self.scale
 
     def _reorder(self, out: Tensor, sizes: Tensor | None, where: Tensor) -> Merge:
-        if self.reads is None:
-            out = operators.reorder(out, self.prefix)
-        sizes = None if sizes is None else operators.reorder(sizes, self.prefix)
-        return Merge(out, sizes, operators.look_up(self.moved_to, where), None)
+        assert self.rule is not None
+        if self.kept is None:
+            out = self.rule.reorder(out, self.prefix)
+        sizes = None if sizes is None else self.rule.reorder(sizes, self.prefix)
+        moved = operators.look_up(self.moved_to, where.clamp(min=0) if self.dropped else where)
+        return Merge(out, sizes, torch.where(where < 0, -1, moved) if self.dropped else moved, None)
 
     def _mlp(self, x: Tensor) -> Tensor:
         return self._add(x, self.scale2(self.mlp(self.norm2(x))))
@@ -140,10 +208,13 @@ class TwinBlock(nn.Module):
 
 
 class RaggedTwinBlock(TwinBlock):
-    """A block whose images keep different numbers of tokens; padding has size 0."""
+    """A block whose images keep different numbers of tokens; padding has size 0.
+
+    In a last block whose head reads the prefix alone, no rule of such a plan has anything to do.
+    """
 
     def forward(self, tokens: Tensor, sizes: Tensor | None, where: Tensor) -> Tensor | Merge:
-        if self.never and sizes is None:
+        if self.reorders and sizes is None:
             return super().forward(tokens, sizes, where)
         if sizes is None:
             sizes = torch.ones_like(tokens[..., :1])
@@ -158,7 +229,8 @@ class RaggedTwinBlock(TwinBlock):
         else:
             x = tokens[:, : self.reads]
             q = self._queries(self.norm1(x))
-        attended = self.attn_norm(operators.attend(q, k, v, bias))
+        attended, weights = self._attend(q, k, v, bias)
+        attended = self.attn_norm(attended)
         if self.reads is None:
             attended = ragged.pack(attended, rows)
         x = self._add(x, self.scale1(self.proj(attended)))
@@ -166,25 +238,23 @@ class RaggedTwinBlock(TwinBlock):
             return self._mlp(x)
         if self.rule is None:
             return ragged.unpack(self._mlp(x), slots)
-        metric = operators.key_metric(k, self.key_shift)
-        moved, sizes, moved_to, count = ragged.merge_each(
-            ragged.unpack(x, slots),
-            sizes,
-            metric,
-            self.limit,
-            self.prefix,
-            self.rule.grouping == "size",
-            self.most,
-        )
-        rows, slots = ragged.ragged_layout(sizes, self.most)
-        out = ragged.unpack(self._mlp(ragged.pack(moved, rows)), slots)
-        return Merge(out, sizes, moved_to.gather(1, where), count)
+        signals = self._signals(None, sizes, where, k, v, weights)
+        reduced = self.rule.apply_each(replace(signals, tokens=ragged.unpack(x, slots)))
+        return self._packed_mlp(reduced, where)
+
+    def _packed_mlp(self, reduced: GraphReduced, where: Tensor) -> Merge:
+        assert reduced.sizes is not None
+        rows, slots = ragged.ragged_layout(reduced.sizes, self.most)
+        out = ragged.unpack(self._mlp(ragged.pack(reduced.tokens, rows)), slots)
+        where = self._carried(where, reduced.moved_to)
+        out = out if self.cuts is None else out[:, : self.cuts]
+        return Merge(out, reduced.sizes, where, reduced.remaining)
 
 
 class Twin(nn.Module):
     """Image to (logits [B, K], tokens per block [blocks], token maps [blocks, B, N0]).
 
-    Where r is decided per image, tokens per block are [B, blocks].
+    Where counts are decided per image, tokens per block are [B, blocks].
     """
 
     def __init__(self, backbone: Backbone, plan: MergePlan) -> None:
@@ -192,23 +262,22 @@ class Twin(nn.Module):
         self.per_image = plan.per_image
         self.backbone = backbone
         parts = backbone.parts()
-        n = self.tokens = backbone.tokens
+        self.tokens = backbone.tokens
+        n: int | None = self.tokens
         blocks: list[TwinBlock] = []
+        dropped = False
         for part, rule in zip(parts, plan.blocks, strict=True):
-            r = None
-            if rule is not None and rule.r is not None:
-                half = (n - backbone.prefix) // 2
-                r = min(rule.r, half, most_merges(n, backbone.prefix))
             block = (RaggedTwinBlock if plan.per_image else TwinBlock)(
                 part,
                 rule,
-                r,
                 tokens=n,
                 most=self.tokens,
                 prefix=backbone.prefix,
                 reads=backbone.head_rows if part is parts[-1] and plan.merges else None,
                 proportional=plan.proportional,
+                dropped=dropped,
             )
+            dropped = dropped or (rule is not None and rule.drops)
             n = block.tokens_out
             blocks.append(block)
         self.blocks = nn.ModuleList(blocks)
@@ -225,21 +294,20 @@ class Twin(nn.Module):
         if self.per_image:
             count = count.expand(tokens.shape[0])
         counts, maps = [], []
-        for block in self.blocks:
+        for block in self.twin_blocks:
             out = block(tokens, sizes, where)
             if isinstance(out, Merge):
                 tokens, sizes, where = out[:3]
-                count = count if out.remaining is None else out.remaining
+                if out.remaining is not None:
+                    count = out.remaining
+                elif block.count is not None:
+                    count = torch.tensor([block.count])
             else:
                 tokens = out
             counts.append(count)
             maps.append(where)
         told = torch.stack(counts, dim=1) if self.per_image else torch.cat(counts)
         return self.backbone.head(tokens, sizes), told, torch.stack(maps)
-
-
-def _limit(theta: float) -> Tensor:
-    return torch.tensor([operators.similarity_limit(theta)], dtype=torch.int32)
 
 
 def _thirds(qkv: nn.Linear, scale: float) -> tuple[nn.Linear, nn.Linear, nn.Linear]:

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from atm_export.errors import ManifestError
 from atm_export.methods.plan import MergePlan
-from atm_export.methods.rule import BlockRule
+from atm_export.methods.rule import (
+    BlockRule,
+    Extreme,
+    GraphReduced,
+    GraphSignals,
+    Reduced,
+    Signal,
+    Signals,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from atm_export.methods.bipartite.decision import PairDecision
 
 Grouping = Literal["alternate", "size"]
 
@@ -15,6 +29,9 @@ Grouping = Literal["alternate", "size"]
 @dataclass(frozen=True)
 class BlockMerge(BlockRule):
     """The merge of one block: either a cosine threshold `theta` or a fixed count `r`."""
+
+    asks: ClassVar[tuple[Signal, ...]] = ("key_metric",)
+    spares_tokens: ClassVar[bool] = True
 
     grouping: Grouping
     theta: float | None = None
@@ -30,12 +47,22 @@ class BlockMerge(BlockRule):
         return self.r == 0 or (self.theta is not None and self.theta >= 1)
 
     @property
-    def never(self) -> bool:
-        """Nothing can merge here; the tokens still change their order, the same way always."""
-        return self.grouping == "alternate" and self.idle
+    def form(self) -> str:
+        return f"{self.grouping} fixed={self.r is not None}"
+
+    def tokens_after(self, tokens: int, prefix: int) -> int | None:
+        return None if self.r is None else tokens - self._merges(tokens, prefix)
+
+    def _merges(self, tokens: int, prefix: int) -> int:
+        """A fixed r, cut to what `tokens` tokens allow."""
+        assert self.r is not None
+        return min(self.r, (tokens - prefix) // 2, most_merges(tokens, prefix))
 
     def frozen(self, count: int) -> BlockMerge:
         return replace(self, theta=None, r=count)
+
+    def above(self, theta: float) -> BlockMerge:
+        return replace(self, theta=theta, r=None)
 
     def with_theta(self, theta: float) -> BlockMerge:
         """Another threshold (2: merge nothing; -2: merge all), but where no cosine exceeds its own
@@ -43,6 +70,104 @@ class BlockMerge(BlockRule):
         if self.theta is None or self.theta >= 1:
             return self
         return replace(self, theta=theta)
+
+    def extremes(self) -> Mapping[str, Extreme]:
+        if not self.adaptive:
+            return {}
+        ends = {"r = 0": self.with_theta(2.0), "r = max": self.with_theta(-2.0)}
+        return {label: Extreme(rule, rule.constants(None, 0)) for label, rule in ends.items()}
+
+    def decide(self, signals: Signals) -> PairDecision:
+        from atm_export.methods.bipartite.decision import decide
+
+        return decide(signals.keys, signals.sizes, signals.prefix, self)
+
+    def reduce(self, tokens: Tensor, sizes: Tensor, decision: PairDecision, prefix: int) -> Reduced:
+        from atm_export.methods.bipartite.matching import merge
+
+        return merge(tokens, sizes, decision.pairs, decision.r, prefix)
+
+    def follow(self, signals: Signals, moved_to: Tensor) -> tuple[PairDecision, float]:
+        from atm_export.methods.bipartite.following import forced
+
+        return forced(signals, moved_to, self)
+
+    def constants(self, tokens: int | None, prefix: int) -> dict[str, Tensor]:
+        """limit [1]: r (int64), or a similarity on the grid (int32)."""
+        import torch
+
+        from atm_export.methods.bipartite.operators import similarity_limit
+
+        if self.theta is not None:
+            limit = torch.tensor([similarity_limit(self.theta)], dtype=torch.int32)
+        else:
+            assert tokens is not None
+            limit = torch.tensor([self._merges(tokens, prefix)])
+        return {"limit": limit}
+
+    def order(self, tokens: int, prefix: int) -> Tensor | None:
+        """Where nothing merges, alternate groups still change their order, the same way always."""
+        from atm_export.methods.bipartite.operators import alternate_order
+
+        if self.grouping != "alternate" or not self.idle:
+            return None
+        return alternate_order(tokens, prefix)
+
+    def reorder(self, x: Tensor, prefix: int) -> Tensor:
+        from atm_export.methods.bipartite.operators import reorder
+
+        return reorder(x, prefix)
+
+    def apply(self, signals: GraphSignals) -> GraphReduced:
+        from atm_export.methods.bipartite.operators import merge
+
+        sizes, moving = _moving(signals)
+        fixed, by_size = self.r is not None, self.grouping == "size"
+        limit, metric = signals.constants["limit"], signals.key_metric
+        assert metric is not None
+        return GraphReduced(
+            *merge(moving, sizes, metric, limit, fixed, signals.prefix, by_size, signals.most)
+        )
+
+    def apply_each(self, signals: GraphSignals) -> GraphReduced:
+        from atm_export.methods.bipartite.ragged import merge_each
+
+        sizes, moving = _moving(signals)
+        by_size, limit, metric = (
+            self.grouping == "size",
+            signals.constants["limit"],
+            signals.key_metric,
+        )
+        assert metric is not None
+        return GraphReduced(
+            *merge_each(moving, sizes, metric, limit, signals.prefix, by_size, signals.most)
+        )
+
+    def translations(self) -> Mapping[Callable[..., Any], Callable[..., Any]]:
+        from atm_export.methods.bipartite import onnx, onnx_ragged
+
+        return {**onnx.TABLE, **onnx_ragged.TABLE}
+
+
+def _moving(signals: GraphSignals) -> tuple[Tensor, Tensor]:
+    """Merging sizes, and what moves: the tokens, or where nothing reads those the sizes."""
+    import torch
+
+    sizes = signals.sizes
+    if sizes is None:
+        assert signals.key_metric is not None
+        sizes = torch.ones_like(signals.key_metric[..., :1])
+    return sizes, sizes if signals.tokens is None else signals.tokens
+
+
+def most_merges(n: int, prefix: int) -> int:
+    """Merges that n tokens allow: every source may go (ToMe: at most half of the tokens).
+
+    With an even number of prefix tokens (none, or class and distillation) the last two patch
+    tokens stay, so that there is always a source and a destination.
+    """
+    body = n - prefix
+    return body // 2 if prefix % 2 else min((body + 1) // 2, max(body - 2, 0))
 
 
 def with_theta(plan: MergePlan, theta: float) -> MergePlan:

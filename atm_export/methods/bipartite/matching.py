@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atm_export.methods.bipartite.rule import Grouping
+from atm_export.methods.rule import Reduced
+from atm_export.methods.tokens import rows
 
 GRID = 2**20
 
@@ -34,15 +36,6 @@ class Pairs:
     best: Tensor
     similarity: Tensor
     lead: Tensor
-
-
-@dataclass(frozen=True)
-class Merged:
-    """Tokens [B, n, D], merging sizes [B, n, 1], and where each old token went [B, N] (int64)."""
-
-    tokens: Tensor
-    sizes: Tensor
-    moved_to: Tensor
 
 
 def key_metric(keys: Tensor) -> Tensor:
@@ -79,22 +72,12 @@ def match(metric: Tensor, sizes: Tensor, prefix: int, grouping: Grouping) -> Pai
     if src.shape[1] == 0 or dst.shape[1] == 0:
         never = torch.full(src.shape, -4.0 * GRID)
         return Pairs(src, dst, torch.zeros_like(src), never, torch.zeros_like(never))
-    a, b = _rows(metric, src), _rows(metric, dst)
+    a, b = rows(metric, src), rows(metric, dst)
     similarity = torch.round((a * GRID) @ b.transpose(1, 2))
     best = similarity.argmax(dim=2)  # the first of equal maxima
     top = similarity.amax(dim=2)
     others = similarity.scatter(2, best.unsqueeze(2), -torch.inf).amax(dim=2)
     return Pairs(src, dst, best, top, top - others)
-
-
-def most_merges(n: int, prefix: int) -> int:
-    """Merges that n tokens allow: every source may go (ToMe: at most half of the tokens).
-
-    With an even number of prefix tokens (none, or class and distillation) the last two patch
-    tokens stay, so that there is always a source and a destination.
-    """
-    body = n - prefix
-    return body // 2 if prefix % 2 else min((body + 1) // 2, max(body - 2, 0))
 
 
 def count_above(pairs: Pairs, theta: float) -> int:
@@ -106,7 +89,7 @@ def count_above(pairs: Pairs, theta: float) -> int:
     return above // batch
 
 
-def merge(tokens: Tensor, sizes: Tensor, pairs: Pairs, r: int, prefix: int) -> Merged:
+def merge(tokens: Tensor, sizes: Tensor, pairs: Pairs, r: int, prefix: int) -> Reduced:
     """Merge each image's r most similar pairs into size-weighted means.
 
     Order afterwards: prefix tokens, unmerged sources in source order, all destinations.
@@ -117,12 +100,12 @@ def merge(tokens: Tensor, sizes: Tensor, pairs: Pairs, r: int, prefix: int) -> M
     merged, kept = pairs.src.gather(1, merged_slot), pairs.src.gather(1, kept_slot)
     target = pairs.best.gather(1, merged_slot)
 
-    mass = _rows(sizes, pairs.dst)
-    weighted = _rows(tokens * sizes, pairs.dst)
+    mass = rows(sizes, pairs.dst)
+    weighted = rows(tokens * sizes, pairs.dst)
     weighted = weighted.scatter_add(
-        1, target.unsqueeze(2).expand(-1, -1, channels), _rows(tokens * sizes, merged)
+        1, target.unsqueeze(2).expand(-1, -1, channels), rows(tokens * sizes, merged)
     )
-    total = mass.scatter_add(1, target.unsqueeze(2), _rows(sizes, merged))
+    total = mass.scatter_add(1, target.unsqueeze(2), rows(sizes, merged))
 
     head = torch.arange(prefix, device=tokens.device).expand(batch, -1)
     moved_to = torch.empty(batch, n, dtype=torch.int64, device=tokens.device)
@@ -131,16 +114,11 @@ def merge(tokens: Tensor, sizes: Tensor, pairs: Pairs, r: int, prefix: int) -> M
     moved_to.scatter_(1, kept, _ramp(kept, prefix))
     moved_to.scatter_(1, pairs.dst, _ramp(pairs.dst, first_dst))
     moved_to.scatter_(1, merged, target + first_dst)
-    return Merged(
-        torch.cat([tokens[:, :prefix], _rows(tokens, kept), weighted / total], dim=1),
-        torch.cat([sizes[:, :prefix], _rows(sizes, kept), total], dim=1),
+    return Reduced(
+        torch.cat([tokens[:, :prefix], rows(tokens, kept), weighted / total], dim=1),
+        torch.cat([sizes[:, :prefix], rows(sizes, kept), total], dim=1),
         moved_to,
     )
-
-
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of x [B, N, C] at index [B, K], as [B, K, C]."""
-    return x.gather(1, index.unsqueeze(2).expand(-1, -1, x.shape[2]))
 
 
 def _ramp(like: Tensor, start: int) -> Tensor:

@@ -1,0 +1,116 @@
+"""The merge of images that decide for themselves: `--merge per-image`.
+
+Padded tensors [B, n, D] hold each image's tokens first and padding after them; a merging size of 0
+marks padding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from atm_export.methods.bipartite.matching import GRID
+from atm_export.methods.bipartite.operators import EMPTY, NOWHERE, nearest, ranking, slots_of
+from atm_export.methods.tokens import TINY, Capacity, sorted_by
+from atm_export.methods.tokens import rows as take
+
+
+@torch.library.custom_op("atm_export::merge_each", mutates_args=())
+def merge_each(
+    tokens: Tensor,
+    sizes: Tensor,
+    metric: Tensor,
+    limit: Tensor,
+    prefix: int,
+    by_size: bool,
+    most: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Merge, in each image, every pair whose similarity lies above `limit` (int32 [1]).
+
+    most: tokens at most. Returns padded tokens and sizes, where each token went [B, n], and tokens
+    per image [B].
+    """
+    capacity = Capacity(most)
+    source, target, own, mass = _sides(sizes, prefix, by_size, capacity)
+    x = take(tokens, target)
+    similarity = torch.round((take(metric, source) * GRID) @ take(metric, target).transpose(1, 2))
+    similarity = torch.where(mass.transpose(1, 2) > 0, similarity, float(NOWHERE))
+    highest, best = nearest(similarity, prefix, capacity)
+    highest = torch.where(own[..., 0] > 0, highest, float(EMPTY))
+    merged = highest.int() > limit
+    order = ranking(highest, capacity)
+    if prefix % 2 == 0:
+        present = (sizes[..., 0] > 0).sum(dim=1, keepdim=True)
+        merged = merged & (sorted_by(order, largest=False) < present - prefix - 2)
+
+    order = order[:, : max(int(merged.sum(1).max()), 1)]
+    joins = torch.where(merged.gather(1, order), best.gather(1, order), -1)
+    weight = torch.where(
+        joins.unsqueeze(2) == torch.arange(target.shape[1]), take(own, order), 0.0
+    ).transpose(1, 2)
+    total = mass + weight.sum(dim=2, keepdim=True)
+    safe = total.clamp(min=TINY)
+    x = x * (mass / safe) + (weight / safe) @ take(take(tokens, source), order)
+
+    lead = max(prefix - 1, 0)
+    listed = torch.cat([tokens[:, :lead], take(tokens, source), x], dim=1)
+    alive_source = (own[..., 0] > 0) & ~merged
+    listed_sizes = torch.cat([sizes[:, :lead], own * alive_source.unsqueeze(2), total], dim=1)
+    alive = listed_sizes[..., 0] > 0
+    count = alive.sum(dim=1)
+    position = torch.arange(alive.shape[1])
+    place = torch.where(alive, position, position + capacity.places)
+    chosen = sorted_by(place, largest=False)[:, : int(count.max())]
+    after = alive.long().cumsum(dim=1) - 1
+    of_merged = after.gather(1, lead + source.shape[1] + best)
+    of_source = torch.where(merged, of_merged, after[:, lead : lead + source.shape[1]])
+    new = torch.cat([after[:, :lead], of_source, after[:, lead + source.shape[1] :]], dim=1)
+    ahead = torch.arange(lead).expand(tokens.shape[0], -1)
+    real = torch.cat([sizes[:, :lead], own, mass], dim=1)[..., 0] > 0
+    old = torch.cat([ahead, source, target], dim=1)
+    old = torch.where(real, old, old + (position + 1) * capacity.places)
+    moved_to = new.gather(1, sorted_by(old, largest=False))
+    return take(listed, chosen), take(listed_sizes, chosen), moved_to, count
+
+
+@merge_each.register_fake
+def _(
+    tokens: Tensor,
+    sizes: Tensor,
+    metric: Tensor,
+    limit: Tensor,
+    prefix: int,
+    by_size: bool,
+    most: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, n, channels = tokens.shape
+    longest = torch.library.get_ctx().new_dynamic_size(min=2)
+    return (
+        tokens.new_empty(batch, longest, channels),
+        sizes.new_empty(batch, longest, 1),
+        tokens.new_empty(batch, n, dtype=torch.int64),
+        tokens.new_empty(batch, dtype=torch.int64),
+    )
+
+
+def _sides(
+    sizes: Tensor, prefix: int, by_size: bool, capacity: Capacity
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Positions of source slots and destinations, and their sizes, 0 where there is no token."""
+    if not by_size:
+        source, target = slots_of(sizes, prefix, False, capacity)
+        return source, target, take(sizes, source), take(sizes, target)
+    n = sizes.shape[1]
+    position = torch.arange(n)
+    size = torch.where(sizes[..., 0] > 0, sizes[..., 0].long(), capacity.places)
+    key = size * capacity.places + position
+    order = sorted_by(torch.where(position < prefix, position, key), largest=False)
+    lead, guards = max(prefix - 1, 0), int(prefix > 0)
+    half = ((sizes[..., 0] > 0).sum(dim=1, keepdim=True) - prefix) // 2
+    slot = torch.arange(guards + (n - prefix) // 2)
+    source = order[:, lead : lead + len(slot)]
+    own = take(sizes, source) * (slot < half + guards).unsqueeze(2)
+    column = torch.arange(n - lead - len(slot))
+    at = lead + guards + half + column
+    target = order.gather(1, at.clamp(max=n - 1))
+    return source, target, own, take(sizes, target) * (at < n).unsqueeze(2)
