@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from onnxscript import opset18 as op
 
-import atm_export.rewrite.operators  # noqa: F401  (registers the operators named below)
+import atm_export.methods.tokens
+import atm_export.rewrite.operators  # noqa: F401  (both register operators named below)
 from atm_export.methods.onnx_values import Value, ints
 
 
@@ -55,10 +56,16 @@ def look_up(table: Value, index: Value) -> Value:
     return op.Gather(table, index, axis=0)
 
 
+def take_rows(x: Value, index: Value) -> Value:
+    """Whole rows of each image."""
+    return op.GatherND(x, op.Unsqueeze(index, ints(2)), batch_dims=1)
+
+
 TABLE: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.atm_export.split_heads.default: split_heads,
     torch.ops.atm_export.attend.default: attend,
     torch.ops.atm_export.attend_with_weights.default: attend_with_weights,
     torch.ops.atm_export.key_metric.default: key_metric,
     torch.ops.atm_export.look_up.default: look_up,
+    torch.ops.atm_export.take_rows.default: take_rows,
 }

@@ -106,7 +106,7 @@ class Atm(Method):
     def exported(self, plan: MergePlan, facts: Mapping[str, Any]) -> MergePlan:
         if not plan.adaptive or facts["merge"] != "frozen":
             return plan
-        return refrozen(plan, facts["r_per_block"])
+        return refrozen(plan, facts.get("r_per_block", ()))
 
     def search_space(self, shape: ModelShape, settings: Any = None) -> SearchSpace:
         """The paper's grid, and the last block that groups alternately."""

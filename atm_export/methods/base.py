@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
 
+from atm_export.errors import ConfigError
 from atm_export.methods.plan import MergePlan
 from atm_export.settings import Settings
 
@@ -81,6 +82,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     settings: ClassVar[type[MethodSettings]]
+    about: ClassVar[str] = ""  # a sentence for the report's page
 
     @abstractmethod
     def plan(self, settings: Any, shape: ModelShape) -> MergePlan:
@@ -102,6 +104,10 @@ class Method(ABC):
         """The plan of a finished run from the plan of its settings and its manifest's "method";
         ManifestError where they do not fit."""
         return plan
+
+    def shorthand(self, text: str) -> MethodSettings:
+        """Settings from the part behind NAME: (as in `bench --against tome:8`)."""
+        raise ConfigError(f"method {self.name} has no short form")
 
     def search_space(self, shape: ModelShape, settings: Any = None) -> SearchSpace | None:
         """What tune may search; None: nothing."""

@@ -20,6 +20,7 @@ class Unmerged(Method):
 
     name = "none"
     settings = NoneSettings
+    about = "The unmerged model."
 
     def plan(self, settings: NoneSettings, shape: ModelShape) -> MergePlan:
         return MergePlan.unmerged(shape.depth)

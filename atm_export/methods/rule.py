@@ -18,7 +18,7 @@ from atm_export.errors import ConfigError, UnsupportedModelError
 if TYPE_CHECKING:
     from torch import Tensor
 
-Signal = Literal["key_metric", "keys", "values", "attention", "tokens"]
+Signal = Literal["key_metric", "keys", "values", "attention"]
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,10 @@ class NotFollowed(Exception):
 class BlockRule(ABC):
     """The rule of one block: a frozen value that compares by what it does.
 
-    asks: signals that it needs. drops: tokens may vanish (a place of -1). static: its graph is
-    translated for exactly the number of tokens that enters. spares_tokens: its decision does not
-    read the tokens, so that a last block whose head reads the prefix alone moves sizes only.
+    asks: signals that it needs, beside tokens, sizes and places. drops: tokens may vanish (a place
+    of -1). static: its graph is translated for exactly the number of tokens that enters.
+    spares_tokens: its decision does not read the tokens, so that a last block whose head reads the
+    prefix alone moves sizes only.
     """
 
     asks: ClassVar[tuple[Signal, ...]] = ()

@@ -39,6 +39,17 @@ def rows(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index.unsqueeze(2).expand(-1, -1, x.shape[2]))
 
 
+@torch.library.custom_op("atm_export::take_rows", mutates_args=())
+def take_rows(x: Tensor, index: Tensor) -> Tensor:
+    """`rows` as one operator, whose ONNX gathers whole rows."""
+    return rows(x, index)
+
+
+@take_rows.register_fake
+def _(x: Tensor, index: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], index.shape[1], x.shape[2])
+
+
 def sorted_by(key: Tensor, largest: bool = True) -> Tensor:
     """Indices that sort unique keys [B, S]."""
     return torch.topk(key, key.shape[1], dim=1, largest=largest).indices

@@ -39,6 +39,7 @@ class Tome(Method):
 
     name = "tome"
     settings = TomeSettings
+    about = "ToMe (arXiv 2210.09461), the static method that the paper compares with."
 
     def plan(self, settings: TomeSettings, shape: ModelShape) -> MergePlan:
         rules = tuple(BlockMerge("alternate", r=r) for r in _r_per_block(settings, shape.depth))
@@ -49,6 +50,12 @@ class Tome(Method):
 
     def summary(self, settings: TomeSettings, plan: MergePlan, origin: str | None) -> str:
         return f"ToMe, r = {counts(plan)}"
+
+    def shorthand(self, text: str) -> TomeSettings:
+        try:
+            return TomeSettings(r=tuple(int(part) for part in text.split(",")))
+        except ValueError:
+            raise ConfigError("give tome:8, or one r a block") from None
 
     def label(self, settings: TomeSettings) -> str:
         r = settings.given

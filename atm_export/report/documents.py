@@ -33,7 +33,7 @@ _LATENCY_ROW = fields(
 REPORT = fields(
     {
         "model": text,
-        "method": fields({"summary": text, "theta_per_block": items(maybe(number()), 1, 4096)}),
+        "method": fields({"summary": text}, {"theta_per_block": items(maybe(number()), 1, 4096)}),
         "weights": fields({"sha256": sha256}, {"source": text, "meaningless_accuracy": flag}),
         "notes": items(text),
         "images": fields({"source": text}),

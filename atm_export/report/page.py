@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from atm_export.config import ModelConfig, exported_config
+from atm_export.methods import methods
 from atm_export.report.charts import Series, bars, lines
 from atm_export.report.evaluation import counted_text, evaluation_lines, share_text
 
@@ -55,6 +56,7 @@ def page(
             manifest=manifest,
             report=report,
             method=manifest["method"],
+            about=methods[manifest["method"]["name"]].about,
             preset=preset,
             paper=config.paper,
             evaluations=[({"unmerged": {}, **f}, evaluation_lines(f)) for f in evaluations],
@@ -84,7 +86,7 @@ def _charts(
     evaluations: Sequence[Mapping[str, Any]],
 ) -> list[tuple[str, str]]:
     charts = [("tokens", _tokens(report)), ("merges", _merges(report))]
-    theta = [t for t in report["method"]["theta_per_block"] if t is not None]
+    theta = [t for t in report["method"].get("theta_per_block", ()) if t is not None]
     if theta:
         charts.append(("thresholds", _thresholds(report)))
     charts.append(("accuracy", _accuracy(report, config, evaluations)))

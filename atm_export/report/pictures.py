@@ -1,7 +1,7 @@
 """Images with their merged patches drawn as regions (figures 7 and A1 of the paper).
 
 A patch that stays a token of its own keeps its pixels; patches that share a token take the mean
-colour of their region, with an outline around it.
+colour of their region, with an outline around it; dropped patches are dark.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from PIL import Image
 Pixels = NDArray[np.uint8]
 Map = NDArray[np.int64]
 LEAST = 224  # smaller images are enlarged to about this many pixels
+DIMMED = 5
 OUTLINE = (255, 255, 255)
 
 
@@ -26,10 +27,11 @@ def enlarged(pixels: Pixels) -> Pixels:
 
 
 def regions(pixels: Pixels, patch_to_token: Map, grid: tuple[int, int]) -> Pixels:
-    """Image [H, W, 3] and token of each patch [rows * columns] to a drawing, enlarged if small."""
+    """Image [H, W, 3] and token of each patch [rows * columns] (-1: dropped) to a drawing, enlarged
+    if small."""
     rows, columns = grid
     big = enlarged(pixels)
-    tokens = patch_to_token.reshape(rows, columns)
+    tokens = patch_to_token.reshape(rows, columns) + 1  # 0: dropped
     tall, wide = big.shape[0] // rows, big.shape[1] // columns
     of_pixel = tokens.repeat(tall, axis=0).repeat(wide, axis=1)
     inside = big[: rows * tall, : columns * wide].copy()
@@ -39,8 +41,10 @@ def regions(pixels: Pixels, patch_to_token: Map, grid: tuple[int, int]) -> Pixel
         [np.bincount(flat, inside[..., c].reshape(-1)) / np.maximum(count, 1) for c in range(3)],
         axis=1,
     )
-    shared = (count > tall * wide)[of_pixel]
+    dropped = of_pixel == 0
+    shared = (count > tall * wide)[of_pixel] & ~dropped
     inside[shared] = means[of_pixel][shared].round().astype(np.uint8)
+    inside[dropped] //= DIMMED
     inside[_borders(of_pixel) & _near(shared)] = OUTLINE
     return inside
 

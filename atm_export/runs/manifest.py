@@ -47,6 +47,8 @@ _METHOD = fields(
         "name": text,
         "merge": one_of("adaptive", "frozen", "per-image"),
         "summary": text,
+    },
+    {  # what a method adds; ATM and ToMe these
         "preset": maybe(text),
         "operating_point": maybe(
             fields({name: number() for name in ("alpha", "beta", "theta_min")})
@@ -54,7 +56,7 @@ _METHOD = fields(
         "theta_per_block": items(maybe(number()), 1, 4096),
         "r_per_block": items(maybe(whole(0, MOST_TOKENS)), 1, 4096),
         "groups_per_block": items(maybe(text), 1, 4096),
-    }
+    },
 )
 _PREPROCESSING = fields(
     {
@@ -139,7 +141,11 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     table(_OUTPUT)(manifest["interface"]["outputs"], "interface.outputs")
     _check_files(manifest)
     _check_interface(manifest)
-    blocks = {len(manifest["method"][f"{name}_per_block"]) for name in ("theta", "r", "groups")}
+    blocks = {
+        len(manifest["method"][name])
+        for name in ("theta_per_block", "r_per_block", "groups_per_block")
+        if name in manifest["method"]
+    }
     if len(blocks) > 1:
         raise Misfit("method tells of different numbers of blocks")
 

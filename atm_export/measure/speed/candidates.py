@@ -19,8 +19,8 @@ from atm_export.graph.optimize import with_outputs
 from atm_export.measure.accuracy.runners import best_providers
 from atm_export.measure.engine import choose_engine
 from atm_export.measure.subject import Pixels, Subject, load_subject
+from atm_export.methods import methods
 from atm_export.methods.plan import MergePlan
-from atm_export.methods.tome import TomeSettings
 from atm_export.model.calibrate import measured_r
 from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
@@ -74,12 +74,12 @@ def _policies(subject: Subject, pixels: Pixels) -> dict[str, MergePlan]:
 
 
 def _other(subject: Subject, against: str) -> Candidate:
-    if against.startswith("tome:"):
+    name, colon, text = against.partition(":")
+    if colon and name in methods:
         try:
-            r = tuple(int(part) for part in against.removeprefix("tome:").split(","))
-            method = TomeSettings(r=r)
-        except ValueError:
-            raise ConfigError(f"--against {against}: give tome:8, or one r a block") from None
+            method = methods[name].shorthand(text)
+        except ConfigError as error:
+            raise ConfigError(f"--against {against}: {error}") from None
         return Candidate(against, plan_for(subject.model.backbone, method), subject)
     other = load_subject(open_run(Path(against)))
     if other.run.input != subject.run.input:
