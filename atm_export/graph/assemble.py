@@ -165,26 +165,8 @@ def _place_blocks(
     """Blocks and head; returns the names of logits, counts and maps."""
     sizes, count = "", "tokens"
     counts, maps = [], []
-    blocks = twin.twin_blocks
-    channels = blocks[0].q.in_features
-    example: list[Tensor | None]
-    axes: tuple[int, ...]
-    for i, block in enumerate(blocks):
-        n, axes = (block.tokens_in, (0,)) if block.static else (EXAMPLE_TOKENS, (0, 1))
-        assert n is not None
-        example = [
-            torch.zeros(2, n, channels),
-            torch.ones(2, n, 1) if sizes else None,
-            torch.zeros(2, twin.tokens).long(),
-        ]
-        out = _place(
-            sheet,
-            f"blocks.{i}",
-            Block(block),
-            example,
-            [axes, axes, (0,)],
-            [tokens, sizes, where],
-        )
+    for i, block in enumerate(twin.twin_blocks):
+        out = _place_block(sheet, i, block, twin.tokens, [tokens, sizes, where])
         tokens = out[0]
         if len(out) == 4:
             sizes, where, count = out[1:]
@@ -196,20 +178,33 @@ def _place_blocks(
             count = sheet.constant(f"blocks.{i}.count", np.array([block.count], dtype=np.int64))
         counts.append(count)
         maps.append(where)
-    kept = blocks[-1].kept
-    sizes = "" if kept else sizes
-    example = [torch.zeros(2, kept or EXAMPLE_TOKENS, channels), None]
-    if sizes:
+    return _place_head(sheet, twin, tokens, sizes), counts, maps
+
+
+def _place_block(
+    sheet: Sheet, i: int, block: TwinBlock, embedded: int, inputs: Sequence[str]
+) -> list[str]:
+    """One block; inputs: names of tokens, sizes ("": all 1) and places."""
+    axes: tuple[int, ...] = (0, 1)
+    n = EXAMPLE_TOKENS
+    if block.static and block.tokens_in is not None:
+        axes, n = (0,), block.tokens_in
+    example = [
+        torch.zeros(2, n, block.q.in_features),
+        torch.ones(2, n, 1) if inputs[1] else None,
+        torch.zeros(2, embedded).long(),
+    ]
+    return _place(sheet, f"blocks.{i}", Block(block), example, [axes, axes, (0,)], inputs)
+
+
+def _place_head(sheet: Sheet, twin: Twin, tokens: str, sizes: str) -> str:
+    last = twin.twin_blocks[-1]
+    example = [torch.zeros(2, last.kept or EXAMPLE_TOKENS, last.q.in_features), None]
+    if last.kept is None and sizes:
         example[1] = torch.ones(2, EXAMPLE_TOKENS, 1)
-    (logits,) = _place(
-        sheet,
-        "head",
-        Head(twin.backbone),
-        example,
-        [(0,) if kept else (0, 1), (0, 1)],
-        [tokens, sizes],
-    )
-    return logits, counts, maps
+    axes = [(0,) if last.kept else (0, 1), (0, 1)]
+    (logits,) = _place(sheet, "head", Head(twin.backbone), example, axes, [tokens, sizes])
+    return logits
 
 
 def _place(
