@@ -23,7 +23,8 @@ from atm_export.graph import translations, translations_ragged
 from atm_export.graph.translation_cache import parsed_once
 from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import Backbone
-from atm_export.rewrite.twin import Merge, Twin, TwinBlock
+from atm_export.rewrite.block import Merge, TwinBlock
+from atm_export.rewrite.twin import Twin
 
 Translations = dict[Callable[..., Any], Callable[..., Any]]  # torch operator to its ONNX
 IR_VERSION = 10
@@ -139,17 +140,24 @@ def onnx_from_model(
     if plan.merges:
         value, counts, maps = _place_blocks(sheet, Twin(backbone, plan), value, where)
     sheet.node("Identity", [value], "logits")
+    _place_trace(sheet, backbone, plan, counts, maps)
+    return _model(sheet, backbone, plan, uint8_input)
+
+
+def _place_trace(
+    sheet: Sheet, backbone: Backbone, plan: MergePlan, counts: list[str], maps: list[str]
+) -> None:
+    """The outputs that tell what became of the tokens."""
     told = counts
     if plan.per_image:
         told = _columns(sheet, counts)
     sheet.node("Concat", told, TRACE_OUTPUTS[0], axis=1 if plan.per_image else 0)
     stacked = [sheet.node("Unsqueeze", [m, "axis_0"], f"map_{i}") for i, m in enumerate(maps)]
     sheet.node("Concat", stacked, TRACE_OUTPUTS[1], axis=0)
-    ends = {"patch_start": backbone.prefix, "patch_end": tokens, "axis_1": 1}
+    ends = {"patch_start": backbone.prefix, "patch_end": backbone.tokens, "axis_1": 1}
     for name, end in ends.items():
         sheet.constant(name, np.array([end], dtype=np.int64))
     sheet.node("Slice", [maps[-1], *ends], TRACE_OUTPUTS[2])
-    return _model(sheet, backbone, plan, uint8_input)
 
 
 def _columns(sheet: Sheet, counts: Sequence[str]) -> list[str]:
