@@ -128,6 +128,8 @@ def method_settings(values: Mapping[str, Any], where: str = "method") -> MethodS
     name = values.get("name")
     if not isinstance(name, str):
         raise ConfigError(f"{where}: name: give one of {', '.join(methods)}")
+    if name not in methods:
+        raise ConfigError(f"{where}: {unknown_name('method', name, methods)}")
     found: MethodSettings = validated(methods[name].settings, values, where)
     return found
 
@@ -192,7 +194,10 @@ FORMAT_2 = {  # a method as manifests of format 2, and graphs, state it: one sha
 
 def upgraded(method: Mapping[str, Any]) -> dict[str, Any]:
     """A method of format 2 without the fields that say nothing of it."""
-    known = methods[str(method.get("name", FORMAT_2["name"]))].settings.model_fields
+    name = method.get("name", FORMAT_2["name"])
+    if not isinstance(name, str) or name not in methods:
+        return dict(method)
+    known = methods[name].settings.model_fields
     kept = {
         key: value
         for key, value in method.items()

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from atm_export.config import (
     DEFAULT_POINT,
+    FORMAT_2,
     ModelConfig,
     RunConfig,
+    exported_config,
     find_preset,
     load_model_config,
     method_settings,
     model_names,
     nearest_preset,
+    stamped,
     validated,
 )
-from atm_export.errors import ConfigError
+from atm_export.errors import ConfigError, ManifestError
 from atm_export.methods.atm import OperatingPoint
 from atm_export.resolve import Choice, default_out, resolve
 from tests.shared_data import shared
@@ -206,3 +210,29 @@ def test_timm_models_take_no_option_that_loads_files() -> None:
 def test_the_demo_has_no_options() -> None:
     with pytest.raises(ConfigError, match="the demo has no options"):
         resolve(Choice(model="demo", option=("x=1",)))
+
+
+@pytest.mark.parametrize("choice", [{}, {"method": "tome", "r": "8"}, {"method": "none"}])
+def test_a_method_as_format_2_wrote_it_is_read(choice: dict[str, str]) -> None:
+    """One shape for all methods, with nulls; graphs still state that."""
+    config = resolve(Choice(model="demo", **choice))
+    flat = stamped(config)
+    assert list(flat["method"]) == list(FORMAT_2)
+    assert exported_config({"config": flat}, "here") == config
+    assert exported_config({"config": config.model_dump(mode="json")}, "here") == config
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"name": "halved"}, "unknown method 'halved'"),
+        ({"r": [8]}, "method: r: Extra inputs"),
+        ({"name": "tome"}, "needs -r"),
+        ({"name": None}, "name"),
+    ],
+)
+def test_a_method_that_cannot_be_meant_is_refused(change: dict[str, Any], says: str) -> None:
+    flat = stamped(resolve(Choice(model="demo")))
+    flat["method"] |= change
+    with pytest.raises(ManifestError, match=says):
+        exported_config({"config": flat}, "here")

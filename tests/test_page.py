@@ -124,6 +124,13 @@ def test_merged_patches_become_flat_regions() -> None:
     assert Image.open(io.BytesIO(png(drawn))).size == (224, 224)
 
 
+def test_dropped_patches_are_dark_and_share_nothing() -> None:
+    pixels = np.random.default_rng(0).integers(50, 200, (224, 224, 3), dtype=np.uint8)
+    drawn = regions(pixels, np.array([-1, 0, -1, 1]), (2, 2))
+    assert (drawn[:, :112] == pixels[:, :112] // 5).all()
+    assert (drawn[:, 112:] == pixels[:, 112:]).all()
+
+
 def test_visualize_writes_a_picture_for_each_image(
     finished_run: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,7 +23,8 @@ from atm_export.graph import translations, translations_ragged
 from atm_export.graph.translation_cache import parsed_once
 from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import Backbone
-from atm_export.rewrite.twin import Merge, Twin, TwinBlock
+from atm_export.rewrite.block import Merge, TwinBlock
+from atm_export.rewrite.twin import Twin
 
 Translations = dict[Callable[..., Any], Callable[..., Any]]  # torch operator to its ONNX
 IR_VERSION = 10
@@ -139,17 +140,24 @@ def onnx_from_model(
     if plan.merges:
         value, counts, maps = _place_blocks(sheet, Twin(backbone, plan), value, where)
     sheet.node("Identity", [value], "logits")
+    _place_trace(sheet, backbone, plan, counts, maps)
+    return _model(sheet, backbone, plan, uint8_input)
+
+
+def _place_trace(
+    sheet: Sheet, backbone: Backbone, plan: MergePlan, counts: list[str], maps: list[str]
+) -> None:
+    """The outputs that tell what became of the tokens."""
     told = counts
     if plan.per_image:
         told = _columns(sheet, counts)
     sheet.node("Concat", told, TRACE_OUTPUTS[0], axis=1 if plan.per_image else 0)
     stacked = [sheet.node("Unsqueeze", [m, "axis_0"], f"map_{i}") for i, m in enumerate(maps)]
     sheet.node("Concat", stacked, TRACE_OUTPUTS[1], axis=0)
-    ends = {"patch_start": backbone.prefix, "patch_end": tokens, "axis_1": 1}
+    ends = {"patch_start": backbone.prefix, "patch_end": backbone.tokens, "axis_1": 1}
     for name, end in ends.items():
         sheet.constant(name, np.array([end], dtype=np.int64))
     sheet.node("Slice", [maps[-1], *ends], TRACE_OUTPUTS[2])
-    return _model(sheet, backbone, plan, uint8_input)
 
 
 def _columns(sheet: Sheet, counts: Sequence[str]) -> list[str]:
@@ -165,26 +173,8 @@ def _place_blocks(
     """Blocks and head; returns the names of logits, counts and maps."""
     sizes, count = "", "tokens"
     counts, maps = [], []
-    blocks = twin.twin_blocks
-    channels = blocks[0].q.in_features
-    example: list[Tensor | None]
-    axes: tuple[int, ...]
-    for i, block in enumerate(blocks):
-        n, axes = (block.tokens_in, (0,)) if block.static else (EXAMPLE_TOKENS, (0, 1))
-        assert n is not None
-        example = [
-            torch.zeros(2, n, channels),
-            torch.ones(2, n, 1) if sizes else None,
-            torch.zeros(2, twin.tokens).long(),
-        ]
-        out = _place(
-            sheet,
-            f"blocks.{i}",
-            Block(block),
-            example,
-            [axes, axes, (0,)],
-            [tokens, sizes, where],
-        )
+    for i, block in enumerate(twin.twin_blocks):
+        out = _place_block(sheet, i, block, twin.tokens, [tokens, sizes, where])
         tokens = out[0]
         if len(out) == 4:
             sizes, where, count = out[1:]
@@ -196,20 +186,33 @@ def _place_blocks(
             count = sheet.constant(f"blocks.{i}.count", np.array([block.count], dtype=np.int64))
         counts.append(count)
         maps.append(where)
-    kept = blocks[-1].kept
-    sizes = "" if kept else sizes
-    example = [torch.zeros(2, kept or EXAMPLE_TOKENS, channels), None]
-    if sizes:
+    return _place_head(sheet, twin, tokens, sizes), counts, maps
+
+
+def _place_block(
+    sheet: Sheet, i: int, block: TwinBlock, embedded: int, inputs: Sequence[str]
+) -> list[str]:
+    """One block; inputs: names of tokens, sizes ("": all 1) and places."""
+    axes: tuple[int, ...] = (0, 1)
+    n = EXAMPLE_TOKENS
+    if block.static and block.tokens_in is not None:
+        axes, n = (0,), block.tokens_in
+    example = [
+        torch.zeros(2, n, block.q.in_features),
+        torch.ones(2, n, 1) if inputs[1] else None,
+        torch.zeros(2, embedded).long(),
+    ]
+    return _place(sheet, f"blocks.{i}", Block(block), example, [axes, axes, (0,)], inputs)
+
+
+def _place_head(sheet: Sheet, twin: Twin, tokens: str, sizes: str) -> str:
+    last = twin.twin_blocks[-1]
+    example = [torch.zeros(2, last.kept or EXAMPLE_TOKENS, last.q.in_features), None]
+    if last.kept is None and sizes:
         example[1] = torch.ones(2, EXAMPLE_TOKENS, 1)
-    (logits,) = _place(
-        sheet,
-        "head",
-        Head(twin.backbone),
-        example,
-        [(0,) if kept else (0, 1), (0, 1)],
-        [tokens, sizes],
-    )
-    return logits, counts, maps
+    axes = [(0,) if last.kept else (0, 1), (0, 1)]
+    (logits,) = _place(sheet, "head", Head(twin.backbone), example, axes, [tokens, sizes])
+    return logits
 
 
 def _place(

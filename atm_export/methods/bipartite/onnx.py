@@ -85,10 +85,7 @@ def merge(
     similarity = op.Round(op.MatMul(op.Mul(at.a, scalar(float(GRID))), transposed(at.b)))
     highest, best, columns = nearest(similarity, at.slots, at.targets, prefix, capacity)
     order = ranking(highest, at.slots, capacity)
-    count = limit if fixed else _count(highest, limit, tokens)
-    if prefix % 2 == 0 and not fixed:
-        # See `most_merges`: two patch tokens stay, so that there is always a destination.
-        count = op.Min(count, op.Sub(length_of(sizes), ints(prefix + 2)))
+    count = limit if fixed else _count(highest, limit, tokens, sizes, prefix)
     # These bounds let a builder prove that no length is negative and no tensor empty.
     merges, some = op.Max(count, ints(0)), op.Max(count, ints(1))
     free = op.Sub(at.slots, merges)
@@ -161,13 +158,17 @@ def above(highest: Value, limit: Value) -> Value:
     return op.Greater(op.Cast(highest, to=INT32), limit)
 
 
-def _count(highest: Value, limit: Value, tokens: Value) -> Value:
+def _count(highest: Value, limit: Value, tokens: Value, sizes: Value, prefix: int) -> Value:
     """r [1]: pairs above the limit, averaged over the batch, floored. Summed in float, since
     builders cannot bound a length that comes from an integer sum; the factor 1 + 1e-6 absorbs a
     rounded quotient, and is exact for batches below 10000."""
     pairs = op.ReduceSum(op.Cast(above(highest, limit), to=FLOAT), ints(0, 1, 2), keepdims=0)
     share = op.Div(scalar(1 + 1e-6), op.Cast(batch_of(tokens), to=FLOAT))
-    return op.Cast(op.Mul(pairs, share), to=INT64)
+    count = op.Cast(op.Mul(pairs, share), to=INT64)
+    if prefix % 2 == 0:
+        # See `most_merges`: two patch tokens stay, so that there is always a destination.
+        count = op.Min(count, op.Sub(length_of(sizes), ints(prefix + 2)))
+    return count
 
 
 def _absorb(

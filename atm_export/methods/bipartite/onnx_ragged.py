@@ -63,11 +63,7 @@ def merge_each(
     merged = above(highest, limit)
     order = ranking(highest, slots, capacity)
     if prefix % 2 == 0:
-        # See `most_merges`: two patch tokens stay in each image.
-        rank = top(order, slots, largest=0)[1]
-        present = op.Cast(op.Greater(sizes, scalar(0.0)), to=FLOAT)
-        count = op.Cast(op.ReduceSum(present, ints(1), keepdims=1), to=INT64)
-        merged = op.And(merged, op.Less(rank, op.Sub(count, scalar(prefix + 2))))
+        merged = _two_stay(merged, order, slots, sizes, prefix)
 
     source_tokens = at.sources(tokens)
     x, total = _absorb(at, source_tokens, at.targets(tokens), best, order, merged, columns)
@@ -78,11 +74,7 @@ def merge_each(
 
     alive = op.Greater(listed_sizes, scalar(0.0))
     living = op.Cast(alive, to=FLOAT)
-    per_image = op.ReduceSum(living, ints(1, 2), keepdims=0)
-    longest = op.Cast(op.ReduceMax(per_image, ints(0), keepdims=1), to=INT64)
-    position = op.Unsqueeze(ramp(length_of(alive), capacity), ints(1))
-    place = op.Where(alive, position, op.Add(position, scalar(capacity.places)))
-    chosen = top(place, op.Max(longest, ints(1)), largest=0)[1]
+    chosen, per_image, position = _left(alive, living, capacity)
     moved_to = _moved_to(
         at, sizes, living, merged, numbered(best, capacity), position, lead, slots, capacity
     )
@@ -92,6 +84,23 @@ def merge_each(
         moved_to,
         op.Cast(per_image, to=INT64),
     )
+
+
+def _two_stay(merged: Value, order: Value, slots: Value, sizes: Value, prefix: int) -> Value:
+    """See `most_merges`: two patch tokens stay in each image."""
+    rank = top(order, slots, largest=0)[1]
+    present = op.Cast(op.Greater(sizes, scalar(0.0)), to=FLOAT)
+    count = op.Cast(op.ReduceSum(present, ints(1), keepdims=1), to=INT64)
+    return op.And(merged, op.Less(rank, op.Sub(count, scalar(prefix + 2))))
+
+
+def _left(alive: Value, living: Value, capacity: Capacity) -> tuple[Value, Value, Value]:
+    """Rows that are left, in order; tokens per image [B]; positions [N, 1]."""
+    per_image = op.ReduceSum(living, ints(1, 2), keepdims=0)
+    longest = op.Cast(op.ReduceMax(per_image, ints(0), keepdims=1), to=INT64)
+    position = op.Unsqueeze(ramp(length_of(alive), capacity), ints(1))
+    place = op.Where(alive, position, op.Add(position, scalar(capacity.places)))
+    return top(place, op.Max(longest, ints(1)), largest=0)[1], per_image, position
 
 
 def _absorb(

@@ -37,20 +37,9 @@ def merge_each(
     similarity = torch.where(mass.transpose(1, 2) > 0, similarity, float(NOWHERE))
     highest, best = nearest(similarity, prefix, capacity)
     highest = torch.where(own[..., 0] > 0, highest, float(EMPTY))
-    merged = highest.int() > limit
     order = ranking(highest, capacity)
-    if prefix % 2 == 0:
-        present = (sizes[..., 0] > 0).sum(dim=1, keepdim=True)
-        merged = merged & (sorted_by(order, largest=False) < present - prefix - 2)
-
-    order = order[:, : max(int(merged.sum(1).max()), 1)]
-    joins = torch.where(merged.gather(1, order), best.gather(1, order), -1)
-    weight = torch.where(
-        joins.unsqueeze(2) == torch.arange(target.shape[1]), take(own, order), 0.0
-    ).transpose(1, 2)
-    total = mass + weight.sum(dim=2, keepdim=True)
-    safe = total.clamp(min=TINY)
-    x = x * (mass / safe) + (weight / safe) @ take(take(tokens, source), order)
+    merged = _above(highest, limit, order, sizes, prefix)
+    x, total = _absorb(take(tokens, source), x, best, order, merged, own, mass)
 
     lead = max(prefix - 1, 0)
     listed = torch.cat([tokens[:, :lead], take(tokens, source), x], dim=1)
@@ -61,15 +50,8 @@ def merge_each(
     position = torch.arange(alive.shape[1])
     place = torch.where(alive, position, position + capacity.places)
     chosen = sorted_by(place, largest=False)[:, : int(count.max())]
-    after = alive.long().cumsum(dim=1) - 1
-    of_merged = after.gather(1, lead + source.shape[1] + best)
-    of_source = torch.where(merged, of_merged, after[:, lead : lead + source.shape[1]])
-    new = torch.cat([after[:, :lead], of_source, after[:, lead + source.shape[1] :]], dim=1)
-    ahead = torch.arange(lead).expand(tokens.shape[0], -1)
     real = torch.cat([sizes[:, :lead], own, mass], dim=1)[..., 0] > 0
-    old = torch.cat([ahead, source, target], dim=1)
-    old = torch.where(real, old, old + (position + 1) * capacity.places)
-    moved_to = new.gather(1, sorted_by(old, largest=False))
+    moved_to = _moved_to(alive, real, source, target, best, merged, lead, capacity)
     return take(listed, chosen), take(listed_sizes, chosen), moved_to, count
 
 
@@ -91,6 +73,57 @@ def _(
         tokens.new_empty(batch, n, dtype=torch.int64),
         tokens.new_empty(batch, dtype=torch.int64),
     )
+
+
+def _above(highest: Tensor, limit: Tensor, order: Tensor, sizes: Tensor, prefix: int) -> Tensor:
+    """Which slots merge [B, S]; two patch tokens stay in each image (see `most_merges`)."""
+    merged = highest.int() > limit
+    if prefix % 2:
+        return merged
+    present = (sizes[..., 0] > 0).sum(dim=1, keepdim=True)
+    return merged & (sorted_by(order, largest=False) < present - prefix - 2)
+
+
+def _absorb(
+    sources: Tensor,
+    x: Tensor,
+    best: Tensor,
+    order: Tensor,
+    merged: Tensor,
+    own: Tensor,
+    mass: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Size-weighted means at the destinations, [B, T, D], and their sizes [B, T, 1]."""
+    order = order[:, : max(int(merged.sum(1).max()), 1)]
+    joins = torch.where(merged.gather(1, order), best.gather(1, order), -1)
+    weight = torch.where(
+        joins.unsqueeze(2) == torch.arange(x.shape[1]), take(own, order), 0.0
+    ).transpose(1, 2)
+    total = mass + weight.sum(dim=2, keepdim=True)
+    safe = total.clamp(min=TINY)
+    return x * (mass / safe) + (weight / safe) @ take(sources, order), total
+
+
+def _moved_to(
+    alive: Tensor,
+    real: Tensor,
+    source: Tensor,
+    target: Tensor,
+    best: Tensor,
+    merged: Tensor,
+    lead: int,
+    capacity: Capacity,
+) -> Tensor:
+    """New position of every old one, [B, n]."""
+    slots, position = source.shape[1], torch.arange(alive.shape[1])
+    after = alive.long().cumsum(dim=1) - 1
+    of_merged = after.gather(1, lead + slots + best)
+    of_source = torch.where(merged, of_merged, after[:, lead : lead + slots])
+    new = torch.cat([after[:, :lead], of_source, after[:, lead + slots :]], dim=1)
+    ahead = torch.arange(lead).expand(len(alive), -1)
+    old = torch.cat([ahead, source, target], dim=1)
+    old = torch.where(real, old, old + (position + 1) * capacity.places)
+    return new.gather(1, sorted_by(old, largest=False))
 
 
 def _sides(
