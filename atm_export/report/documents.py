@@ -44,7 +44,8 @@ REPORT = fields(
                 "inputs": whole(),
                 "logits_max_abs": maybe(number()),
                 "decisions_that_differ": whole(),
-            }
+            },
+            {"backends": table(text)},
         ),
         "versions": table(text),
         "gflops": fields(

@@ -129,7 +129,7 @@ _MANIFEST = fields(
         "notes": items(text),
         "golden": maybe(_GOLDEN),
     },
-    {"engines": table(_ENGINE)},
+    {"engines": table(_ENGINE), "proven_on": table(text)},
 )
 NEEDED = ("model.onnx", "config.yaml", "report.json")
 

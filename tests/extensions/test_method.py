@@ -26,12 +26,12 @@ from atm_export.model.zoo import load_model
 from atm_export.pipeline import export
 from atm_export.preprocess import Preprocessing
 from atm_export.prove.follow import follow
-from atm_export.prove.ladder import Subject, climb
 from atm_export.runtime import load
 from tests.exports import export as exported
 from tests.exports import run_onnx
 from tests.extensions.halve import Halve, HalveSettings
 from tests.families import pixels
+from tests.ladders import Climber, climb
 from tests.tiny import MEAN, SIZE, STD, loaded, random_images, tiny_vit
 
 AT = 3
@@ -128,7 +128,7 @@ def test_reference_and_graph_keep_what_loops_keep(name: str, at: int) -> None:
         np.testing.assert_allclose(logits, trace.logits.numpy(), atol=1e-4)
 
 
-def ladder_subject(changed: bool) -> Subject:
+def ladder_subject(changed: bool) -> Climber:
     backbone = tiny_vit()
     plan = plan_for(backbone, HalveSettings(at=2))
     made = exported(backbone, plan)
@@ -139,7 +139,7 @@ def ladder_subject(changed: bool) -> Subject:
         array = -numpy_helper.to_array(tensor)
         tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     how = Preprocessing((SIZE, SIZE), 1.0, "bicubic", MEAN, STD)
-    return Subject(loaded(backbone, how), plan, traced, made.shipped, False)
+    return Climber(loaded(backbone, how), plan, traced, made.shipped, False)
 
 
 def test_the_ladder_finds_a_graph_that_keeps_others() -> None:
