@@ -34,12 +34,13 @@ class Rung:
 
 @dataclass(frozen=True)
 class LadderResult:
-    """The proof, or what speaks against it."""
+    """The proof, or what speaks against it. backends: what ran, by name."""
 
     rungs: tuple[Rung, ...]
     differences: tuple[Difference, ...]
     margins: dict[str, float] = field(default_factory=dict)
     undecided: dict[str, float] = field(default_factory=dict)
+    backends: dict[str, str] = field(default_factory=dict)
 
     @property
     def proven(self) -> bool:
@@ -51,6 +52,7 @@ class LadderResult:
             "proven": self.proven,
             "inputs": len(self.margins),
             "comparisons": len(self.rungs),
+            "backends": self.backends,
             "logits_max_abs": _finite(largest(r.logits_max_abs for r in self.rungs)),
             "cosine_min": _finite(smallest((r.cosine for r in self.rungs), default=1.0)),
             "top1_agreement": smallest((r.top1_agreement for r in self.rungs), default=1.0),
