@@ -8,10 +8,10 @@ if TYPE_CHECKING:
     from atm_export.backends.tensorrt.build import engine_from_onnx as engine_from_onnx
     from atm_export.backends.tensorrt.runner import TensorRTRunner as TensorRTRunner
     from atm_export.backends.tensorrt.settings import EngineSettings as EngineSettings
+    from atm_export.choice import Choice as Choice
     from atm_export.config import RunConfig as RunConfig
     from atm_export.pipeline import Outcome as Outcome
     from atm_export.pipeline import export as export
-    from atm_export.resolve import Choice as Choice
     from atm_export.resolve import resolve as resolve
 
 _WHERE = {
@@ -21,7 +21,7 @@ _WHERE = {
     "RunConfig": "atm_export.config",
     "Outcome": "atm_export.pipeline",
     "export": "atm_export.pipeline",
-    "Choice": "atm_export.resolve",
+    "Choice": "atm_export.choice",
     "resolve": "atm_export.resolve",
 }
 __all__ = sorted(_WHERE)

@@ -9,14 +9,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Parameter
 
 from atm_export import commands
+from atm_export.choice import RUN, USUAL, WHAT, Choice, Options, shown
 from atm_export.commands.engine_options import NO_ENGINES, EngineOptions
-from atm_export.commands.numbers import Whole
 from atm_export.errors import AtmExportError, ConfigError, OutputError
+from atm_export.numbers import Whole
 
 HELP = """Export a token-merging vision transformer to ONNX, and prove it.
 
@@ -52,155 +53,37 @@ app = App(
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
 )
-WHAT = Group("Model", sort_key=0)
-HOW = Group("Merging", sort_key=1)
-GRAPH = Group("Graph", sort_key=2)
-RUN = Group("Run", sort_key=3)
-
-
-def _option(group: Group, text: str, *names: str) -> Any:
-    return Parameter(group=group, help=text, name=names or None, negative=())
 
 
 @app.default
 def export_command(
-    model: Annotated[str, _option(WHAT, "A name from `atm-export list`, or timm:NAME.")],
+    model: Annotated[str, shown(WHAT, "A name from `atm-export list`, or timm:NAME.")],
     /,
     *,
-    weights: Annotated[
-        str,
-        _option(
-            WHAT,
-            "pretrained (timm's), a file (.safetensors, or .pth without code), or random "
-            "(stamped on every report: accuracy means nothing).",
-        ),
-    ] = "pretrained",
-    image_size: Annotated[
-        Whole | None,
-        _option(WHAT, "Input height and width; position embeddings are interpolated as timm does."),
-    ] = None,
-    option: Annotated[
-        tuple[str, ...],
-        _option(
-            WHAT,
-            "NAME=VALUE: an option of the architecture, as a config's `options` has it. LV-ViT: "
-            "aux_head=unmerged, always or never (who reads the auxiliary head); timm models: "
-            "num_classes, global_pool. May be given again.",
-        ),
-    ] = (),
-    method: Annotated[
-        Literal["atm", "tome", "none"],
-        _option(HOW, "atm: thresholds decide; tome: fixed r; none: the unmerged model."),
-    ] = "atm",
-    preset: Annotated[
-        str | None,
-        _option(HOW, "A named operating point of the model (see `atm-export list MODEL`)."),
-    ] = None,
-    gflops: Annotated[
-        float | None, _option(HOW, "Take the model's preset nearest to this, at or below.")
-    ] = None,
-    alpha: Annotated[float | None, _option(HOW, "Threshold of block 1, a cosine.")] = None,
-    beta: Annotated[
-        float | None, _option(HOW, "How fast thresholds fall from block to block.")
-    ] = None,
-    theta_min: Annotated[float | None, _option(HOW, "Lowest threshold, a cosine.")] = None,
-    split: Annotated[
-        Whole | None,
-        _option(
-            HOW, "Last block that groups tokens alternately; later ones by size (3/4 of depth)."
-        ),
-    ] = None,
-    r: Annotated[
-        str | None,
-        _option(
-            HOW,
-            "ToMe: tokens merged per block, one number or one a block (16,14,...).",
-            "-r",
-            "--r",
-        ),
-    ] = None,
-    schedule: Annotated[
-        Literal["constant", "decreasing", "increasing"],
-        _option(HOW, "ToMe: how r changes over the blocks; its mean stays r."),
-    ] = "constant",
-    proportional: Annotated[
-        bool | None,
-        Parameter(
-            group=HOW,
-            help="Weight attention by merging sizes (default: as the paper does for the model).",
-            negative="--no-proportional",
-        ),
-    ] = None,
-    merge: Annotated[
-        Literal["adaptive", "frozen", "per-image"],
-        _option(
-            HOW,
-            "Who shares r. adaptive: the batch, at run time, as in the paper. frozen: fixed from "
-            "--calibrate images, the paper's GFLOPs, or the images that ship; static shapes. "
-            "per-image: each image alone, so that an answer never depends on its neighbours.",
-        ),
-    ] = "adaptive",
-    calibrate: Annotated[
-        str | None, _option(HOW, "Folder of images that a frozen schedule is measured on.")
-    ] = None,
-    uint8_input: Annotated[
-        bool, _option(GRAPH, "Take uint8 [batch, H, W, 3] and normalise inside the graph.")
-    ] = False,
-    trace: Annotated[
-        bool, _option(GRAPH, "Add outputs tokens_per_block and patch_to_token, for pictures.")
-    ] = False,
-    opset: Annotated[Whole, _option(GRAPH, "ONNX opset, 20 to 23.")] = 20,
-    images: Annotated[
-        str | None,
-        _option(RUN, "Folder of images to prove and measure on (else photographs that ship)."),
-    ] = None,
+    choice: Options = USUAL,
     imagenet: Annotated[
         str | None,
-        _option(RUN, "Evaluate on this data set afterwards (see `atm-export evaluate --help`)."),
+        shown(RUN, "Evaluate on this data set afterwards (see `atm-export evaluate --help`)."),
     ] = None,
-    out: Annotated[
-        Path | None, _option(RUN, "Output folder (default: build/MODEL-PRESET).")
-    ] = None,
+    out: Annotated[Path | None, shown(RUN, "Output folder (default: build/MODEL-PRESET).")] = None,
     force: Annotated[
-        bool, _option(RUN, "Redo a finished run; replace another one, never files of yours.")
+        bool, shown(RUN, "Redo a finished run; replace another one, never files of yours.")
     ] = False,
-    threads: Annotated[Whole, _option(RUN, "CPU threads to measure with (0: all).")] = 0,
+    threads: Annotated[Whole, shown(RUN, "CPU threads to measure with (0: all).")] = 0,
     benchmark: Annotated[
         bool,
         Parameter(group=RUN, help="Measure latency.", negative="--no-benchmark"),
     ] = True,
     triton_repo: Annotated[
         Path | None,
-        _option(RUN, "Also write the run into this model repository of Triton Inference Server."),
+        shown(RUN, "Also write the run into this model repository of Triton Inference Server."),
     ] = None,
     engines: EngineOptions = NO_ENGINES,
 ) -> int:
     """Export one model."""
-    from atm_export.resolve import Choice, default_out, resolve
+    from atm_export.resolve import default_out, resolve
 
-    choice = Choice(
-        model=model,
-        weights=weights,
-        image_size=image_size,
-        option=option,
-        method=method,
-        preset=preset,
-        gflops=gflops,
-        alpha=alpha,
-        beta=beta,
-        theta_min=theta_min,
-        split=split,
-        r=r,
-        schedule=schedule,
-        proportional=proportional,
-        merge=merge,
-        calibrate=calibrate,
-        uint8_input=uint8_input,
-        trace=trace,
-        opset=opset,
-        images=images,
-    )
-    config = resolve(choice)
+    config = resolve(Choice.of(model, choice))
     settings = engines.settings()
     out = out or default_out(config)
     if triton_repo is not None:

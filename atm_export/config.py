@@ -27,7 +27,7 @@ from pydantic import (
 from atm_export import place
 from atm_export.errors import ConfigError, ManifestError, unknown_name
 from atm_export.methods import methods
-from atm_export.methods.atm import OperatingPoint
+from atm_export.methods.atm import Atm, OperatingPoint
 from atm_export.methods.base import MethodSettings
 from atm_export.settings import Gflops, Percent, Settings
 
@@ -45,6 +45,50 @@ class Preset(OperatingPoint):
     @property
     def point(self) -> OperatingPoint:
         return OperatingPoint(**self.model_dump(include=set(OperatingPoint.model_fields)))
+
+    @property
+    def method_name(self) -> str:
+        return Atm.name
+
+    @property
+    def method_settings(self) -> Mapping[str, Any]:
+        """What it sets of its method."""
+        return {"point": self.point.model_dump()}
+
+
+class MethodPreset(Settings):
+    """Settings of any method under a name, with what is known of them."""
+
+    method: str
+    settings: Mapping[str, Any]
+    gflops: Gflops | None = None
+    top1: Percent | None = None
+    fine_tuned: bool = False
+
+    @model_validator(mode="after")
+    def _settings_of_a_method(self) -> MethodPreset:
+        method_settings({**self.settings, "name": self.method}, "settings")
+        return self
+
+    @property
+    def method_name(self) -> str:
+        return self.method
+
+    @property
+    def method_settings(self) -> Mapping[str, Any]:
+        """What it sets of its method."""
+        return self.settings
+
+
+def _preset(values: Any) -> Any:
+    """A preset that names its method, or an operating point."""
+    if not isinstance(values, Mapping):
+        return values
+    kind = MethodPreset if "method" in values else Preset
+    return validated(kind, values, "preset")
+
+
+AnyPreset = Annotated[SerializeAsAny[Preset | MethodPreset], BeforeValidator(_preset)]
 
 
 # Lossless for DeiT-T in table A2, and for ViT-Tiny as measured in the README; others should tune.
@@ -87,7 +131,7 @@ class ModelConfig(Settings):
     paper: PaperFigures | None = None
     measured: MeasuredFigures | None = None
     default_preset: str | None = None
-    presets: Mapping[str, Preset] = Field(default_factory=dict)
+    presets: Mapping[str, AnyPreset] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _default_exists(self) -> ModelConfig:
@@ -111,7 +155,7 @@ WrittenPath = Annotated[str, AfterValidator(_written)]
 class TunedPresets(Settings):
     """A file of presets that tune found for one model."""
 
-    presets: Mapping[str, Preset]
+    presets: Mapping[str, AnyPreset]
 
 
 class ModelSpec(Settings):
@@ -349,7 +393,7 @@ def _tuned_presets(model: str) -> dict[str, Preset]:
     return dict(_read_yaml(path, TunedPresets).presets) if path.is_file() else {}
 
 
-def find_preset(name: str, model: str, config: ModelConfig) -> Preset:
+def find_preset(name: str, model: str, config: ModelConfig) -> Preset | MethodPreset:
     """A preset by name; ConfigError offers the nearest."""
     if name not in config.presets:
         if not config.presets:
@@ -362,7 +406,8 @@ def find_preset(name: str, model: str, config: ModelConfig) -> Preset:
 
 def nearest_preset(gflops: float, model: str, config: ModelConfig) -> str:
     """The preset with the most GFLOPs at or below `gflops`, fine-tuned rows left out."""
-    rows = {n: p.gflops for n, p in config.presets.items() if p.gflops and not p.fine_tuned}
+    points = {n: p for n, p in config.presets.items() if isinstance(p, Preset)}
+    rows = {n: p.gflops for n, p in points.items() if p.gflops and not p.fine_tuned}
     if not rows:
         raise ConfigError(f"model '{model}' has no presets with GFLOPs; --gflops cannot choose one")
     if not gflops > 0:

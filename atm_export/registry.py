@@ -1,4 +1,5 @@
-"""A name-to-object table that refuses duplicates and lists what it knows."""
+"""A name-to-object table that refuses duplicates, lists what it knows, and asks plugins for what it
+does not."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 from atm_export.errors import unknown_name
+from atm_export.plugins import load_plugins
 
 T = TypeVar("T")
 
@@ -29,12 +31,13 @@ class Registry(Generic[T]):
         del self._items[name]
 
     def __getitem__(self, name: str) -> T:
-        if name not in self._items:
+        if name not in self:
             raise unknown_name(self._kind, name, self._items)
         return self._items[name]
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._items
+    def __contains__(self, name: object) -> bool:
+        return name in self._items or (load_plugins() and name in self._items)
 
     def __iter__(self) -> Iterator[str]:
+        load_plugins()
         return iter(sorted(self._items))

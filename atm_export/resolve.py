@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from atm_export.bounds import whole
+from atm_export.choice import Choice
 from atm_export.config import (
     ModelConfig,
     ModelSpec,
@@ -23,36 +24,12 @@ from atm_export.config import (
 from atm_export.errors import ConfigError, DataError, unknown_name
 from atm_export.imagefiles import is_folder
 from atm_export.methods import methods
-from atm_export.methods.atm import OperatingPoint
-from atm_export.methods.base import MergePolicy
+from atm_export.methods.atm import Atm, OperatingPoint
+from atm_export.methods.base import MergePolicy, MethodSettings
+from atm_export.methods.given import parse_settings
 
+USUAL_METHOD = Atm.name
 TIMM_OPTIONS = ("global_pool", "num_classes")  # timm takes many more, some of which load files
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The main command's options; None: not given."""
-
-    model: str
-    weights: str = "pretrained"
-    image_size: int | None = None
-    option: tuple[str, ...] = ()
-    method: str = "atm"
-    preset: str | None = None
-    gflops: float | None = None
-    alpha: float | None = None
-    beta: float | None = None
-    theta_min: float | None = None
-    split: int | None = None
-    r: str | None = None
-    schedule: str = "constant"
-    proportional: bool | None = None
-    merge: str = "adaptive"
-    calibrate: str | None = None
-    uint8_input: bool = False
-    trace: bool = False
-    opset: int = 20
-    images: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,19 +43,25 @@ class Use:
 
 USES = (
     Use(
-        ("preset", "gflops", "alpha", "beta", "theta_min", "split", "merge"),
+        ("gflops", "alpha", "beta", "theta_min", "split", "merge"),
         "--method atm",
-        lambda choice: choice.method == "atm",
+        lambda choice: _takes(choice, "point"),
     ),
-    Use(("r", "schedule"), "--method tome", lambda choice: choice.method == "tome"),
+    Use(("r", "schedule"), "--method tome", lambda choice: _takes(choice, "r")),
     Use(("schedule",), "an -r of one number", lambda choice: "," not in (choice.r or "")),
     Use(
         ("proportional",),
         "--method atm or tome",
-        lambda choice: choice.method != "none",
+        lambda choice: _takes(choice, "proportional"),
     ),
     Use(("calibrate",), "--merge frozen", lambda choice: choice.merge == MergePolicy.FROZEN),
 )
+
+
+def _takes(choice: Choice, field: str) -> bool:
+    """Whether the chosen method has such a setting."""
+    method = methods[choice.method or USUAL_METHOD]
+    return field in method.settings.model_fields and field not in method.ignores
 
 
 def _refuse_in_vain(choice: Choice) -> None:
@@ -94,8 +77,9 @@ def _refuse_in_vain(choice: Choice) -> None:
 
 def resolve(choice: Choice) -> RunConfig:
     """The RunConfig of a choice; ConfigError names the option at fault."""
-    _refuse_in_vain(choice)
     model = _with_options(load_model_config(choice.model), choice.option)
+    choice = replace(choice, method=_method_name(choice, model))
+    _refuse_in_vain(choice)
     for option, folder in (("--images", choice.images), ("--calibrate", choice.calibrate)):
         if folder is not None and not (folder.strip() and is_folder(Path(folder))):
             raise DataError(f"{option} {folder}: no such folder")
@@ -109,19 +93,9 @@ def resolve(choice: Choice) -> RunConfig:
         },
         "model",
     )
-    values: dict[str, Any] = {
-        "name": choice.method,
-        "merge": choice.merge,
-        "r": _numbers(choice.r),
-        "schedule": choice.schedule,
-        "proportional": choice.proportional,
-        **_operating_point(choice, model),
-    }
-    known = methods[choice.method].settings.model_fields
-    values = {name: value for name, value in values.items() if name in known}
     settings = {
         "model": spec,
-        "method": method_settings(values),
+        "method": _method(choice, model),
         "uint8_input": choice.uint8_input,
         "trace": choice.trace,
         "opset": whole(choice.opset, "--opset", 20, 23),
@@ -130,6 +104,58 @@ def resolve(choice: Choice) -> RunConfig:
     }
     config: RunConfig = validated(RunConfig, settings, "export")
     return config
+
+
+def _method_name(choice: Choice, config: ModelConfig) -> str:
+    """The method: as given, else that of the preset; ConfigError where they differ."""
+    preset = config.presets.get(choice.preset or "")
+    own = USUAL_METHOD if preset is None else preset.method_name
+    if choice.method is None:
+        return own
+    methods[choice.method]
+    if preset is not None and choice.method != own:
+        raise ConfigError(
+            f"--preset {choice.preset} is one of --method {own}, not of {choice.method}"
+        )
+    return choice.method
+
+
+def _method(choice: Choice, config: ModelConfig) -> MethodSettings:
+    """The settings of the chosen method: a preset's, and what was given on top."""
+    name = str(choice.method)
+    known = methods[name].settings.model_fields
+    flags = {
+        "merge": choice.merge,
+        "r": _numbers(choice.r),
+        "schedule": choice.schedule,
+        "proportional": choice.proportional,
+    }
+    values: dict[str, Any] = {key: value for key, value in flags.items() if key in known}
+    given = parse_settings(choice.settings, name)
+    _refuse_twice(choice, given)
+    if "point" in known:
+        values |= _operating_point(choice, config, given)
+    else:
+        values |= _preset_settings(choice, config)
+    named = {key: value for key, value in given.items() if key in known}
+    return method_settings({"name": name, **values, **named})
+
+
+def _refuse_twice(choice: Choice, given: Mapping[str, Any]) -> None:
+    """ConfigError for a setting that has an option of its own and is given by both."""
+    usual = {field.name: field.default for field in fields(Choice)}
+    for name in given:
+        if name in usual and getattr(choice, name) != usual[name]:
+            option = "-r" if name == "r" else f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option} and --set {name}=... say the same thing; give one")
+
+
+def _preset_settings(choice: Choice, config: ModelConfig) -> dict[str, Any]:
+    """Settings of a preset of a method that has no operating point."""
+    if choice.preset is None:
+        return {}
+    preset = find_preset(choice.preset, choice.model, config)
+    return {**preset.method_settings, "preset": choice.preset}
 
 
 def _with_options(config: ModelConfig, given: tuple[str, ...]) -> ModelConfig:
@@ -152,16 +178,15 @@ def _with_options(config: ModelConfig, given: tuple[str, ...]) -> ModelConfig:
     return config.model_copy(update={"options": {**config.options, **options}})
 
 
-def _operating_point(choice: Choice, config: ModelConfig) -> dict[str, Any]:
-    given = {
-        name: value
-        for name in OperatingPoint.model_fields
-        if (value := getattr(choice, name)) is not None
-    }
+def _operating_point(
+    choice: Choice, config: ModelConfig, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """ATM's numbers: a preset's, with those on top that were given by option or by --set."""
+    options = {name: getattr(choice, name) for name in OperatingPoint.model_fields}
+    given = {name: value for name, value in options.items() if value is not None}
+    given |= {name: settings[name] for name in OperatingPoint.model_fields if name in settings}
     chosen = {"--preset": choice.preset, "--gflops": choice.gflops}
     named = [option for option, value in chosen.items() if value is not None]
-    if choice.method != "atm":
-        return {}
     if len(named) == 2:
         raise ConfigError("--preset and --gflops both choose an operating point; give one")
     name = choice.preset
@@ -174,7 +199,7 @@ def _operating_point(choice: Choice, config: ModelConfig) -> dict[str, Any]:
         name = config.default_preset
     base: dict[str, Any] = {}
     if name is not None:
-        base = find_preset(name, choice.model, config).point.model_dump()
+        base = find_preset(name, choice.model, config).method_settings["point"]
     point = validated(OperatingPoint, base | given, "operating point")
     return {"point": point, "preset": name if base and not given else None}
 

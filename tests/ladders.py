@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import onnx
 
 from atm_export.backends import ONNXRUNTIME
+from atm_export.choice import Choice
 from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import LoadedModel
 from atm_export.prove import ladder
 from atm_export.prove.inputs import Pixels
 from atm_export.prove.results import LadderResult
-from atm_export.resolve import Choice, resolve
+from atm_export.resolve import resolve
 from atm_export.subject import Progress, Subject
 
 

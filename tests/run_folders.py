@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from atm_export import pipeline
+from atm_export.choice import Choice
 from atm_export.measure.data.images import ImageSet
 from atm_export.measure.export import measure
 from atm_export.measure.insight import study
@@ -17,7 +18,7 @@ from atm_export.model.plan import plan_for
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import Preprocessing
 from atm_export.prove.results import LadderResult
-from atm_export.resolve import Choice, resolve
+from atm_export.resolve import resolve
 from atm_export.runs.writing import WorkFolder, working
 from atm_export.subject import Subject
 from tests.exports import VARIANTS, exported

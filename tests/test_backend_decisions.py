@@ -17,10 +17,11 @@ from atm_export import demo
 from atm_export.backends.base import Array
 from atm_export.backends.onnxruntime import door
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
+from atm_export.choice import Choice
 from atm_export.measure.data.images import ImageSet
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import crop, read_images
-from atm_export.resolve import Choice, resolve
+from atm_export.resolve import resolve
 from atm_export.subject import Subject, subject_of
 from tests.shared_data import sample_images, shared
 

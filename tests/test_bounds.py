@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from atm_export.bounds import MAX_THREADS, checked_threads, whole
+from atm_export.choice import Choice
 from atm_export.cli import main
 from atm_export.errors import ConfigError
 from atm_export.measure.accuracy.batches import Options
 from atm_export.measure.accuracy.evaluation import Place, evaluate_run
 from atm_export.pipeline import export
-from atm_export.resolve import Choice, resolve
+from atm_export.resolve import resolve
 from atm_export.runs.reading import open_run
 from atm_export.runtime import load
 from atm_export.runtime.__main__ import main as slim

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from atm_export import demo, pipeline
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
+from atm_export.choice import Choice
 from atm_export.cli import main
 from atm_export.config import ModelSpec, load_model_config
 from atm_export.model.flops import trace_gmacs
@@ -21,7 +22,7 @@ from atm_export.model.reference import run_reference
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import crop, normalize
 from atm_export.prove.results import Difference, LadderResult
-from atm_export.resolve import Choice, resolve
+from atm_export.resolve import resolve
 from atm_export.runs.writing import broken_files, read_manifest, sha256
 from tests.runs import run_command
 from tests.tiny import planned

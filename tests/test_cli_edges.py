@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 
 from atm_export import cli, pipeline, subject
+from atm_export.choice import Choice
 from atm_export.cli import HELP, main
 from atm_export.config import ModelSpec, RunConfig, load_model_config
 from atm_export.errors import AtmExportError
 from atm_export.model.zoo import load_model
-from atm_export.resolve import USES, Choice
+from atm_export.resolve import USES
 from atm_export.runs.writing import broken_files, read_manifest
 from tests.runs import run_command
 
@@ -274,7 +275,8 @@ def test_options_given_in_vain_are_refused(
 def test_every_option_of_merging_has_its_place_in_the_rule() -> None:
     """A new option of a method must say where it is of use."""
     known = {name for use in USES for name in use.options} | {"images"}
-    shape = {"model", "weights", "image_size", "option", "method", "uint8_input", "trace", "opset"}
+    shape = {"model", "weights", "image_size", "option", "uint8_input", "trace", "opset"}
+    known |= {"method", "settings", "preset"}  # which mean something in every choice
     assert {field.name for field in fields(Choice)} == known | shape
 
 
@@ -291,7 +293,7 @@ def test_every_option_of_merging_has_its_place_in_the_rule() -> None:
         (["demo", "--opset", "19"], "opset"),
         (["demo", "--method", "tome", "-r", "8", "--merge", "frozen"], "--method atm"),
         (["demo", "--method", "tome", "-r", "1.5"], "whole numbers"),
-        (["demo", "--method", "none", "--preset", "lossless"], "--preset belongs to"),
+        (["demo", "--method", "none", "--preset", "lossless"], "one of --method atm, not of none"),
         (["demo", "extra"], "extra"),
         (["demo", "--split", "-1"], "split"),
     ],

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from atm_export.choice import Choice
 from atm_export.config import (
     DEFAULT_POINT,
     FORMAT_2,
@@ -24,7 +25,7 @@ from atm_export.config import (
 )
 from atm_export.errors import ConfigError, ManifestError
 from atm_export.methods.atm import OperatingPoint
-from atm_export.resolve import Choice, default_out, resolve
+from atm_export.resolve import default_out, resolve
 from tests.shared_data import shared
 
 PAPER_MODELS = (

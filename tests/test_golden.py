@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from atm_export.choice import Choice
 from atm_export.config import ModelSpec, load_model_config
 from atm_export.errors import RunFolderError
 from atm_export.model.reference import run_reference
@@ -17,7 +18,7 @@ from atm_export.preprocess import normalize
 from atm_export.prove.golden_vectors import MOST_BYTES, golden_vectors, scene
 from atm_export.prove.margins import trace_margin
 from atm_export.prove.tolerances import MARGIN
-from atm_export.resolve import Choice, resolve
+from atm_export.resolve import resolve
 from atm_export.runs.reading import open_run
 from atm_export.runs.tensors import packed, read_tensors, unpacked
 from tests.tiny import planned

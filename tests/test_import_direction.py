@@ -11,7 +11,7 @@ import atm_export
 
 PACKAGE = Path(atm_export.__file__).parent
 ORDER = (
-    ("errors", "bounds", "comparison", "strict_json", "shapes", "settings"),
+    ("errors", "bounds", "comparison", "strict_json", "shapes", "plugins", "settings"),
     (
         "imagefiles",
         "pictures",
@@ -21,7 +21,7 @@ ORDER = (
     ("place", "runs"),
     ("demo", "photos"),
     ("methods",),
-    ("config",),
+    ("numbers", "choice", "config"),
     ("resolve",),
     ("model",),
     ("rewrite",),

@@ -11,6 +11,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from atm_export.choice import Choice
 from atm_export.config import ModelSpec, load_model_config, model_names
 from atm_export.errors import UnsupportedModelError
 from atm_export.model.backbone import Backbone, BlockParts, LoadedModel, families
@@ -18,7 +19,7 @@ from atm_export.model.flops import linear_weights, module_macs, unmerged_gmacs
 from atm_export.model.published import imagenet_preprocessing, load_weights, take_apart
 from atm_export.model.zoo import load_model
 from atm_export.pipeline import export
-from atm_export.resolve import Choice, resolve
+from atm_export.resolve import resolve
 from tests.test_timm_models import counted_gmacs
 
 TOY_YAML = """

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from atm_export import photos
+from atm_export.choice import Choice
 from atm_export.cli import main
 from atm_export.config import ModelSpec, load_model_config
 from atm_export.errors import ConfigError
@@ -19,7 +20,7 @@ from atm_export.model.zoo import load_model
 from atm_export.pipeline import _images, _run_key
 from atm_export.preprocess import Preprocessing, crop
 from atm_export.prove.golden_vectors import _pictures
-from atm_export.resolve import Choice, resolve
+from atm_export.resolve import resolve
 from atm_export.subject import schedule_from, subject_of
 from tests.shared_data import shared
 

@@ -36,6 +36,7 @@ def test_exit_codes_are_what_they_always_were() -> None:
     assert len(refined) == 10 and {found.pop(name) for name in refined} == {10}
     assert found.pop("ImageSizeError") == CODES["DataError"]
     assert found.pop("ClassOrderError") == CODES["DataError"]
+    assert found.pop("OtherWeightsError") == CODES["WeightsError"]
     assert found == CODES
 
 

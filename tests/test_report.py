@@ -11,6 +11,7 @@ import pytest
 from markupsafe import escape
 from rich.console import Console
 
+from atm_export.choice import Choice
 from atm_export.config import ModelSpec, load_model_config
 from atm_export.measure.data.images import ImageSet
 from atm_export.measure.export import measure
@@ -21,7 +22,7 @@ from atm_export.model.zoo import load_model
 from atm_export.report.console import print_report
 from atm_export.report.facts import manifest_facts, summarize_method
 from atm_export.report.page import page
-from atm_export.resolve import Choice, resolve
+from atm_export.resolve import resolve
 from atm_export.subject import Subject
 from tests.tiny import planned
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from atm_export.backends.tensorrt.settings import Precision
+from atm_export.choice import Choice
 from atm_export.cli import main
 from atm_export.engines import Export
 from atm_export.errors import ParityError
@@ -19,7 +20,7 @@ from atm_export.model.zoo import load_model
 from atm_export.prove.matching import require_matching
 from atm_export.prove.precision import compare_precision
 from atm_export.prove.typed import typed_graph
-from atm_export.resolve import Choice, resolve
+from atm_export.resolve import resolve
 from atm_export.runs.reading import open_run
 from atm_export.subject import subject_of
 from tests.lowered import lowering

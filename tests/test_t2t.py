@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from atm_export.choice import Choice
 from atm_export.errors import ConfigError, WeightsError
 from atm_export.methods.atm import default_split
 from atm_export.model.flops import module_macs, unmerged_gmacs
@@ -16,7 +17,7 @@ from atm_export.model.reference import run_reference
 from atm_export.model.t2t import SHAPES, T2TBackbone, T2TShape, T2TViT, Unfold, sinusoid
 from atm_export.model.weights import randomize
 from atm_export.model.zoo import load_model
-from atm_export.resolve import Choice, resolve
+from atm_export.resolve import resolve
 from tests.families import (
     agrees_with_twin,
     all_plans,

@@ -64,6 +64,7 @@ from torch import Tensor, nn
 
 from atm_export.backends.onnxruntime.door import use_threads
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
+from atm_export.choice import Choice
 from atm_export.config import RunConfig
 from atm_export.errors import AtmExportError, ConfigError
 from atm_export.graph.assemble import onnx_from_model
@@ -78,7 +79,7 @@ from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import normalize
-from atm_export.resolve import Choice, resolve
+from atm_export.resolve import resolve
 from atm_export.runs.writing import versions
 
 BASELINE = "timm"

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from atm_export.choice import Choice
 from atm_export.errors import OutputError
 from atm_export.measure.data.samples import open_samples
 from atm_export.methods.atm import AtmSettings, OperatingPoint
@@ -34,7 +35,7 @@ from atm_export.model.zoo import load_model
 from atm_export.place import put_files, refuse_loss
 from atm_export.preprocess import normalize, read_image
 from atm_export.prove.intervals import share_facts
-from atm_export.resolve import Choice, resolve
+from atm_export.resolve import resolve
 
 POINTS = (  # seven rows of table A2, DeiT-T, and a cheaper one of the same grid
     (0.98, 0.035, 0.93),

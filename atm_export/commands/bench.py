@@ -15,12 +15,12 @@ from rich.table import Table
 
 from atm_export.backends.onnxruntime.door import use_threads
 from atm_export.bounds import MAX_BATCH, MAX_ROUNDS, checked_threads, whole
-from atm_export.commands.numbers import Whole
 from atm_export.errors import ConfigError
 from atm_export.measure.data.images import load_images
 from atm_export.measure.speed.bench import Sweep
 from atm_export.measure.speed.bench import bench as measure
 from atm_export.measure.speed.candidates import backend_names, candidates
+from atm_export.numbers import Whole
 from atm_export.report.documents import BENCH_FILE
 from atm_export.report.results import add_results, open_with_report, refuse_loss
 from atm_export.subject import exported_subject

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from atm_export.backends import TENSORRT, backends
-from atm_export.commands.numbers import Whole
 from atm_export.errors import ConfigError
+from atm_export.numbers import Whole
 
 if TYPE_CHECKING:
     from atm_export.backends.tensorrt.settings import EngineSettings

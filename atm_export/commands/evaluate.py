@@ -19,10 +19,10 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from atm_export.commands.numbers import Whole
 from atm_export.measure.accuracy.batches import Options
 from atm_export.measure.accuracy.evaluation import Place, evaluate_run, result_names
 from atm_export.measure.data.classes import ClassOrder
+from atm_export.numbers import Whole
 from atm_export.report.evaluation import print_evaluation
 from atm_export.report.results import add_results, open_with_report, refuse_loss
 

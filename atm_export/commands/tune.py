@@ -13,13 +13,13 @@ from rich.console import Console
 
 from atm_export import place
 from atm_export.bounds import checked_threads
-from atm_export.commands.numbers import Whole
 from atm_export.config import Preset, add_user_preset, check_preset, file_name
 from atm_export.measure.data.classes import ClassOrder
 from atm_export.measure.tune.objective import Known, Limits
 from atm_export.measure.tune.search import LocalWorkers, Workers, load_optuna, pareto
 from atm_export.measure.tune.tune import Task, Tuned, require
 from atm_export.measure.tune.tune import tune as run_tune
+from atm_export.numbers import Whole
 from atm_export.report.front import front_csv, front_svg
 
 FILES = ("pareto.csv", "pareto.svg", "tune.json")

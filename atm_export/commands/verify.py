@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from atm_export.commands.numbers import Whole
+from atm_export.numbers import Whole
 
 
 def verify(

@@ -83,6 +83,7 @@ class Method(ABC):
     name: ClassVar[str]
     settings: ClassVar[type[MethodSettings]]
     about: ClassVar[str] = ""  # a sentence for the report's page
+    ignores: ClassVar[tuple[str, ...]] = ()  # settings of every method that mean nothing to it
 
     @abstractmethod
     def plan(self, settings: Any, shape: ModelShape) -> MergePlan:

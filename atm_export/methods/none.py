@@ -21,6 +21,7 @@ class Unmerged(Method):
     name = "none"
     settings = NoneSettings
     about = "The unmerged model."
+    ignores = ("proportional",)
 
     def plan(self, settings: NoneSettings, shape: ModelShape) -> MergePlan:
         return MergePlan.unmerged(shape.depth)

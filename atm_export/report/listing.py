@@ -6,7 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from atm_export.config import ModelConfig, load_model_config, model_names
+from atm_export.config import MethodPreset, ModelConfig, Preset, load_model_config, model_names
 from atm_export.model import family_module
 
 COLUMNS = (
@@ -81,14 +81,24 @@ def print_presets(console: Console, model: str) -> None:
     for name, preset in config.presets.items():
         note = "default" if name == config.default_preset else ""
         note = "fine-tuned weights" if preset.fine_tuned else note
-        table.add_row(
-            name,
-            f"{preset.alpha:g}",
-            f"{preset.beta:g}",
-            f"{preset.theta_min:g}",
-            "3/4" if preset.split is None else str(preset.split),
-            "-" if preset.gflops is None else f"{preset.gflops:.2f}",
-            "-" if preset.top1 is None else f"{preset.top1:.2f}",
-            note,
-        )
+        table.add_row(name, *_numbers_of(preset), *_preset_notes(preset, note))
     console.print(table)
+
+
+def _numbers_of(preset: Preset | MethodPreset) -> list[str]:
+    """alpha, beta, theta_min, split; dashes for a method that has none of them."""
+    if isinstance(preset, MethodPreset):
+        return ["-"] * 4
+    split = "3/4" if preset.split is None else str(preset.split)
+    return [f"{preset.alpha:g}", f"{preset.beta:g}", f"{preset.theta_min:g}", split]
+
+
+def _preset_notes(preset: Preset | MethodPreset, note: str) -> list[str]:
+    if isinstance(preset, MethodPreset):
+        settings = ", ".join(f"{name} {value}" for name, value in preset.settings.items())
+        note = f"{preset.method}: {settings}{'; ' + note if note else ''}"
+    return [
+        "-" if preset.gflops is None else f"{preset.gflops:.2f}",
+        "-" if preset.top1 is None else f"{preset.top1:.2f}",
+        note,
+    ]

@@ -77,7 +77,6 @@ def test_verify_and_the_runtime_take_it(folder: Path, capsys: pytest.CaptureFixt
     assert float(trace_gmacs(model.backbone, trace)[0]) < 0.8 * unmerged_gmacs(model.backbone)
 
 
-@pytest.mark.skip(reason="needs --set")
 def test_the_command_line_takes_its_settings(tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = ["demo", "--method", "halve", "--set", f"at={AT}", "--out", str(out)]

@@ -17,6 +17,7 @@ from atm_export.config import (
     DEFAULT_POINT,
     ModelSpec,
     OperatingPoint,
+    Preset,
     load_model_config,
     validated,
 )
@@ -97,7 +98,8 @@ def tune(
         unseen = _known(model, pixels, right, slice(cut, None), task)
     facts = known_facts(seen)
     study = open_study(journal, _key(task, model, pixels[:cut]))
-    own = [p.point for p in config.presets.values() if not p.fine_tuned]
+    presets = [p for p in config.presets.values() if isinstance(p, Preset)]
+    own = [p.point for p in presets if not p.fine_tuned]
     points = [DEFAULT_POINT.point, *own[:6], *STARTS]
     plan = Search(task.trials, task.minutes, task.split, len(model.backbone.parts()))
     workers = make_workers(model.backbone, seen, task.limits)

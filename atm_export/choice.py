@@ -1,0 +1,140 @@
+"""The main command's options, written once: names, defaults, help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal, Self
+
+from cyclopts import Group, Parameter
+
+from atm_export.numbers import Whole
+
+WHAT = Group("Model", sort_key=0)
+HOW = Group("Merging", sort_key=1)
+GRAPH = Group("Graph", sort_key=2)
+RUN = Group("Run", sort_key=3)
+
+
+def shown(group: Group, text: str, *names: str) -> Any:
+    """How the command line shows an option; it has no negative form."""
+    return Parameter(group=group, help=text, name=names or None, negative=())
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """All but the model; None: not given."""
+
+    weights: Annotated[
+        str,
+        shown(
+            WHAT,
+            "pretrained (timm's), a file (.safetensors, or .pth without code), or random "
+            "(stamped on every report: accuracy means nothing).",
+        ),
+    ] = "pretrained"
+    image_size: Annotated[
+        Whole | None,
+        shown(WHAT, "Input height and width; position embeddings are interpolated as timm does."),
+    ] = None
+    option: Annotated[
+        tuple[str, ...],
+        shown(
+            WHAT,
+            "NAME=VALUE: an option of the architecture, as a config's `options` has it. LV-ViT: "
+            "aux_head=unmerged, always or never (who reads the auxiliary head); timm models: "
+            "num_classes, global_pool. May be given again.",
+        ),
+    ] = ()
+    method: Annotated[
+        str | None,
+        shown(
+            HOW,
+            "atm: thresholds decide; tome: fixed r; none: the unmerged model; or a plugin's "
+            "(default: the preset's, atm).",
+        ),
+    ] = None
+    settings: Annotated[
+        tuple[str, ...],
+        shown(
+            HOW,
+            "NAME=VALUE: a setting of the method, as `--set theta_min=0.9` or `--set r=16,14`. "
+            "May be given again.",
+            "--set",
+        ),
+    ] = ()
+    preset: Annotated[
+        str | None,
+        shown(HOW, "A named operating point of the model (see `atm-export list MODEL`)."),
+    ] = None
+    gflops: Annotated[
+        float | None, shown(HOW, "Take the model's preset nearest to this, at or below.")
+    ] = None
+    alpha: Annotated[float | None, shown(HOW, "Threshold of block 1, a cosine.")] = None
+    beta: Annotated[float | None, shown(HOW, "How fast thresholds fall from block to block.")] = (
+        None
+    )
+    theta_min: Annotated[float | None, shown(HOW, "Lowest threshold, a cosine.")] = None
+    split: Annotated[
+        Whole | None,
+        shown(HOW, "Last block that groups tokens alternately; later ones by size (3/4 of depth)."),
+    ] = None
+    r: Annotated[
+        str | None,
+        shown(
+            HOW,
+            "ToMe: tokens merged per block, one number or one a block (16,14,...).",
+            "-r",
+            "--r",
+        ),
+    ] = None
+    schedule: Annotated[
+        Literal["constant", "decreasing", "increasing"],
+        shown(HOW, "ToMe: how r changes over the blocks; its mean stays r."),
+    ] = "constant"
+    proportional: Annotated[
+        bool | None,
+        Parameter(
+            group=HOW,
+            help="Weight attention by merging sizes (default: as the paper does for the model).",
+            negative="--no-proportional",
+        ),
+    ] = None
+    merge: Annotated[
+        Literal["adaptive", "frozen", "per-image"],
+        shown(
+            HOW,
+            "Who shares r. adaptive: the batch, at run time, as in the paper. frozen: fixed from "
+            "--calibrate images, the paper's GFLOPs, or the images that ship; static shapes. "
+            "per-image: each image alone, so that an answer never depends on its neighbours.",
+        ),
+    ] = "adaptive"
+    calibrate: Annotated[
+        str | None, shown(HOW, "Folder of images that a frozen schedule is measured on.")
+    ] = None
+    uint8_input: Annotated[
+        bool, shown(GRAPH, "Take uint8 [batch, H, W, 3] and normalise inside the graph.")
+    ] = False
+    trace: Annotated[
+        bool, shown(GRAPH, "Add outputs tokens_per_block and patch_to_token, for pictures.")
+    ] = False
+    opset: Annotated[Whole, shown(GRAPH, "ONNX opset, 20 to 23.")] = 20
+    images: Annotated[
+        str | None,
+        shown(RUN, "Folder of images to prove and measure on (else photographs that ship)."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice(Options):
+    """A model and the main command's options."""
+
+    model: str
+
+    @classmethod
+    def of(cls, model: str, options: Options) -> Self:
+        """The choice of a command line."""
+        return cls(model=model, **{f.name: getattr(options, f.name) for f in fields(options)})
+
+
+USUAL = Options()

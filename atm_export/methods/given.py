@@ -1,0 +1,58 @@
+"""Settings of a method from `--set NAME=VALUE`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, get_args, get_origin
+
+import yaml
+
+from atm_export.errors import ConfigError, unknown_name
+from atm_export.methods import methods
+from atm_export.settings import Settings
+
+RESERVED = ("name", "preset")
+
+
+def parse_settings(texts: Sequence[str], method: str) -> dict[str, Any]:
+    """Values by setting, of the method or of a group of its settings (an operating point); VALUE is
+    YAML, and a list by commas where the setting takes several. ConfigError names the option."""
+    known = known_settings(methods[method].settings)
+    known = {name: kind for name, kind in known.items() if name not in methods[method].ignores}
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals or not value:
+            raise ConfigError(f"--set {text}: give NAME=VALUE, for example theta_min=0.9")
+        if name not in known:
+            raise unknown_name(f"setting of method {method}", name, known)
+        if name in found:
+            raise ConfigError(f"--set {name}=... is given twice")
+        found[name] = _value(name, value, known[name])
+    return found
+
+
+def known_settings(kind: type[Settings]) -> dict[str, Any]:
+    """Names and types of all settings; those of a group stand beside the others."""
+    found: dict[str, Any] = {}
+    for name, field in kind.model_fields.items():
+        groups = [
+            part
+            for part in (field.annotation, *get_args(field.annotation))
+            if isinstance(part, type) and issubclass(part, Settings)
+        ]
+        if groups:
+            found |= known_settings(groups[0])
+        elif name not in RESERVED:
+            found[name] = field.annotation
+    return found
+
+
+def _value(name: str, text: str, annotation: Any) -> Any:
+    several = any(get_origin(part) is tuple for part in (annotation, *get_args(annotation)))
+    try:
+        if several and not text.startswith("["):
+            return tuple(yaml.safe_load(part) for part in text.split(","))
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {name}={text}: {text} is no value") from None
