@@ -44,6 +44,7 @@ from atm_export.prove.precision import PrecisionProof, compare_precision
 from atm_export.runs import writing
 from atm_export.runs.reading import load_manifest, sha256
 from atm_export.runs.writing import WorkFolder
+from atm_export.tasks.base import Output, names
 
 IMAGES = 32  # that lower precisions are calibrated on and compared with FP32
 NOT_RUN = "built ahead of time; not run: no GPU"
@@ -53,14 +54,16 @@ NOT_RUN = "built ahead of time; not run: no GPU"
 class EngineSource:
     """What engines are made of.
 
-    traced: the run's FP32 graph with trace outputs, made when asked for. outputs: what ships.
-    feeds: graph inputs of real images, in batches. For a GPU that is there: alternatives: FP32
-    traced graphs of other policies by name, `unmerged` among them; expected: the ladder's inputs
-    with the eager reference's answers; policy: what this run merges by.
+    traced: the run's FP32 graph with trace outputs, made when asked for. outputs: what ships;
+    specs: what of it answers. feeds: graph inputs of real images, in batches. For a GPU that is
+    there: alternatives: FP32 traced graphs of other policies by name, `unmerged` among them;
+    expected: the ladder's inputs with the eager reference's answers; policy: what this run merges
+    by.
     """
 
     traced: Callable[[], onnx.ModelProto]
     outputs: Sequence[str]
+    specs: Sequence[Output]
     facts: Mapping[str, Any]
     feeds: Sequence[Array]
     alternatives: Callable[[], Mapping[str, onnx.ModelProto]]
@@ -85,6 +88,7 @@ def source_of(job: Job, outputs: Sequence[str], facts: Mapping[str, Any]) -> Eng
     return EngineSource(
         traced=lambda: job.graph(job.plan),
         outputs=outputs,
+        specs=job.model.backbone.outputs,
         facts=facts,
         feeds=[job.feed(pixels[i : i + 8]) for i in range(0, len(pixels), 8)],
         alternatives=lambda: _alternatives(job),
@@ -111,7 +115,8 @@ def _expected(job: Job) -> list[Expected]:
         trace = run_reference(job.model.backbone, job.plan, batch)
         tokens = trace.tokens_out if job.plan.per_image else trace.tokens_out[:, :1]
         flat = tokens.T if job.plan.per_image else tokens
-        expected.append(Expected(job.feed(pixels), trace.logits.numpy(), flat.reshape(-1).numpy()))
+        answers = {name: value.numpy() for name, value in trace.outputs.items()}
+        expected.append(Expected(job.feed(pixels), answers, flat.reshape(-1).numpy()))
     return expected
 
 
@@ -148,7 +153,7 @@ def _add_one(
     precision, name, api, settings = build.precision, build.name, build.api, build.settings
     progress(f"writing {precision.value} into the graph")
     reference = source.traced()
-    traced, proof = typed_graph(reference, source.feeds, precision, progress)
+    traced, proof = typed_graph(reference, source, precision, progress)
     proof.require()
     facts = {**source.facts, "precision": precision.value}
     shipped = with_facts(with_outputs(traced, source.outputs), facts)
@@ -219,11 +224,11 @@ def _run_here(
 
     gpu = torch.cuda.get_device_name()
     others = {
-        name: typed_graph(graph, source.feeds, build.precision, progress)[0]
+        name: typed_graph(graph, source, build.precision, progress)[0]
         for name, graph in source.alternatives().items()
     }
     graphs = {"traced": traced}
-    graphs |= {name: with_outputs(graph, source.outputs[:1]) for name, graph in others.items()}
+    graphs |= {name: with_outputs(graph, names(source.specs)) for name, graph in others.items()}
     with ExitStack() as stack:
         runners: dict[str, Any] = {}
         for name, graph in graphs.items():
@@ -237,7 +242,11 @@ def _run_here(
         shipped = stack.enter_context(TensorRTRunner(plan, facts, static=static))
         progress(f"proving the engine on {gpu}")
         parity = engine_parity(
-            runners.pop("traced"), shipped, source.expected(), build.precision.value
+            runners.pop("traced"),
+            shipped,
+            source.expected(),
+            build.precision.value,
+            source.specs,
         )
         if not parity["within"]:
             raise ParityError(
@@ -260,12 +269,12 @@ def _run_here(
 
 
 def typed_graph(
-    reference: onnx.ModelProto, feeds: Sequence[Array], precision: Precision, progress: Progress
+    reference: onnx.ModelProto, source: EngineSource, precision: Precision, progress: Progress
 ) -> tuple[onnx.ModelProto, PrecisionProof]:
     """The traced graph in `precision`, and how it compares with the FP32 one."""
-    name = precision.value
+    name, feeds = precision.value, source.feeds
     if precision is Precision.FP32:
-        return reference, compare_precision(reference, reference, feeds, name)
+        return reference, compare_precision(reference, reference, feeds, name, source.specs)
     low = "fp16" if precision in (Precision.INT8, Precision.FP8) else name
     try:
         typed = with_precision(reference, low)
@@ -279,7 +288,7 @@ def typed_graph(
         typed = quantized(typed, ranges(reference, linear_inputs(reference), feeds), name)
     require_matching(typed, name)
     progress(f"comparing {name} with FP32")
-    return typed, compare_precision(reference, emulated(typed, low), feeds, name)
+    return typed, compare_precision(reference, emulated(typed, low), feeds, name, source.specs)
 
 
 def _graph_name(precision: Precision) -> str:

@@ -28,12 +28,13 @@ from atm_export.prove.golden_vectors import FILE as GOLDEN
 from atm_export.prove.golden_vectors import golden_vectors
 from atm_export.prove.ladder import LadderResult, Subject, climb
 from atm_export.report.documents import read_report
-from atm_export.report.facts import graph_facts, manifest_facts, summarize_method
+from atm_export.report.facts import graph_facts, manifest_facts, summarize_method, task_of
 from atm_export.report.page import FILE as REPORT
 from atm_export.report.results import add_results, draw_report, pictures_of
 from atm_export.runs import writing
 from atm_export.runs.reading import check_fields
 from atm_export.runs.writing import WorkFolder
+from atm_export.tasks.base import names
 
 PROVEN_ON = 32  # real images
 FILES = ("model.onnx", "config.yaml", "report.json", GOLDEN, REPORT)
@@ -155,7 +156,9 @@ def _with_engines(
     """The finished run with its engines beside it."""
     from atm_export.engines import add_engines, source_of
 
-    source = source_of(job, _outputs(job.config), manifest_facts(job.config, job.model, job.plan))
+    source = source_of(
+        job, _outputs(job.config, job.model), manifest_facts(job.config, job.model, job.plan)
+    )
     entries = add_engines(outcome.out, source, settings, progress)
     manifest = add_results(outcome.out, {})  # the report now shows the engines
     return replace(outcome, report={**outcome.report, "engines": entries}, manifest=manifest)
@@ -174,15 +177,16 @@ def translate(
         work.write("traced.onnx", serialized(job.graph(job.plan)))
     traced = job.graph(job.plan)
     facts = graph_facts(job.config, job.model, job.plan)
-    shipped = with_facts(with_outputs(traced, _outputs(job.config)), facts)
+    shipped = with_facts(with_outputs(traced, _outputs(job.config, job.model)), facts)
     for graph in (traced, shipped):
         lint.check(graph)
     onnx.checker.check_model(shipped)
     return traced, shipped
 
 
-def _outputs(config: RunConfig) -> list[str]:
-    return ["logits", *(["tokens_per_block", "patch_to_token"] if config.trace else [])]
+def _outputs(config: RunConfig, model: LoadedModel) -> list[str]:
+    answers = names(model.backbone.outputs)
+    return [*answers, *(["tokens_per_block", "patch_to_token"] if config.trace else [])]
 
 
 def serialized(model: onnx.ModelProto) -> bytes:
@@ -194,6 +198,7 @@ def facts_of(job: Job, proof: LadderResult) -> dict[str, Any]:
     """What the report says beside its measurements."""
     return {
         "model": job.model.name,
+        "task": task_of(job.model),
         "method": summarize_method(job.config, job.plan),
         "weights": job.model.weights,
         "notes": list(job.model.notes),

@@ -20,6 +20,7 @@ ORDER = (
         "preprocess",
         "registry",
     ),
+    ("tasks",),
     ("place", "runs"),
     ("demo", "photos"),
     ("runtime",),

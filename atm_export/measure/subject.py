@@ -45,10 +45,6 @@ class Subject:
     def preprocessing(self) -> Preprocessing:
         return preprocessing_of(self.run.manifest)
 
-    @property
-    def classes(self) -> int:
-        return int(self.run.manifest["interface"]["outputs"]["logits"]["shape"][1])
-
     @cached_property
     def fixed_tokens(self) -> Tensor | None:
         """Tokens after each block [blocks] of a plan that decides nothing at run time."""

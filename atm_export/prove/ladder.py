@@ -1,7 +1,7 @@
 """The parity ladder: eager reference -> export-friendly twin -> ONNX in ONNX Runtime.
 
 Every rung is compared with the reference, never with the rung below it: token counts per block,
-which tokens merged, logits, top-1. The graph that ships and the traced one must agree too.
+which tokens merged, every output. The graph that ships and the traced one must agree too.
 """
 
 from __future__ import annotations
@@ -63,24 +63,26 @@ def climb(subject: Subject, images: Pixels, progress: Progress = lambda text: No
                 )
                 out = onnx_traced.run(feed)
                 told = [out["tokens_per_block"], out["token_maps"]]
-                results = [("onnx", out["logits"], told)]
+                results = [("onnx", out, told)]
                 if not label or case.batch == 1:  # the same operators at every threshold
-                    results.append(("shipped onnx", onnx_shipped.run(feed)["logits"], told))
+                    results.append(("shipped onnx", onnx_shipped.run(feed), told))
                     if twin is not None:
-                        values = _run_twin(twin, pixels, how)
-                        results.insert(0, ("twin", values[0], values[1:]))
-                for rung, logits, (counts, maps) in results:
+                        results.insert(0, ("twin", *_run_twin(twin, pixels, how)))
+                for rung, outputs, (counts, maps) in results:
                     judged = judge(subject.model, plan, pixels, trace, margins[name], maps)
                     if judged is not trace:
                         undecided[f"{rung}: {name}"] = margins[name]
-                    rungs.append(measure(rung, name, judged, logits))
+                    rungs.append(measure(rung, name, judged, outputs))
                     noise = partial(own_noise, subject.model, plan, pixels, judged)
-                    found = compare(judged, logits, counts, maps, noise)
+                    found = compare(judged, outputs, counts, maps, noise)
                     if found:
                         differences.append(Difference(rung, name, found))
-    return LadderResult(tuple(rungs), tuple(differences), margins, undecided)
+    specs = subject.model.backbone.outputs
+    return LadderResult(tuple(rungs), tuple(differences), margins, undecided, specs)
 
 
 @torch.inference_mode()
-def _run_twin(twin: Twin, pixels: Pixels, how: Preprocessing) -> list[Any]:
-    return [value.numpy() for value in twin(torch.from_numpy(normalize(pixels, how)))]
+def _run_twin(twin: Twin, pixels: Pixels, how: Preprocessing) -> tuple[dict[str, Any], list[Any]]:
+    answer, counts, maps = twin(torch.from_numpy(normalize(pixels, how)))
+    outputs = {name: value.numpy() for name, value in twin.backbone.named(answer).items()}
+    return outputs, [counts.numpy(), maps.numpy()]

@@ -21,10 +21,12 @@ from atm_export.measure.engine import choose_engine
 from atm_export.measure.subject import Pixels, Subject, load_subject
 from atm_export.methods import methods
 from atm_export.methods.plan import MergePlan
+from atm_export.model.backbone import Answer
 from atm_export.model.calibrate import measured_r
 from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
 from atm_export.runs.reading import open_run
+from atm_export.tasks.base import names
 
 UNMERGED = "unmerged"
 BACKENDS = ("onnxruntime", "eager", "torch.compile", "tensorrt")
@@ -90,7 +92,7 @@ def _other(subject: Subject, against: str) -> Candidate:
 class _Function:
     """A function of pixels as a Runner; the outputs are what keeps compilers honest."""
 
-    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, function: Callable[[torch.Tensor], Answer]) -> None:
         self.function = function
 
     def __enter__(self) -> Self:
@@ -105,7 +107,9 @@ class _Function:
 
     def run(self, image: Array) -> Mapping[str, Array]:
         with torch.inference_mode():
-            return {"logits": self.function(torch.from_numpy(image)).numpy()}
+            answer = self.function(torch.from_numpy(image))
+        values = answer if isinstance(answer, tuple) else (answer,)
+        return {str(i): value.numpy() for i, value in enumerate(values)}
 
 
 def open_runner(backend: str, candidate: Candidate, stack: ExitStack) -> Runner:
@@ -127,11 +131,11 @@ def feed_of(backend: str, candidate: Candidate, pixels: Pixels) -> Array:
     return candidate.subject.feed(pixels)
 
 
-def _eager(candidate: Candidate) -> Callable[[torch.Tensor], torch.Tensor]:
+def _eager(candidate: Candidate) -> Callable[[torch.Tensor], Answer]:
     backbone, plan = candidate.subject.model.backbone, candidate.plan
     if not plan.merges:
         return backbone.plain
-    return lambda image: run_reference(backbone, plan, image).logits
+    return lambda image: tuple(run_reference(backbone, plan, image).outputs.values())
 
 
 def _onnxruntime(candidate: Candidate) -> OnnxRuntimeRunner:
@@ -140,7 +144,8 @@ def _onnxruntime(candidate: Candidate) -> OnnxRuntimeRunner:
         return OnnxRuntimeRunner(
             candidate.subject.run.graph, providers=providers, waiting="spin while running"
         )
-    graph = with_outputs(candidate.subject.graph(candidate.plan), ["logits"])
+    outputs = names(candidate.subject.model.backbone.outputs)
+    graph = with_outputs(candidate.subject.graph(candidate.plan), outputs)
     return OnnxRuntimeRunner(graph, providers=providers, waiting="spin while running")
 
 
