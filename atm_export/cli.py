@@ -207,7 +207,7 @@ def export_command(
         from atm_export.commands.triton import refuse_loss
 
         refuse_loss(out, triton_repo)
-    code = _run(config, out, force, threads, benchmark, settings)
+    code = _run(config, out, force, threads, benchmark, engines.chosen(), settings)
     if imagenet is not None:
         from atm_export.commands.evaluate import evaluate
 
@@ -219,7 +219,15 @@ def export_command(
     return code
 
 
-def _run(config: Any, out: Path, force: bool, threads: int, benchmark: bool, engines: Any) -> int:
+def _run(
+    config: Any,
+    out: Path,
+    force: bool,
+    threads: int,
+    benchmark: bool,
+    on: Sequence[str],
+    engines: Any,
+) -> int:
     from rich.console import Console
 
     from atm_export.report.console import print_report
@@ -240,6 +248,7 @@ def _run(config: Any, out: Path, force: bool, threads: int, benchmark: bool, eng
             force=force,
             threads=threads,
             benchmark=benchmark,
+            on=on,
             engines=engines,
             progress=progress,
         )

@@ -5,7 +5,7 @@ at the next one, and a second identical run reuses what is there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,10 @@ import numpy as np
 import onnx
 
 from atm_export import place
-from atm_export.backends.runner import Array
+from atm_export.backends import TENSORRT
+from atm_export.backends.base import Array, Runner
 from atm_export.backends.tensorrt.api import Api, gpu_sm, load_api
-from atm_export.backends.tensorrt.build import BuildFailedError, engine_from_onnx
+from atm_export.backends.tensorrt.build import BuildFailedError, Engine, engine_from_onnx
 from atm_export.backends.tensorrt.by_hand import command_lines
 from atm_export.backends.tensorrt.cache import timing_cache_file
 from atm_export.backends.tensorrt.cut import FailingPart, failing_part
@@ -25,8 +26,8 @@ from atm_export.backends.tensorrt.runner import TensorRTRunner
 from atm_export.backends.tensorrt.settings import EngineSettings, Precision
 from atm_export.errors import EngineBuildError, OutputError, ParityError
 from atm_export.graph import lint
-from atm_export.graph.optimize import emulated, quantized, with_facts, with_outputs, with_precision
-from atm_export.measure.engine import (
+from atm_export.graph.optimize import with_facts, with_outputs
+from atm_export.measure.speed.engines import (
     BATCHES,
     ROUNDS,
     Expected,
@@ -34,41 +35,41 @@ from atm_export.measure.engine import (
     engine_speed,
     recommend,
 )
-from atm_export.measure.job import Job, Progress
 from atm_export.model.calibrate import measured_r
 from atm_export.model.reference import run_reference
-from atm_export.prove.calibration import linear_inputs, ranges
 from atm_export.prove.inputs import cases
-from atm_export.prove.matching import require_matching
-from atm_export.prove.precision import PrecisionProof, compare_precision
+from atm_export.prove.typed import typed_graph
+from atm_export.report.facts import graph_facts, shipped_outputs
 from atm_export.runs import writing
 from atm_export.runs.reading import load_manifest, sha256
 from atm_export.runs.writing import WorkFolder
-from atm_export.tasks.base import Output, names
+from atm_export.subject import Pixels, Progress, Subject
+from atm_export.tasks.base import OutputSpec, names
 
 IMAGES = 32  # that lower precisions are calibrated on and compared with FP32
+STATIC = ("unmerged", "frozen")  # engines whose token axis is fixed
 NOT_RUN = "built ahead of time; not run: no GPU"
 
 
 @dataclass(frozen=True)
-class EngineSource:
-    """What engines are made of.
+class Export:
+    """What engines are made of: a finished export's subject, its FP32 graph with trace outputs, and
+    the images [k, H, W, C] that it was proven on."""
 
-    traced: the run's FP32 graph with trace outputs, made when asked for. outputs: what ships;
-    specs: what of it answers. feeds: graph inputs of real images, in batches. For a GPU that is
-    there: alternatives: FP32 traced graphs of other policies by name, `unmerged` among them;
-    expected: the ladder's inputs with the eager reference's answers; policy: what this run merges
-    by.
-    """
+    subject: Subject
+    traced: onnx.ModelProto
+    pixels: Pixels
 
-    traced: Callable[[], onnx.ModelProto]
-    outputs: Sequence[str]
-    specs: Sequence[Output]
-    facts: Mapping[str, Any]
-    feeds: Sequence[Array]
-    alternatives: Callable[[], Mapping[str, onnx.ModelProto]]
-    expected: Callable[[], Sequence[Expected]]
-    policy: str
+    @property
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        """What the model answers."""
+        return self.subject.model.backbone.outputs
+
+    @property
+    def feeds(self) -> list[Array]:
+        """Graph inputs that lower precisions are calibrated on and compared with FP32."""
+        pixels = self.pixels[:IMAGES]
+        return [self.subject.feed(pixels[i : i + 8]) for i in range(0, len(pixels), 8)]
 
 
 @dataclass(frozen=True)
@@ -82,46 +83,32 @@ class Build:
     sms: Sequence[int]
 
 
-def source_of(job: Job, outputs: Sequence[str], facts: Mapping[str, Any]) -> EngineSource:
-    """The engine source of an export."""
-    pixels = job.images.pixels[:IMAGES]
-    return EngineSource(
-        traced=lambda: job.graph(job.plan),
-        outputs=outputs,
-        specs=job.model.backbone.outputs,
-        facts=facts,
-        feeds=[job.feed(pixels[i : i + 8]) for i in range(0, len(pixels), 8)],
-        alternatives=lambda: _alternatives(job),
-        expected=lambda: _expected(job),
-        policy=job.policy,
-    )
-
-
-def _alternatives(job: Job) -> dict[str, onnx.ModelProto]:
-    """What an engine is compared with: the unmerged model, and the frozen schedule."""
-    found = {} if job.policy == "unmerged" else {"unmerged": job.graph(job.unmerged)}
-    if job.policy == "adaptive":
-        r = measured_r(job.model.backbone, job.plan, job.tensors(job.images.pixels, 8))
-        found["frozen"] = job.graph(job.plan.frozen(r))
+def alternatives(export: Export) -> dict[str, onnx.ModelProto]:
+    """What an engine is compared with, with trace outputs: the unmerged model, and where counts are
+    decided by the batch the frozen schedule."""
+    subject, plan = export.subject, export.subject.plan
+    found = {} if subject.policy == "unmerged" else {"unmerged": subject.graph(subject.unmerged)}
+    if subject.policy == "adaptive":
+        r = measured_r(subject.model.backbone, plan, subject.tensors(export.pixels, 8))
+        found["frozen"] = subject.graph(plan.frozen(r))
     return found
 
 
-def _expected(job: Job) -> list[Expected]:
+def expected_answers(export: Export) -> list[Expected]:
     """The ladder's inputs, and what the eager reference makes of them."""
-    expected = []
-    for case in cases(job.images.pixels[:IMAGES]):
+    subject, expected = export.subject, []
+    for case in cases(export.pixels[:IMAGES]):
         pixels = case.candidates[0]
-        (batch,) = job.tensors(pixels, len(pixels))
-        trace = run_reference(job.model.backbone, job.plan, batch)
-        tokens = trace.tokens_out if job.plan.per_image else trace.tokens_out[:, :1]
-        flat = tokens.T if job.plan.per_image else tokens
+        trace = run_reference(subject.model.backbone, subject.plan, subject.tensor(pixels))
+        tokens = trace.tokens_out if subject.plan.per_image else trace.tokens_out[:, :1]
+        flat = (tokens.T if subject.plan.per_image else tokens).reshape(-1)
         answers = {name: value.numpy() for name, value in trace.outputs.items()}
-        expected.append(Expected(job.feed(pixels), answers, flat.reshape(-1).numpy()))
+        expected.append(Expected(subject.feed(pixels), answers, flat.numpy()))
     return expected
 
 
 def add_engines(
-    out: Path, source: EngineSource, settings: EngineSettings, progress: Progress
+    out: Path, export: Export, settings: EngineSettings, progress: Progress
 ) -> dict[str, Any]:
     """Build the engines that `out` does not hold yet; returns their manifest entries.
 
@@ -133,13 +120,13 @@ def add_engines(
     wanted = {p: _engine_name(p, api, sms[p]) for p in settings.precisions}
     keys = {p: _key(p, manifest, api, settings, sms[p]) for p in settings.precisions}
     entries = dict(manifest.get("engines", {}))
-    missing = [p for p in settings.precisions if not _there(out, entries.get(wanted[p]), keys[p])]
+    missing = [p for p in settings.precisions if not _there(entries.get(wanted[p]), keys[p])]
     if missing:
         with writing.working(out, str(manifest["run_key"])) as work:
             for precision in missing:
                 name = wanted[precision]
                 build = Build(precision, name, settings, api, sms[precision])
-                entry = _add_one(work, out, source, build, progress)
+                entry = _add_one(work, out, export, build, progress)
                 entries[name] = {"key": keys[precision], **entry}
                 files = [name, *([] if precision is Precision.FP32 else [_graph_name(precision)])]
                 writing.extend(work, out, files, {"engines": entries})
@@ -147,49 +134,55 @@ def add_engines(
 
 
 def _add_one(
-    work: WorkFolder, out: Path, source: EngineSource, build: Build, progress: Progress
+    work: WorkFolder, out: Path, export: Export, build: Build, progress: Progress
 ) -> dict[str, Any]:
     """Write the typed graph and the plan into the work folder; returns the manifest entry."""
-    precision, name, api, settings = build.precision, build.name, build.api, build.settings
+    precision, graph = build.precision, _graph_name(build.precision)
     progress(f"writing {precision.value} into the graph")
-    reference = source.traced()
-    traced, proof = typed_graph(reference, source, precision, progress)
+    traced, proof = typed_graph(export.traced, export.feeds, precision, export.outputs, progress)
     proof.require()
-    facts = {**source.facts, "precision": precision.value}
-    shipped = with_facts(with_outputs(traced, source.outputs), facts)
-    lint.check(shipped)
-    graph = _graph_name(precision)
-    data = bytes(shipped.SerializeToString(deterministic=True))
-    work.write(graph, data)
-    progress(f"building {name}")
-    cache = settings.timing_cache or str(timing_cache_file(api, build.sms))
-    alone = settings.model_copy(update={"precisions": (precision,)})
-    try:
-        engine = engine_from_onnx(
-            shipped, alone.model_copy(update={"timing_cache": cache}), api=api
-        )
-    except BuildFailedError as error:
-        part = failing_part(shipped, alone, api, error, progress)
-        raise build_failed(out, name, error, part) from error
-    plan = work.write(name, engine.plan)
-    image = engine.facts["tensors"]["image"]["shape"][1:]
-    gpu = gpu_sm()
-    here = gpu is not None and gpu in build.sms
-    run: dict[str, Any] = {"status": NOT_RUN}
-    if here:
-        run = _run_here(work, source, build, traced, plan, engine.facts, progress)
-    elif gpu is not None:
-        run = {"status": f"built ahead of time; not run: this GPU is SM{gpu}"}
+    shipped = _shipped(export.subject, traced, precision)
+    work.write(graph, bytes(shipped.SerializeToString(deterministic=True)))
+    engine = _built(out, shipped, build, progress)
+    plan = work.write(build.name, engine.plan)
+    tensors = engine.facts["tensors"].values()
+    image = next(each["shape"][1:] for each in tensors if each["mode"] == "input")
     return {
+        "backend": TENSORRT,
         "precision": precision.value,
         **engine.facts,
         "bytes": len(engine.plan),
         "sha256": sha256(plan),
         "source": {"file": graph, "sha256": sha256(work.path / graph)},
         "validation": proof.facts(),
-        "run": run,
-        "by_hand": command_lines(api.flavor, graph, name, image, settings.profiles),
+        "run": _run_where_it_fits(work, export, build, traced, plan, engine.facts, progress),
+        "by_hand": command_lines(
+            build.api.flavor, graph, build.name, image, build.settings.profiles
+        ),
     }
+
+
+def _shipped(subject: Subject, traced: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:
+    """The typed graph with its outputs and facts; GraphLintError for a known trap."""
+    facts = graph_facts(subject.config, subject.model, subject.plan)
+    facts["precision"] = precision.value
+    shipped = with_facts(with_outputs(traced, shipped_outputs(subject)), facts)
+    lint.check(shipped)
+    return shipped
+
+
+def _built(out: Path, shipped: onnx.ModelProto, build: Build, progress: Progress) -> Engine:
+    """The engine; EngineBuildError with the smallest part that fails, saved beside the run."""
+    progress(f"building {build.name}")
+    cache = build.settings.timing_cache or str(timing_cache_file(build.api, build.sms))
+    alone = build.settings.model_copy(update={"precisions": (build.precision,)})
+    try:
+        return engine_from_onnx(
+            shipped, alone.model_copy(update={"timing_cache": cache}), api=build.api
+        )
+    except BuildFailedError as error:
+        part = failing_part(shipped, alone, build.api, error, progress)
+        raise build_failed(out, build.name, error, part) from error
 
 
 def build_failed(
@@ -210,85 +203,79 @@ def build_failed(
     return EngineBuildError(f"{told}; {where}")
 
 
-def _run_here(
+def _run_where_it_fits(
     work: WorkFolder,
-    source: EngineSource,
+    export: Export,
     build: Build,
     traced: onnx.ModelProto,
     plan: Path,
     facts: Mapping[str, Any],
     progress: Progress,
 ) -> dict[str, Any]:
-    """Parity and latency of a fresh engine on the GPU that is there; ParityError if it fails."""
+    """Parity and latency on the GPU that is there, or why it was not run."""
+    gpu = gpu_sm()
+    if gpu is None:
+        return {"status": NOT_RUN}
+    if gpu not in build.sms:
+        return {"status": f"built ahead of time; not run: this GPU is SM{gpu}"}
     import torch
 
-    gpu = torch.cuda.get_device_name()
-    others = {
-        name: typed_graph(graph, source, build.precision, progress)[0]
-        for name, graph in source.alternatives().items()
-    }
+    device = torch.cuda.get_device_name()
     graphs = {"traced": traced}
-    graphs |= {name: with_outputs(graph, names(source.specs)) for name, graph in others.items()}
+    for name, graph in alternatives(export).items():
+        typed = typed_graph(graph, export.feeds, build.precision, export.outputs, progress)[0]
+        graphs[name] = with_outputs(typed, names(export.outputs))
     with ExitStack() as stack:
-        runners: dict[str, Any] = {}
-        for name, graph in graphs.items():
-            progress(f"building {name} to compare with")
-            made = engine_from_onnx(graph, build.settings, api=build.api)
-            file = work.path / f"{name}.probe"
-            file.write_bytes(made.plan)
-            static = name in ("unmerged", "frozen")
-            runners[name] = stack.enter_context(TensorRTRunner(file, made.facts, static=static))
-        static = source.policy in ("unmerged", "frozen")
-        shipped = stack.enter_context(TensorRTRunner(plan, facts, static=static))
-        progress(f"proving the engine on {gpu}")
-        parity = engine_parity(
-            runners.pop("traced"),
-            shipped,
-            source.expected(),
-            build.precision.value,
-            source.specs,
-        )
-        if not parity["within"]:
-            raise ParityError(
-                f"{build.name} disagrees with the eager reference on {gpu}: {parity['failed']}"
-            )
-        progress(f"measuring the engine on {gpu}")
-        largest = max(profile.max for profile in build.settings.profiles)
-        feeds = {
-            batch: np.resize(source.feeds[0], (batch, *source.feeds[0].shape[1:]))
-            for batch in BATCHES
-            if batch <= largest
+        runners: dict[str, Runner] = {
+            name: stack.enter_context(_probe(work, name, graph, build, progress))
+            for name, graph in graphs.items()
         }
-        rows = engine_speed({source.policy: shipped, **runners}, feeds, rounds=ROUNDS)
+        static = export.subject.policy in STATIC
+        shipped = stack.enter_context(TensorRTRunner(plan, facts, static=static))
+        return _run_here(export, build, shipped, runners, device, progress)
+
+
+def _probe(
+    work: WorkFolder, name: str, graph: onnx.ModelProto, build: Build, progress: Progress
+) -> TensorRTRunner:
+    """An engine to compare with, kept in the work folder."""
+    progress(f"building {name} to compare with")
+    made = engine_from_onnx(graph, build.settings, api=build.api)
+    file = work.path / f"{name}.probe"
+    file.write_bytes(made.plan)
+    return TensorRTRunner(file, made.facts, static=name in STATIC)
+
+
+def _run_here(
+    export: Export,
+    build: Build,
+    shipped: Runner,
+    runners: Mapping[str, Runner],
+    gpu: str,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Parity, then latency, of engines that are entered; ParityError if it fails."""
+    progress(f"proving the engine on {gpu}")
+    expected, precision = expected_answers(export), build.precision.value
+    parity = engine_parity(runners["traced"], shipped, expected, precision, export.outputs)
+    if not parity["within"]:
+        raise ParityError(
+            f"{build.name} disagrees with the eager reference on {gpu}: {parity['failed']}"
+        )
+    progress(f"measuring the engine on {gpu}")
+    largest = max(profile.max for profile in build.settings.profiles)
+    first = export.feeds[0]
+    feeds = {
+        batch: np.resize(first, (batch, *first.shape[1:])) for batch in BATCHES if batch <= largest
+    }
+    others = {name: runner for name, runner in runners.items() if name != "traced"}
+    rows = engine_speed({export.subject.policy: shipped, **others}, feeds, rounds=ROUNDS)
     return {
         "status": f"run on {gpu}",
         "parity": parity,
         "latency": rows,
         "recommendation": recommend(rows, gpu),
     }
-
-
-def typed_graph(
-    reference: onnx.ModelProto, source: EngineSource, precision: Precision, progress: Progress
-) -> tuple[onnx.ModelProto, PrecisionProof]:
-    """The traced graph in `precision`, and how it compares with the FP32 one."""
-    name, feeds = precision.value, source.feeds
-    if precision is Precision.FP32:
-        return reference, compare_precision(reference, reference, feeds, name, source.specs)
-    low = "fp16" if precision in (Precision.INT8, Precision.FP8) else name
-    try:
-        typed = with_precision(reference, low)
-    except OverflowError as error:
-        raise ParityError(
-            f"{low} cannot hold this model: {error}; no engine was built; "
-            "take --precision bf16 or fp32"
-        ) from error
-    if low != name:
-        progress(f"calibrating {name}")
-        typed = quantized(typed, ranges(reference, linear_inputs(reference), feeds), name)
-    require_matching(typed, name)
-    progress(f"comparing {name} with FP32")
-    return typed, compare_precision(reference, emulated(typed, low), feeds, name, source.specs)
 
 
 def _graph_name(precision: Precision) -> str:
@@ -319,6 +306,6 @@ def _key(
     )
 
 
-def _there(out: Path, entry: Mapping[str, Any] | None, key: str) -> bool:
+def _there(entry: Mapping[str, Any] | None, key: str) -> bool:
     """Whether the engine of `entry` is this one and whole (the run's files were checked before)."""
     return entry is not None and entry.get("key") == key

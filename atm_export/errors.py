@@ -3,6 +3,7 @@
 AtmExportError                1   anything else that has one clear line
 ├── ConfigError               2   an argument, preset or setting that cannot be meant
 ├── WeightsError              3   weights missing, damaged, non-finite, or of another architecture
+│   └── OtherWeightsError         whole, but not those of the export
 ├── UnsupportedModelError     4   a model that token merging would break
 ├── ParityError               5   the export does not take the decisions PyTorch takes
 ├── GraphLintError            6   a known trap in the ONNX graph
@@ -49,6 +50,10 @@ class WeightsError(AtmExportError):
     """Weights that are missing, damaged, non-finite, or of another architecture."""
 
     exit_code = 3
+
+
+class OtherWeightsError(WeightsError):
+    """Weights that are whole, but not those of the export."""
 
 
 class UnsupportedModelError(AtmExportError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,30 +11,37 @@ from typing import Any
 import onnx
 
 from atm_export import place
+from atm_export.backends import ONNXRUNTIME, backends
+from atm_export.backends.onnxruntime.door import use_threads
 from atm_export.backends.tensorrt.settings import EngineSettings
 from atm_export.bounds import checked_threads
 from atm_export.config import RunConfig
-from atm_export.errors import ConfigError
+from atm_export.errors import ConfigError, MissingDependencyError
 from atm_export.graph import lint
 from atm_export.graph.optimize import with_facts, with_outputs
 from atm_export.measure.data.images import ImageSet, load_images
 from atm_export.measure.export import measure, measure_latency
 from atm_export.measure.insight import STUDIED, study
-from atm_export.measure.job import Job, Progress, plan_job
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.zoo import load_model
-from atm_export.ort import use_threads
 from atm_export.prove.golden_vectors import FILE as GOLDEN
 from atm_export.prove.golden_vectors import golden_vectors
-from atm_export.prove.ladder import LadderResult, Subject, climb
+from atm_export.prove.ladder import climb
+from atm_export.prove.results import LadderResult
 from atm_export.report.documents import read_report
-from atm_export.report.facts import graph_facts, manifest_facts, summarize_method, task_of
+from atm_export.report.facts import (
+    graph_facts,
+    manifest_facts,
+    shipped_outputs,
+    summarize_method,
+    task_of,
+)
 from atm_export.report.page import FILE as REPORT
 from atm_export.report.results import add_results, draw_report, pictures_of
 from atm_export.runs import writing
 from atm_export.runs.reading import check_fields
 from atm_export.runs.writing import WorkFolder
-from atm_export.tasks.base import names
+from atm_export.subject import Progress, Subject, subject_of
 
 PROVEN_ON = 32  # real images
 FILES = ("model.onnx", "config.yaml", "report.json", GOLDEN, REPORT)
@@ -50,6 +57,24 @@ class Outcome:
     reused: bool
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of an export beside its config. on: backends that the graph is proven on,
+    beside ONNX Runtime; engines: to be built of it."""
+
+    on: tuple[str, ...] = ()
+    engines: EngineSettings | None = None
+    benchmark: bool = True
+    threads: int = 0
+    force: bool = False
+
+    @property
+    def graphs_on(self) -> tuple[str, ...]:
+        """Backends that run the graph itself, ONNX Runtime first."""
+        chosen = dict.fromkeys((ONNXRUNTIME, *self.on))
+        return tuple(name for name in chosen if not backends[name].engines)
+
+
 def export(
     config: RunConfig,
     out: Path,
@@ -57,11 +82,12 @@ def export(
     force: bool = False,
     threads: int = 0,
     benchmark: bool = True,
+    on: Sequence[str] = (),
     engines: EngineSettings | None = None,
     progress: Progress = lambda text: None,
 ) -> Outcome:
     """Export, prove and measure one model, and build its engines if asked for; returns what is in
-    `out`.
+    `out`. on: backends to prove the graph on, beside ONNX Runtime.
 
     Raises OutputError before anything is loaded if the run would replace files of others in `out`,
     or changed ones without `force`; ConfigError for threads; ParityError after writing the
@@ -70,27 +96,25 @@ def export(
     checked_threads(threads)
     writing.refuse_loss(out, FILES, force=force)
     out = place.plain(out)
-    if engines is not None:
-        _check_engines(engines)
+    wanted = Wanted(tuple(on), engines, benchmark, use_threads(threads), force)
+    _check_backends(wanted)
     progress("loading the model")
-    threads = use_threads(threads)
     model = load_model(config.model)
     images, calibration = _images(config, model)
     key = _run_key(config, model, images, calibration)
-    outcome = None if force else _reusable(config, out, key)
-    if outcome is not None:
+    finished = None if force else _reusable(config, out, key, wanted.graphs_on)
+    if finished is not None:
         writing.drop_leftovers(out)
-    if outcome is not None and engines is None:
-        return outcome
-    if outcome is None:
-        with writing.working(out, key) as work:
-            job = plan_job(config, model, images, calibration, progress)
-            outcome = _export(job, out, work, threads, benchmark, progress, force=force)
-    else:
-        job = plan_job(config, model, images, calibration, progress)
-    if engines is not None:
-        outcome = _with_engines(outcome, job, engines, progress)
-    return outcome
+        if engines is None:
+            return finished
+        subject = subject_of(config, model, calibration.pixels, progress)
+        return _with_engines(finished, subject, images, engines, None, progress)
+    with writing.working(out, key) as work:
+        subject = subject_of(config, model, calibration.pixels, progress)
+        finished, traced = _export(subject, images, out, work, wanted, progress)
+    if engines is None:
+        return finished
+    return _with_engines(finished, subject, images, engines, traced, progress)
 
 
 def _images(config: RunConfig, model: LoadedModel) -> tuple[ImageSet, ImageSet]:
@@ -103,46 +127,66 @@ def _images(config: RunConfig, model: LoadedModel) -> tuple[ImageSet, ImageSet]:
 
 
 def _export(
-    job: Job,
+    subject: Subject,
+    images: ImageSet,
     out: Path,
     work: WorkFolder,
-    threads: int,
-    benchmark: bool,
+    wanted: Wanted,
     progress: Progress,
-    *,
-    force: bool,
-) -> Outcome:
-    model, images = job.model, job.images
-    traced, shipped = translate(job, work, progress)
+) -> tuple[Outcome, onnx.ModelProto]:
+    """The run, written and published, and its graph with trace outputs; ParityError."""
+    traced, shipped = translate(subject, work, progress)
+    for name in wanted.graphs_on:
+        backends[name].check_graph(shipped)
     progress("proving parity")
-    subject = Subject(model, job.plan, traced, shipped, job.config.uint8_input)
     proof = climb(
-        subject, images.pixels[:PROVEN_ON], lambda text: progress(f"proving parity: {text}")
+        subject,
+        traced,
+        shipped,
+        images.pixels[:PROVEN_ON],
+        lambda text: progress(f"proving parity: {text}"),
+        wanted.graphs_on,
     )
     progress("measuring")
-    report = facts_of(job, proof) | measure(job)
-    facts, fate = study(model.backbone, job.plan, job.tensors(images.pixels, STUDIED)[0])
-    report |= facts
-    if benchmark:
-        report["latency"] = measure_latency(job, shipped, threads, progress)
+    report, pictures = _measured(subject, images, proof)
+    if wanted.benchmark:
+        report["latency"] = measure_latency(
+            subject, shipped, images.pixels, wanted.threads, progress
+        )
+    manifest = write(subject, shipped, report, pictures, work, out, force=wanted.force)
+    proof.require()
+    return Outcome(out, report, manifest, reused=False), traced
+
+
+def _measured(
+    subject: Subject, images: ImageSet, proof: LadderResult
+) -> tuple[dict[str, Any], str]:
+    """The report but for latency, and its pictures."""
+    backbone, plan = subject.model.backbone, subject.plan
+    report = facts_of(subject, images, proof) | measure(subject, images)
+    facts, fate = study(backbone, plan, subject.tensors(images.pixels, STUDIED)[0])
     pictures = pictures_of(
         images.pixels,
         images.names,
         fate,
-        model.backbone.grid,
-        model.backbone.prefix,
-        decided_per_image=job.plan.adaptive,
+        backbone.grid,
+        backbone.prefix,
+        decided_per_image=plan.adaptive,
     )
-    manifest = write(job, shipped, report, pictures, work, out, force=force)
-    proof.require()
-    return Outcome(out, report, manifest, reused=False)
+    return report | facts, pictures
 
 
-def _check_engines(settings: EngineSettings) -> None:
+def _check_backends(wanted: Wanted) -> None:
     """Fail before the long export, not after it."""
+    for name in wanted.graphs_on:
+        if reason := backends[name].missing():
+            raise MissingDependencyError(f"--backend {name}: {reason}")
+    if wanted.engines is None:
+        return
     from atm_export.backends.tensorrt.api import gpu_sm, load_api
     from atm_export.backends.tensorrt.build import check_timing_cache
 
+    settings = wanted.engines
     api, gpu = load_api(settings.flavor), gpu_sm()
     if settings.timing_cache and api.keeps_timings:
         check_timing_cache(Path(settings.timing_cache))
@@ -151,42 +195,43 @@ def _check_engines(settings: EngineSettings) -> None:
 
 
 def _with_engines(
-    outcome: Outcome, job: Job, settings: EngineSettings, progress: Progress
+    outcome: Outcome,
+    subject: Subject,
+    images: ImageSet,
+    settings: EngineSettings,
+    traced: onnx.ModelProto | None,
+    progress: Progress,
 ) -> Outcome:
-    """The finished run with its engines beside it."""
-    from atm_export.engines import add_engines, source_of
+    """The finished run with its engines beside it. traced: None: to be translated anew."""
+    from atm_export.engines import Export, add_engines
 
-    source = source_of(
-        job, _outputs(job.config, job.model), manifest_facts(job.config, job.model, job.plan)
-    )
-    entries = add_engines(outcome.out, source, settings, progress)
+    if traced is None:
+        progress("translating to ONNX")
+        traced = subject.graph(subject.plan)
+    export = Export(subject, traced, images.pixels)
+    entries = add_engines(outcome.out, export, settings, progress)
     manifest = add_results(outcome.out, {})  # the report now shows the engines
     return replace(outcome, report={**outcome.report, "engines": entries}, manifest=manifest)
 
 
 def translate(
-    job: Job, work: WorkFolder, progress: Progress
+    subject: Subject, work: WorkFolder, progress: Progress
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """The traced graph and the one that ships; picks up the stage of an interrupted run."""
     done = work.finished("traced.onnx")
     if done is not None:
         progress("translating to ONNX: found finished")
-        job.graphs[job.plan] = onnx.load(done)
+        traced = onnx.load(done)
     else:
         progress("translating to ONNX")
-        work.write("traced.onnx", serialized(job.graph(job.plan)))
-    traced = job.graph(job.plan)
-    facts = graph_facts(job.config, job.model, job.plan)
-    shipped = with_facts(with_outputs(traced, _outputs(job.config, job.model)), facts)
+        traced = subject.graph(subject.plan)
+        work.write("traced.onnx", serialized(traced))
+    facts = graph_facts(subject.config, subject.model, subject.plan)
+    shipped = with_facts(with_outputs(traced, shipped_outputs(subject)), facts)
     for graph in (traced, shipped):
         lint.check(graph)
     onnx.checker.check_model(shipped)
     return traced, shipped
-
-
-def _outputs(config: RunConfig, model: LoadedModel) -> list[str]:
-    answers = names(model.backbone.outputs)
-    return [*answers, *(["tokens_per_block", "patch_to_token"] if config.trace else [])]
 
 
 def serialized(model: onnx.ModelProto) -> bytes:
@@ -194,22 +239,23 @@ def serialized(model: onnx.ModelProto) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def facts_of(job: Job, proof: LadderResult) -> dict[str, Any]:
+def facts_of(subject: Subject, images: ImageSet, proof: LadderResult) -> dict[str, Any]:
     """What the report says beside its measurements."""
+    model = subject.model
     return {
-        "model": job.model.name,
-        "task": task_of(job.model),
-        "method": summarize_method(job.config, job.plan),
-        "weights": job.model.weights,
-        "notes": list(job.model.notes),
-        "images": {"source": job.images.source, "count": len(job.images.pixels)},
+        "model": model.name,
+        "task": task_of(subject.model),
+        "method": summarize_method(subject.config, subject.plan),
+        "weights": model.weights,
+        "notes": list(model.notes),
+        "images": {"source": images.source, "count": len(images.pixels)},
         "parity": proof.facts(),
         "versions": writing.versions(),
     }
 
 
 def write(
-    job: Job,
+    subject: Subject,
     shipped: onnx.ModelProto,
     report: Mapping[str, Any],
     pictures: str,
@@ -223,16 +269,17 @@ def write(
     if not proven:
         shipped = with_facts(shipped, {"status": "unproven"})
     work.write("model.onnx", serialized(shipped))
-    work.write("config.yaml", job.config.to_yaml().encode())
+    work.write("config.yaml", subject.config.to_yaml().encode())
     text = json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False)
     work.write("report.json", (text + "\n").encode())
-    golden, golden_facts = golden_vectors(job.model, job.plan)
+    golden, golden_facts = golden_vectors(subject.model, subject.plan)
     work.write(GOLDEN, golden)
     facts = {
         "status": "proven" if proven else "unproven",
+        "proven_on": report["parity"]["backends"] if proven else {},
         "versions": writing.versions(),
         "golden": golden_facts,
-        **manifest_facts(job.config, job.model, job.plan),
+        **manifest_facts(subject.config, subject.model, subject.plan),
     }
     draw_report(work, [name for name in FILES if name != REPORT], facts, pictures)
     return writing.publish(work, out, list(FILES), facts, force=force)
@@ -250,8 +297,9 @@ def _run_key(config: RunConfig, model: LoadedModel, images: ImageSet, calibratio
     )
 
 
-def _reusable(config: RunConfig, out: Path, key: str) -> Outcome | None:
-    """The finished, proven run in `out` if it is this one; ConfigError if it is another."""
+def _reusable(config: RunConfig, out: Path, key: str, on: Sequence[str]) -> Outcome | None:
+    """The finished run in `out` if it is this one, proven on these backends; ConfigError if it is
+    another."""
     manifest = writing.read_manifest(out)
     if manifest is None and (out / writing.MANIFEST).exists():
         raise ConfigError(
@@ -262,6 +310,8 @@ def _reusable(config: RunConfig, out: Path, key: str) -> Outcome | None:
         return None
     if manifest.get("run_key") == key and manifest.get("status") == "proven":
         check_fields(out, manifest)
+        if not set(on) <= {ONNXRUNTIME, *manifest.get("proven_on", {})}:
+            return None
         return Outcome(out, read_report(out), manifest, reused=True)
     if manifest.get("status") == "proven":
         differs = [

@@ -12,7 +12,6 @@ from atm_export import pipeline
 from atm_export.measure.data.images import ImageSet
 from atm_export.measure.export import measure
 from atm_export.measure.insight import study
-from atm_export.measure.job import Job
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.plan import plan_for
 from atm_export.model.zoo import load_model
@@ -20,6 +19,7 @@ from atm_export.preprocess import Preprocessing
 from atm_export.prove.results import LadderResult
 from atm_export.resolve import Choice, resolve
 from atm_export.runs.writing import WorkFolder, working
+from atm_export.subject import Subject
 from tests.exports import VARIANTS, exported
 from tests.shared_data import shared
 from tests.tiny import MEAN, SIZE, STD
@@ -35,7 +35,7 @@ def tiny_run(out: Path, variant: str, merge: str = "adaptive") -> Path:
     digest = {"source": "random", "sha256": "0" * 64, "meaningless_accuracy": True}
     model = LoadedModel("tiny", made.backbone, how, digest, LABELS)
     with working(out, "key") as work:
-        _write(Job(config, model, made.plan, _noise(model)), made.shipped, work, out)
+        _write(Subject(config, model, made.plan), made.shipped, work, out)
     return out
 
 
@@ -43,10 +43,10 @@ def real_run(out: Path, **options: Any) -> Path:
     """A run of a real model (`Choice`'s options), without the ladder and the measurements."""
     config = resolve(Choice(**options))
     model = load_model(config.model)
-    job = Job(config, model, plan_for(model.backbone, config.method), _noise(model))
+    subject = Subject(config, model, plan_for(model.backbone, config.method))
     with working(out, "key") as work:
-        _, shipped = pipeline.translate(job, work, lambda text: None)
-        _write(job, shipped, work, out)
+        _, shipped = pipeline.translate(subject, work, lambda text: None)
+        _write(subject, shipped, work, out)
     return out
 
 
@@ -56,12 +56,14 @@ def _noise(model: LoadedModel) -> ImageSet:
     return ImageSet(pixels, "noise")
 
 
-def _write(job: Job, shipped: onnx.ModelProto, work: WorkFolder, out: Path) -> None:
+def _write(subject: Subject, shipped: onnx.ModelProto, work: WorkFolder, out: Path) -> None:
     """The pipeline's end, with nothing compared."""
-    proof = LadderResult((), (), specs=job.model.backbone.outputs)
-    report = pipeline.facts_of(job, proof) | measure(job)
-    report |= study(job.model.backbone, job.plan, job.tensors(job.images.pixels, 2)[0])[0]
-    pipeline.write(job, shipped, report, "", work, out)
+    images = _noise(subject.model)
+    proof = LadderResult((), (), specs=subject.model.backbone.outputs)
+    report = pipeline.facts_of(subject, images, proof) | measure(subject, images)
+    tensors = subject.tensors(images.pixels, 2)[0]
+    report |= study(subject.model.backbone, subject.plan, tensors)[0]
+    pipeline.write(subject, shipped, report, "", work, out)
 
 
 def deit_t_run(out: Path) -> Path:

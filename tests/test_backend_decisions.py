@@ -13,14 +13,15 @@ import numpy as np
 import onnx
 import pytest
 
-from atm_export import demo, ort
-from atm_export.backends.onnxruntime import OnnxRuntimeRunner
-from atm_export.backends.runner import Array
+from atm_export import demo
+from atm_export.backends.base import Array
+from atm_export.backends.onnxruntime import door
+from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.measure.data.images import ImageSet
-from atm_export.measure.job import Job, plan_job
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import crop, read_images
 from atm_export.resolve import Choice, resolve
+from atm_export.subject import Job, plan_job
 from tests.shared_data import sample_images, shared
 
 IMAGES, BATCH = 64, 8
@@ -96,7 +97,7 @@ def answers(run: Any, feeds: tuple[Array, ...]) -> Answers:
 
 @cache
 def by_onnxruntime(
-    name: str, policy: str, optimizations: ort.Optimizations = "all", threads: int = 1
+    name: str, policy: str, optimizations: door.Optimizations = "all", threads: int = 1
 ) -> Answers:
     graph, feeds = traced(name, policy)
     with OnnxRuntimeRunner(graph, threads=threads, optimizations=optimizations) as runner:

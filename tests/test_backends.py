@@ -11,10 +11,10 @@ import onnx
 import pytest
 from onnx import parser
 
-from atm_export.backends.onnxruntime import OnnxRuntimeRunner
-from atm_export.backends.runner import Runner
+from atm_export.backends.base import Runner
+from atm_export.backends.onnxruntime.door import use_threads
+from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.errors import AtmExportError
-from atm_export.ort import use_threads
 
 DOUBLE = (
     '<ir_version: 10, opset_import: ["": 20]>'

@@ -13,13 +13,13 @@ from typing import Any, Self
 import numpy as np
 import pytest
 
-from atm_export.backends.runner import Array
+from atm_export.backends.base import Array
 from atm_export.cli import main
 from atm_export.measure.speed.bench import recommend
 from atm_export.measure.speed.candidates import candidates
 from atm_export.measure.speed.latency import interleave, median_interval, orders, row_of
-from atm_export.measure.subject import load_subject
 from atm_export.runs.reading import open_run
+from atm_export.subject import load_subject
 from tests.runs import run_command
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from atm_export import demo, pipeline
-from atm_export.backends.onnxruntime import OnnxRuntimeRunner
+from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.cli import main
 from atm_export.config import ModelSpec, load_model_config
 from atm_export.model.flops import trace_gmacs

@@ -11,7 +11,7 @@ import pytest
 from onnx import parser
 
 from atm_export import engines
-from atm_export.backends.onnxruntime import OnnxRuntimeRunner
+from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.backends.tensorrt.build import Engine, engine_from_onnx
 from atm_export.backends.tensorrt.cut import FailingPart
 from atm_export.backends.tensorrt.runner import TensorRTRunner

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from atm_export.backends.onnxruntime import OnnxRuntimeRunner
+from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.cli import main
 from atm_export.commands import evaluate as command
 from atm_export.errors import WeightsError
@@ -23,12 +23,12 @@ from atm_export.measure.accuracy.evaluation import Place, evaluate_run
 from atm_export.measure.accuracy.journal import journal
 from atm_export.measure.accuracy.runners import from_runner, runners, traced_graph
 from atm_export.measure.data.samples import open_samples
-from atm_export.measure.subject import load_subject
 from atm_export.model.flops import trace_gmacs
 from atm_export.model.reference import run_reference
 from atm_export.preprocess import read_images
 from atm_export.prove.intervals import share_facts, wilson
 from atm_export.runs.reading import Run, open_run
+from atm_export.subject import load_subject
 from tests.runs import run_command
 
 FAST = Options(batch=16, workers=0)

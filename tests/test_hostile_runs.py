@@ -19,7 +19,6 @@ import pytest
 from atm_export import errors
 from atm_export.cli import main
 from atm_export.config import exported_config
-from atm_export.measure.subject import load_subject
 from atm_export.preprocess import _FILTERS
 from atm_export.prove.finished import prove_again
 from atm_export.pytest_plugin import ProofItem
@@ -30,6 +29,7 @@ from atm_export.runs.reading import MANIFEST, load_manifest, open_run, sealed
 from atm_export.runs.tensors import packed, read_tensors, unpacked
 from atm_export.runtime import load
 from atm_export.runtime.__main__ import main as slim
+from atm_export.subject import load_subject
 from atm_export.triton import write_repository
 from tests.manifests import engine_facts, least_facts
 from tests.test_verify import reseal

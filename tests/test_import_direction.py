@@ -13,9 +13,7 @@ PACKAGE = Path(atm_export.__file__).parent
 ORDER = (
     ("errors", "bounds", "comparison", "strict_json", "shapes", "settings"),
     (
-        "fit",
         "imagefiles",
-        "ort",
         "pictures",
         "preprocess",
         "registry",
@@ -23,8 +21,6 @@ ORDER = (
     ("tasks",),
     ("place", "runs"),
     ("demo", "photos"),
-    ("runtime",),
-    ("triton",),
     ("methods",),
     ("config",),
     ("resolve",),
@@ -32,6 +28,9 @@ ORDER = (
     ("rewrite",),
     ("graph",),
     ("backends",),
+    ("runtime",),
+    ("triton",),
+    ("subject",),
     ("prove",),
     ("measure",),
     ("report",),

@@ -14,12 +14,11 @@ import pytest
 from onnx import parser
 
 import atm_export
-from atm_export import ort
-from atm_export.backends.onnxruntime import OnnxRuntimeRunner
+from atm_export.backends.onnxruntime import door, providers
+from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
+from atm_export.backends.onnxruntime.serving import OnnxServer
 from atm_export.errors import AtmExportError, ConfigError
 from atm_export.measure.accuracy.runners import best_providers
-from atm_export.runtime import providers
-from atm_export.runtime.onnx_session import OnnxSession
 from tests.runs import ended
 
 PACKAGE = Path(atm_export.__file__).parent
@@ -48,7 +47,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def opened(**keywords: Any) -> Recorded:
     with pytest.raises(AtmExportError) as caught:
-        ort.open_session(MODEL.SerializeToString(), **keywords)
+        door.open_session(MODEL.SerializeToString(), **keywords)
     assert isinstance(caught.value.__cause__, Recorded)
     return caught.value.__cause__
 
@@ -60,7 +59,7 @@ def test_sessions_are_opened_in_one_place() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and node.attr == "InferenceSession"
     ]
-    assert found == ["ort.py"]
+    assert found == ["door.py"]
 
 
 @pytest.mark.usefixtures("recorded")
@@ -87,7 +86,7 @@ def test_evaluate_on_a_gpu_leaves_tf32_off(monkeypatch: pytest.MonkeyPatch) -> N
 def test_threads_of_a_proof_do_not_spin_and_those_of_a_service_do() -> None:
     assert opened().options.get_session_config_entry(SPIN) == "0"
     with pytest.raises(AtmExportError) as caught:
-        OnnxSession(MODEL.SerializeToString(), 20, ["cpu"], 1)
+        OnnxServer(MODEL.SerializeToString(), 20, ["cpu"], 1)
     options = caught.value.__cause__.options  # type: ignore[union-attr]
     assert options.get_session_config_entry(SPIN) == "1"
     assert options.intra_op_num_threads == 1
@@ -96,8 +95,8 @@ def test_threads_of_a_proof_do_not_spin_and_those_of_a_service_do() -> None:
 def test_measured_sessions_spin_while_they_run_alone(
     monkeypatch: pytest.MonkeyPatch, recorded: None
 ) -> None:
-    monkeypatch.setattr(ort, "_threads", 0)
-    assert ort.use_threads(3) == 3
+    monkeypatch.setattr(door, "_threads", 0)
+    assert door.use_threads(3) == 3
     options = opened(waiting="spin while running").options
     assert options.get_session_config_entry(SPIN) == "1"
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"
@@ -108,16 +107,16 @@ def test_measured_sessions_spin_while_they_run_alone(
 def test_threads_have_a_bound() -> None:
     for threads in (-1, 257, 100_000):
         with pytest.raises(ConfigError, match="threads"):
-            ort.open_session(MODEL.SerializeToString(), threads=threads)
+            door.open_session(MODEL.SerializeToString(), threads=threads)
         with pytest.raises(ConfigError, match="threads"):
-            ort.use_threads(threads)
+            door.use_threads(threads)
 
 
 def test_a_provider_that_cannot_keep_fp32_is_named() -> None:
     name = "TensorrtExecutionProvider"
     about = providers.describe("1.31", [name], providers.Choice((name,)))
     assert "TF32" in about and "merge otherwise" in about
-    plain = providers.describe("1.31", [ort.CPU], providers.Choice((ort.CPU,)))
+    plain = providers.describe("1.31", [door.CPU], providers.Choice((door.CPU,)))
     assert "otherwise" not in plain
 
 

@@ -15,12 +15,12 @@ from atm_export.cli import main
 from atm_export.config import ModelSpec, load_model_config
 from atm_export.errors import ConfigError
 from atm_export.measure.data.images import load_images
-from atm_export.measure.job import plan_job, schedule_from
 from atm_export.model.zoo import load_model
 from atm_export.pipeline import _images, _run_key
 from atm_export.preprocess import Preprocessing, crop
 from atm_export.prove.golden_vectors import _pictures
 from atm_export.resolve import Choice, resolve
+from atm_export.subject import plan_job, schedule_from
 from tests.shared_data import shared
 
 FILES = sorted(photos.FOLDER.glob("*.jpg"))

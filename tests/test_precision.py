@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from atm_export.backends.onnxruntime import OnnxRuntimeRunner
+from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.errors import ParityError
 from atm_export.graph.lint import lint
 from atm_export.graph.lint_tensorrt import check_for_tensorrt

@@ -14,7 +14,6 @@ from rich.console import Console
 from atm_export.config import ModelSpec, load_model_config
 from atm_export.measure.data.images import ImageSet
 from atm_export.measure.export import measure
-from atm_export.measure.job import Job
 from atm_export.methods.atm import thresholds
 from atm_export.methods.plan import MergePlan
 from atm_export.model.flops import linear_weights
@@ -23,6 +22,7 @@ from atm_export.report.console import print_report
 from atm_export.report.facts import manifest_facts, summarize_method
 from atm_export.report.page import page
 from atm_export.resolve import Choice, resolve
+from atm_export.subject import Job
 from tests.tiny import planned
 
 REPORT: dict[str, Any] = {

@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 from timm.data import create_transform
 
+from atm_export.backends.onnxruntime import providers
+from atm_export.backends.onnxruntime.serving import check_version
 from atm_export.errors import (
     ConfigError,
     DataError,
@@ -23,8 +25,7 @@ from atm_export.errors import (
     RuntimeVersionError,
 )
 from atm_export.runs.reading import open_run
-from atm_export.runtime import Session, check_golden, load, providers
-from atm_export.runtime.onnx_session import check_version
+from atm_export.runtime import Session, check_golden, load
 from tests.shared_data import sample_images
 
 CLEAN = """

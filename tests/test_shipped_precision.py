@@ -15,12 +15,12 @@ from atm_export.engines import EngineSource, source_of, typed_graph
 from atm_export.errors import ParityError
 from atm_export.graph.optimize import emulated, with_precision
 from atm_export.measure.data.images import load_images
-from atm_export.measure.job import plan_job
 from atm_export.model.zoo import load_model
 from atm_export.prove.matching import require_matching
 from atm_export.prove.precision import compare_precision
 from atm_export.resolve import Choice, resolve
 from atm_export.runs.reading import open_run
+from atm_export.subject import plan_job
 from tests.lowered import lowering
 from tests.shared_data import shared
 

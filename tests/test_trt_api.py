@@ -18,6 +18,7 @@ from atm_export.backends.tensorrt import api as seam
 from atm_export.backends.tensorrt.api import Api, load_api
 from atm_export.backends.tensorrt.build import BuildFailedError, engine_from_onnx
 from atm_export.backends.tensorrt.by_hand import command_lines
+from atm_export.backends.tensorrt.fit import Here, check_fit
 from atm_export.backends.tensorrt.runner import TensorRTRunner
 from atm_export.backends.tensorrt.settings import (
     EngineSettings,
@@ -29,7 +30,6 @@ from atm_export.backends.tensorrt.settings import (
     parse_sms,
 )
 from atm_export.errors import ConfigError, EngineMismatchError, MissingDependencyError
-from atm_export.fit import Here, check_fit
 from tests.trt_fake import SURFACES, fake
 
 EVERYTHING = {

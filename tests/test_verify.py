@@ -15,16 +15,16 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from atm_export.measure.engine import choose_engine
+from atm_export.runtime.engines import EngineBackend, check_engine, open_engine, pick_engine
 
 from atm_export import errors
+from atm_export.backends.tensorrt.fit import Here
 from atm_export.cli import main
-from atm_export.fit import Here
-from atm_export.measure.engine import choose_engine
 from atm_export.runs.reading import MANIFEST, Run, load_manifest, open_run, sealed
 from atm_export.runs.tensors import packed, read_tensors
 from atm_export.runtime import Session, check_golden, load
 from atm_export.runtime.__main__ import main as slim
-from atm_export.runtime.engines import EngineBackend, check_engine, open_engine, pick_engine
 from tests.runs import run_command
 
 ENGINE = "model.fp16.rtx.sm89.plan"

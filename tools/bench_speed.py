@@ -62,7 +62,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from atm_export.backends.onnxruntime import OnnxRuntimeRunner
+from atm_export.backends.onnxruntime.door import use_threads
+from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.config import RunConfig
 from atm_export.errors import AtmExportError, ConfigError
 from atm_export.graph.assemble import onnx_from_model
@@ -76,7 +77,6 @@ from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
 from atm_export.model.zoo import load_model
-from atm_export.ort import use_threads
 from atm_export.preprocess import normalize
 from atm_export.resolve import Choice, resolve
 from atm_export.runs.writing import versions

@@ -13,17 +13,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from atm_export.backends.onnxruntime.door import use_threads
 from atm_export.bounds import MAX_BATCH, MAX_ROUNDS, checked_threads, whole
 from atm_export.commands.numbers import Whole
 from atm_export.errors import ConfigError
 from atm_export.measure.data.images import load_images
 from atm_export.measure.speed.bench import Sweep
 from atm_export.measure.speed.bench import bench as measure
-from atm_export.measure.speed.candidates import BACKENDS, candidates
-from atm_export.measure.subject import load_subject
-from atm_export.ort import use_threads
+from atm_export.measure.speed.candidates import backend_names, candidates
 from atm_export.report.documents import BENCH_FILE
 from atm_export.report.results import add_results, open_with_report, refuse_loss
+from atm_export.subject import exported_subject
 
 MOST_CORES = 4096
 
@@ -37,7 +37,8 @@ def bench(
         Parameter(help="Compare with another run folder, with ToMe as tome:8, or none (default)."),
     ] = None,
     backends: Annotated[
-        str, Parameter(help="A list of onnxruntime, eager, torch.compile, tensorrt.")
+        str,
+        Parameter(help="A list of onnxruntime, eager, torch.compile, tensorrt, ..."),
     ] = "onnxruntime",
     batches: Annotated[str, Parameter(help="Batch sizes, a list.")] = "1,8,32",
     rounds: Annotated[Whole, Parameter(help="Counted rounds at each batch.")] = 15,
@@ -81,10 +82,10 @@ def bench(
     torch.set_num_threads(count)
     console = Console(stderr=True)
     with console.status("loading the model") as status:
-        subject = load_subject(opened, weights)
-        found = load_images(images, subject.config.model.name, subject.preprocessing)
+        subject = exported_subject(opened.manifest, f"{run}/manifest.json", weights)
+        found = load_images(images, subject.config.model.name, subject.model.preprocessing)
         pixels = found.pixels[:64]
-        chosen = candidates(subject, pixels, against, policies)
+        chosen = candidates(opened, subject, pixels, against, policies)
         facts = measure(chosen, pixels, sweep, count, status.update)
     facts |= {"model": subject.model.name, "source": found.source}
     text = json.dumps(facts, indent=1, sort_keys=True) + "\n"
@@ -127,9 +128,10 @@ def _print(console: Console, facts: dict[str, Any]) -> None:
 
 def _backends(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
-    unknown = [name for name in names if name not in BACKENDS]
+    known = backend_names()
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise ConfigError(f"--backends: unknown '{unknown[0]}'; known: {', '.join(BACKENDS)}")
+        raise ConfigError(f"--backends: unknown '{unknown[0]}'; known: {', '.join(known)}")
     return names
 
 

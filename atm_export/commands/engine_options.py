@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
+from atm_export.backends import TENSORRT, backends
 from atm_export.commands.numbers import Whole
 from atm_export.errors import ConfigError
 
@@ -27,9 +28,19 @@ def _given(value: str | None, usual: str) -> str:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class EngineOptions:
-    """What `--trt` builds, in a user's words; None: left to the builder."""
+    """What the graph is proven on and what is built of it, in a user's words; None: left to the
+    builder."""
 
-    trt: Annotated[bool, _option("Build TensorRT engines of the proven graph.")] = False
+    backend: Annotated[
+        tuple[str, ...],
+        _option(
+            "Prove the graph on this backend too, beside ONNX Runtime, or build its engines "
+            "(tensorrt). May be given again, or by commas."
+        ),
+    ] = ()
+    trt: Annotated[
+        bool, _option("Build TensorRT engines of the proven graph: short for --backend tensorrt.")
+    ] = False
     trt_flavor: Annotated[
         Literal["tensorrt", "rtx"] | None,
         _option(
@@ -77,12 +88,20 @@ class EngineOptions:
         Whole | None, _option("How long the builder searches, 0 to 5 (default: 3).")
     ] = None
 
+    def chosen(self) -> tuple[str, ...]:
+        """Names of backends, each once; ConfigError for one that is unknown."""
+        names = [part for text in self.backend for part in text.split(",")]
+        found = dict.fromkeys([*names, *([TENSORRT] if self.trt else [])])
+        for name in found:
+            backends[name]
+        return tuple(found)
+
     def settings(self) -> EngineSettings | None:
         """The engine settings, None without `--trt`; ConfigError names what is wrong or given in
         vain."""
-        if not self.trt:
-            plain = asdict(NO_ENGINES)
-            vain = [name for name, value in asdict(self).items() if value != plain[name]]
+        if TENSORRT not in self.chosen():
+            given, plain = asdict(self), asdict(NO_ENGINES)
+            vain = [n for n in given if n not in ("backend", "trt") and given[n] != plain[n]]
             if vain:
                 names = ", ".join(f"--{name.replace('_', '-')}" for name in vain)
                 raise ConfigError(f"{names}: of use only with --trt; add it")

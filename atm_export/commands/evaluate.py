@@ -49,7 +49,8 @@ def evaluate(
         ),
     ],
     runner: Annotated[
-        str, Parameter(help="eager (PyTorch), onnxruntime (CUDA where there is one) or tensorrt.")
+        str,
+        Parameter(help="eager (PyTorch), onnxruntime (CUDA where there is one), tensorrt, ..."),
     ] = "onnxruntime",
     labels: Annotated[
         Path | None,

@@ -14,6 +14,9 @@ def verify(
     *runs: Annotated[
         Path, Parameter(help="Run folders, as `atm-export MODEL` wrote them.", name="RUN")
     ],
+    backend: Annotated[
+        str | None, Parameter(help="What runs the graph (default: onnxruntime).")
+    ] = None,
     providers: Annotated[
         str | None,
         Parameter(help="ONNX Runtime providers in order, such as cuda,cpu (default: just that)."),
@@ -32,7 +35,7 @@ def verify(
         raise ConfigError("name at least one run folder: atm-export verify RUN")
     for run in runs:
         order = providers.split(",") if providers else None
-        checked = prove(run, providers=order, engine=engine, threads=threads)
+        checked = prove(run, backend=backend, providers=order, engine=engine, threads=threads)
         print(f"{run}")
         for line in checked.lines:
             print(f"  {line}")

@@ -11,10 +11,10 @@ from cyclopts import Parameter
 from atm_export import place
 from atm_export.errors import ConfigError
 from atm_export.measure.insight import fates
-from atm_export.measure.subject import load_subject
 from atm_export.preprocess import list_images, read_image
 from atm_export.report.pictures import png, regions, side_by_side
 from atm_export.runs.reading import open_run
+from atm_export.subject import exported_subject
 
 
 def visualize(
@@ -36,7 +36,8 @@ def visualize(
 
         atm-export visualize build/deit_s-a2-3.23 dog.jpg cat.jpg --out pictures
     """
-    subject = load_subject(open_run(run), weights)
+    opened = open_run(run)
+    subject = exported_subject(opened.manifest, f"{run}/manifest.json", weights)
     files = [file for path in images for file in (list_images(path) if path.is_dir() else [path])]
     if not files:
         raise ConfigError("name the images to draw: atm-export visualize RUN IMAGE...")
@@ -44,7 +45,7 @@ def visualize(
     names = [f"{name}-tokens.png" for name in _names(files)]
     place.refuse_loss(out, names)
     for file, name in zip(files, names, strict=True):
-        pixels = read_image(file, subject.preprocessing)
+        pixels = read_image(file, subject.model.preprocessing)
         with torch.inference_mode():
             fate = fates(backbone, subject.plan, subject.tensor(pixels[None]))
         draw = regions if plain else side_by_side

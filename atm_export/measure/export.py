@@ -10,27 +10,31 @@ import onnx
 import torch
 from torch import Tensor
 
-from atm_export.backends.onnxruntime import OnnxRuntimeRunner
+from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.graph.optimize import with_outputs
-from atm_export.measure.job import Job, Progress
+from atm_export.measure.data.images import ImageSet
 from atm_export.measure.speed import latency
 from atm_export.model.backbone import Backbone
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.reference import Trace, run_reference
+from atm_export.subject import Pixels, Progress, Subject
 from atm_export.tasks.base import names
 
 BATCH = 8
 LATENCY_ROUNDS = {1: 12, 8: 4}  # by batch
 
 
-def measure(job: Job) -> dict[str, Any]:
+def measure(subject: Subject, images: ImageSet) -> dict[str, Any]:
     """GFLOPs, tokens and accuracy by the eager reference, which the proof ties to the graph."""
-    backbone, plan, images = job.model.backbone, job.plan, job.images
-    traces = [run_reference(backbone, plan, batch) for batch in job.tensors(images.pixels, BATCH)]
+    backbone, plan = subject.model.backbone, subject.plan
+    traces = [
+        run_reference(backbone, plan, batch) for batch in subject.tensors(images.pixels, BATCH)
+    ]
     gmacs = torch.cat([trace_gmacs(backbone, trace, plan.merges) for trace in traces])
     tokens = torch.cat([trace.tokens_out for trace in traces], dim=1).double()
     merged = torch.cat([trace.tokens_in for trace in traces], dim=1) - tokens
-    preset = job.config.model.config.presets.get(job.config.method.preset or "")
+    config = subject.config
+    preset = config.model.config.presets.get(config.method.preset or "")
     found: dict[str, Any] = {
         "gflops": {
             "unit": "1e9 multiply-adds an image",
@@ -50,7 +54,7 @@ def measure(job: Job) -> dict[str, Any]:
     if plan.merges and not bool(merged.any()):
         found["gflops"]["note"] = _nothing_merges(backbone, float(gmacs.mean()))
     if images.labels is not None:
-        found |= _accuracy(job, traces, images.labels)
+        found |= _accuracy(subject, images, traces)
     return found
 
 
@@ -66,18 +70,18 @@ def _nothing_merges(backbone: Backbone, mean: float) -> str:
     )
 
 
-def _accuracy(job: Job, traces: Sequence[Trace], right: Any) -> dict[str, Any]:
+def _accuracy(subject: Subject, images: ImageSet, traces: Sequence[Trace]) -> dict[str, Any]:
     """First choices, merged and not, against what is right; nothing where no class is ranked."""
-    backbone = job.model.backbone
+    backbone = subject.model.backbone
     ranks = backbone.ranks
     if ranks is None:
         return {}
     with torch.inference_mode():
-        batches = job.tensors(job.images.pixels, BATCH)
+        batches = subject.tensors(images.pixels, BATCH)
         answers = [backbone.named(backbone.plain(batch))[ranks] for batch in batches]
     plain = torch.cat(answers).argmax(dim=1)
     merged = torch.cat([trace.outputs[ranks].argmax(dim=1) for trace in traces])
-    labels = torch.as_tensor(right)
+    labels = torch.as_tensor(images.labels)
 
     def percent(hits: Tensor) -> float:
         return round(100 * float(hits.double().mean()), 3)
@@ -92,12 +96,15 @@ def _accuracy(job: Job, traces: Sequence[Trace], right: Any) -> dict[str, Any]:
 
 
 def measure_latency(
-    job: Job, shipped: onnx.ModelProto, threads: int, progress: Progress
+    subject: Subject,
+    shipped: onnx.ModelProto,
+    pixels: Pixels,
+    threads: int,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Speed-up over the model's own unmerged export: same exporter, same optimisations."""
     progress("measuring latency: exporting the unmerged model")
-    backbone, plan = job.model.backbone, job.plan
-    baseline = with_outputs(job.graph(job.unmerged), names(backbone.outputs))
+    baseline = with_outputs(subject.graph(subject.unmerged), names(subject.model.backbone.outputs))
     rows = []
     runners = (
         OnnxRuntimeRunner(graph, waiting="spin while running") for graph in (baseline, shipped)
@@ -105,13 +112,19 @@ def measure_latency(
     with next(runners) as unmerged, next(runners) as merged:
         for batch, rounds in LATENCY_ROUNDS.items():
             progress(f"measuring latency: batch {batch}")
-            pixels = job.images.pixels[np.arange(2 * batch) % len(job.images.pixels)]
-            feeds = [job.feed(pixels[i : i + batch]) for i in range(0, 2 * batch, batch)]
+            chosen = pixels[np.arange(2 * batch) % len(pixels)]
+            feeds = [subject.feed(chosen[i : i + batch]) for i in range(0, 2 * batch, batch)]
             paired = [{"unmerged": feed, "merged": feed} for feed in feeds]
             seconds = latency.interleave({"unmerged": unmerged, "merged": merged}, paired, rounds)
             row = latency.compare(seconds, "unmerged", batch)
-            traces = [run_reference(backbone, plan, b) for b in job.tensors(pixels, batch)]
-            gmacs = float(torch.cat([trace_gmacs(backbone, t, plan.merges) for t in traces]).mean())
-            row["flops_ratio"] = round(unmerged_gmacs(backbone) / gmacs, 4)
+            row["flops_ratio"] = _flops_ratio(subject, chosen, batch)
             rows.append(row)
     return {"runner": "ONNX Runtime, CPU", "threads": threads, "interleaved": True, "rows": rows}
+
+
+def _flops_ratio(subject: Subject, pixels: Pixels, batch: int) -> float:
+    """Multiply-adds of the unmerged model, by those that these images take."""
+    backbone, plan = subject.model.backbone, subject.plan
+    traces = [run_reference(backbone, plan, part) for part in subject.tensors(pixels, batch)]
+    gmacs = torch.cat([trace_gmacs(backbone, trace, plan.merges) for trace in traces])
+    return round(unmerged_gmacs(backbone) / float(gmacs.mean()), 4)

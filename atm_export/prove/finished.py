@@ -8,21 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from atm_export.comparison import largest
-from atm_export.config import exported_config
-from atm_export.errors import AtmExportError, ParityError, WeightsError
-from atm_export.methods.plan import MergePlan
-from atm_export.model.backbone import LoadedModel
-from atm_export.model.plan import exported_plan
+from atm_export.errors import AtmExportError, ManifestError, OtherWeightsError, ParityError
 from atm_export.model.reference import Trace, run_reference
-from atm_export.model.zoo import load_model
-from atm_export.preprocess import normalize
 from atm_export.prove.golden_vectors import scene
 from atm_export.prove.margins import trace_margin
 from atm_export.prove.tolerances import MARGIN
 from atm_export.runtime import Session, load
+from atm_export.subject import Subject, exported_subject
 
 BATCHES = (1, 3)
 TRIES = 12
@@ -40,38 +34,32 @@ def prove_again(folder: Path) -> float:
     NotHere where the weights of the export are not at hand.
     """
     session = load(folder, warm_up=False)
-    model, plan = _rebuilt(session.manifest)
+    subject = _rebuilt(session.manifest)
     found = []
     for batch in BATCHES:
-        pixels, trace = _decided(model, plan, batch)
-        image = pixels if session.uint8 else normalize(pixels, model.preprocessing)
-        found += _compare(session, image, trace, batch)
+        pixels, trace = _decided(subject, batch)
+        found += _compare(session, subject.feed(pixels), trace, batch)
     return largest(found)
 
 
-def _rebuilt(manifest: Mapping[str, Any]) -> tuple[LoadedModel, MergePlan]:
-    config = exported_config(manifest, "manifest.json")
+def _rebuilt(manifest: Mapping[str, Any]) -> Subject:
     try:
-        model = load_model(config.model)
+        return exported_subject(manifest, "manifest.json")
+    except (ManifestError, OtherWeightsError):
+        raise
     except AtmExportError as error:
         raise NotHere(f"the weights of the export are not at hand ({error})") from error
-    if model.weights["sha256"] != manifest["weights"]["sha256"]:
-        raise WeightsError(
-            f"{config.model.weights}: these are not the weights of the export; "
-            "give those back, or export again"
-        )
-    return model, exported_plan(model.backbone, config.method, manifest["method"])
 
 
-def _decided(model: LoadedModel, plan: MergePlan, batch: int) -> tuple[np.ndarray[Any, Any], Trace]:
+def _decided(subject: Subject, batch: int) -> tuple[np.ndarray[Any, Any], Trace]:
     """Scenes [batch, H, W, 3] with the firmest decisions, and what the reference makes of them."""
+    model = subject.model
     best: tuple[float, Any, Any] | None = None
     for seed in range(TRIES):
         size = model.preprocessing.size[::-1]
         scenes = [scene(size, 5000 + seed * batch + i) for i in range(batch)]
         pixels = np.stack([np.asarray(image) for image in scenes])
-        image = torch.from_numpy(normalize(pixels, model.preprocessing))
-        trace = run_reference(model.backbone, plan, image)
+        trace = run_reference(model.backbone, subject.plan, subject.tensor(pixels))
         margin = trace_margin(trace)
         if best is None or margin > best[0]:
             best = (margin, pixels, trace)

@@ -39,12 +39,14 @@ class Rung:
 
 @dataclass(frozen=True)
 class LadderResult:
-    """The proof, or what speaks against it. specs: of what was compared."""
+    """The proof, or what speaks against it. backends: what ran, by name; specs: of what was
+    compared."""
 
     rungs: tuple[Rung, ...]
     differences: tuple[Difference, ...]
     margins: dict[str, float] = field(default_factory=dict)
     undecided: dict[str, float] = field(default_factory=dict)
+    backends: dict[str, str] = field(default_factory=dict)
     specs: tuple[OutputSpec, ...] = ()
 
     @property
@@ -57,6 +59,7 @@ class LadderResult:
             "proven": self.proven,
             "inputs": len(self.margins),
             "comparisons": len(self.rungs),
+            "backends": self.backends,
             **{f"{spec.name}_max_abs": self._largest(spec) for spec in self.specs},
             "cosine_min": self._smallest("cosine"),
             **self._top1(),

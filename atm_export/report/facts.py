@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from atm_export.config import RunConfig, stamped
-from atm_export.measure.job import schedule_from
 from atm_export.methods import methods
 from atm_export.methods.base import MergePolicy
 from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import LoadedModel
+from atm_export.subject import Subject, schedule_from
 from atm_export.tasks import tasks
 from atm_export.tasks.stated import CLASSIFIER
 
@@ -56,6 +56,11 @@ def _outputs(config: RunConfig, model: LoadedModel, plan: MergePlan) -> dict[str
             "dtype": "int64",
         }
     return outputs
+
+
+def shipped_outputs(subject: Subject) -> list[str]:
+    """Names of the outputs that ship."""
+    return list(_outputs(subject.config, subject.model, subject.plan))
 
 
 def graph_facts(config: RunConfig, model: LoadedModel, plan: MergePlan) -> dict[str, Any]:

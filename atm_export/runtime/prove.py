@@ -36,6 +36,7 @@ class Verified:
 def verify(
     folder: Path | str,
     *,
+    backend: str | None = None,
     providers: Sequence[str] | None = None,
     engine: str | None = None,
     threads: int = 0,
@@ -45,5 +46,12 @@ def verify(
     Raises RunFolderError for the bytes, ConfigError for threads and providers; `require` of what it
     returns, ParityError for the numbers.
     """
-    session = load(folder, providers=providers, engine=engine, threads=threads, warm_up=False)
+    session = load(
+        folder,
+        backend=backend,
+        providers=providers,
+        engine=engine,
+        threads=threads,
+        warm_up=False,
+    )
     return Verified(session, tuple(check_golden(session)))

@@ -7,12 +7,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from atm_export.backends import ONNXRUNTIME, TENSORRT, backends
+from atm_export.backends.base import AUTO, Server, Serving, choose_artifact
 from atm_export.bounds import MAX_BATCH, MAX_TOP_K, checked_threads, whole
 from atm_export.errors import (
     ConfigError,
@@ -22,9 +24,8 @@ from atm_export.errors import (
     RunFolderError,
 )
 from atm_export.runs.golden import read_golden
-from atm_export.runs.reading import Run, open_run, read_checked
-from atm_export.runtime import check, engines
-from atm_export.runtime.onnx_session import OnnxSession
+from atm_export.runs.reading import Run, open_run
+from atm_export.runtime import check
 from atm_export.runtime.pictures import Picture, batch_of, preprocessing
 from atm_export.tasks.base import names
 from atm_export.tasks.classify import likeliest
@@ -44,15 +45,6 @@ class Label:
     probability: float
 
 
-class Backend(Protocol):
-    """What runs the graph."""
-
-    about: str
-    providers: tuple[str, ...]
-
-    def run(self, image: Array) -> dict[str, Array]: ...
-
-
 class Session:
     """Asks one loaded model; safe to share between threads. Made by `load`.
 
@@ -62,19 +54,19 @@ class Session:
     other images of its batch, as in the paper), per-image or frozen (it never does).
     """
 
-    def __init__(self, run: Run, backend: Backend) -> None:
+    def __init__(self, run: Run, server: Server) -> None:
         self.run_folder = run
         self.manifest: Mapping[str, Any] = run.manifest
-        self.about = backend.about
-        self.providers = backend.providers
+        self.about = server.about
+        self.providers = server.providers
         self.policy: str = run.manifest["method"]["merge"]
         self.labels: list[str] | None = run.manifest["labels"]
         self.preprocessing = preprocessing(run.manifest)
         self.uint8 = run.input["dtype"] == "uint8"
         self.answers = stated(run.manifest)
         self.classes = self.answers.classes
-        self.engine: Mapping[str, Any] | None = getattr(backend, "facts", None)
-        self._backend = backend
+        self.engine: Mapping[str, Any] | None = server.facts
+        self._server = server
 
     def predict(
         self, images: Picture | Sequence[Picture], *, batch_size: int | None = None
@@ -150,7 +142,7 @@ class Session:
                 f"the graph takes {facts['dtype']} {facts['shape']}, "
                 f"not {image.dtype} {list(image.shape)}"
             )
-        outputs = self._backend.run(np.ascontiguousarray(image))
+        outputs = self._server.run(np.ascontiguousarray(image))
         for spec in self.answers.outputs:
             found = outputs.get(spec.name)
             if found is None or not spec.holds(found.shape, len(image)):
@@ -177,6 +169,7 @@ class Session:
 def load(
     folder: Path | str,
     *,
+    backend: str | None = None,
     providers: Sequence[str] | None = None,
     engine: str | None = None,
     threads: int = 0,
@@ -185,23 +178,21 @@ def load(
 ) -> Session:
     """Check every byte of a run folder and load it.
 
-    providers: ONNX Runtime providers in order of preference ("cuda", "cpu", or full names); None
-    takes the GPU where there is one. engine: a TensorRT engine of the folder instead ("auto": the
-    one that fits this GPU). threads: intra-op threads, 0 for all cores. warm_up: run golden images
-    first and compare, so that a machine that computes something else is refused.
+    backend: what runs it (`atm_export.backends`; None: ONNX Runtime, or TensorRT where an engine is
+    named). providers: ONNX Runtime providers in order of preference ("cuda", "cpu", or full names);
+    None takes the GPU where there is one. engine: an engine of the folder ("auto": the first that
+    fits this GPU, FP32 before lower precisions). threads: intra-op threads, 0 for all cores.
+    warm_up: run golden images first and compare, so that a machine that computes something else is
+    refused.
 
     Raises RunFolderError (a subclass for each mismatch), ConfigError for what cannot be meant, and
     MissingDependencyError. Nothing is written.
     """
     _check_options(folder, providers, engine, threads)
     run = open_run(folder, allow_unproven=allow_unproven)
-    backend: Backend
-    if engine is not None:
-        backend = engines.open_engine(run, engine)
-    else:
-        graph = read_checked(run, "model.onnx")
-        backend = OnnxSession(graph, run.manifest["opset"], providers, threads)
-    session = Session(run, backend)
+    chosen = backends[backend or (TENSORRT if engine is not None else ONNXRUNTIME)]
+    name = choose_artifact(chosen, run, engine or AUTO)
+    session = Session(run, chosen.serve(run, name, Serving(providers, threads)))
     log.info("%s: %s", folder, session.about)
     if warm_up:
         _warm_up(session)

@@ -10,11 +10,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from atm_export.backends.runner import Array
+from atm_export.backends.base import Array
 from atm_export.backends.tensorrt.api import gpu_sm, load_api
+from atm_export.backends.tensorrt.fit import Here, check_fit
 from atm_export.backends.tensorrt.settings import Flavor
 from atm_export.errors import AtmExportError, EngineMismatchError
-from atm_export.fit import Here, check_fit
 from atm_export.runs.reading import load_manifest
 
 

@@ -18,9 +18,9 @@ from atm_export.measure.accuracy.resume import keep_what_holds
 from atm_export.measure.accuracy.runners import BatchOutput, Engine, gmacs_from_tokens
 from atm_export.measure.data.decode import Decoded, decoded
 from atm_export.measure.data.samples import Samples
-from atm_export.measure.subject import Subject
 from atm_export.model.flops import unmerged_gmacs
 from atm_export.prove.intervals import share_facts
+from atm_export.subject import Subject
 
 Progress = Callable[[int, int], None]
 
@@ -88,7 +88,7 @@ def _chunks(total: int, size: int) -> list[range]:
 def _decoded(
     subject: Subject, samples: Samples, chosen: Sequence[range], options: Options
 ) -> Iterator[Decoded]:
-    yield from decoded(samples.reader, subject.preprocessing, chosen, options.workers)
+    yield from decoded(samples.reader, subject.model.preprocessing, chosen, options.workers)
 
 
 def _count(

@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from atm_export.backends.onnxruntime.door import use_threads
 from atm_export.bounds import MAX_BATCH, MAX_COUNT, MAX_WORKERS, checked_threads, whole
+from atm_export.errors import unknown_name
 from atm_export.imagefiles import printable
 from atm_export.measure.accuracy.batches import (
     Options,
@@ -18,14 +20,13 @@ from atm_export.measure.accuracy.batches import (
 )
 from atm_export.measure.accuracy.journal import journal
 from atm_export.measure.accuracy.predictions import predictions_csv
-from atm_export.measure.accuracy.runners import runners
+from atm_export.measure.accuracy.runners import EAGER, open_runner, runner_names
 from atm_export.measure.data.classes import ClassOrder
 from atm_export.measure.data.samples import Samples, open_samples
-from atm_export.measure.subject import Subject, load_subject
-from atm_export.ort import use_threads
 from atm_export.place import beside
 from atm_export.runs.reading import Run
 from atm_export.runs.writing import versions
+from atm_export.subject import Subject, exported_subject
 from atm_export.tasks.stated import stated
 
 
@@ -71,7 +72,6 @@ def evaluate_run(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Evaluate a run; goes on where an interrupted evaluation of the same things stopped."""
-    opener = runners[options.runner]
     _check(options)
     threads = use_threads(checked_threads(threads, "--threads"))
     answers = stated(run.manifest)
@@ -88,11 +88,14 @@ def evaluate_run(
         order=place.class_order,
     )
     say("loading the model")
-    needed = options.unmerged or options.runner == "eager"
-    subject = load_subject(run, weights, need_weights=needed)
+    needed = options.unmerged or options.runner == EAGER
+    subject = exported_subject(
+        run.manifest, f"{run.folder}/manifest.json", weights, need_weights=needed
+    )
     path = beside(run.folder, f"evaluation-{options.runner}.jsonl")
     say(f"opening the runner {options.runner}")
-    with opener(subject) as engine, journal(path, _key(subject, samples, options)) as book:
+    engine_of = open_runner(options.runner, run, subject)
+    with engine_of as engine, journal(path, _key(run, subject, samples, options)) as book:
         rate = count_batches(subject, engine, samples, options, book, progress)
         facts = summarize(subject, engine, samples, options, book)
         facts["data"]["place"] = printable(Path(place.images).name)
@@ -101,7 +104,9 @@ def evaluate_run(
 
 
 def _check(options: Options) -> None:
-    """ConfigError for numbers that cannot be meant."""
+    """ConfigError for names and numbers that cannot be meant."""
+    if options.runner not in runner_names():
+        raise unknown_name("runner", options.runner, runner_names())
     whole(options.batch, "--batch", 1, MAX_BATCH)
     whole(options.workers, "--workers", 0, MAX_WORKERS)
     whole(options.max_unreadable, "--max-unreadable", 0, MAX_COUNT)
@@ -109,14 +114,14 @@ def _check(options: Options) -> None:
         whole(options.limit, "--limit", 1, MAX_COUNT)
 
 
-def _key(subject: Subject, samples: Samples, options: Options) -> str:
+def _key(run: Run, subject: Subject, samples: Samples, options: Options) -> str:
     """Everything that decides what a batch gives but the images' bytes, which each batch notes; how
     many workers decode does not."""
     chosen = asdict(options)
     for name in ("workers", "max_unreadable", "limit"):
         chosen.pop(name)
     facts = {
-        "graph": subject.run.manifest["files"]["model.onnx"]["sha256"],
+        "graph": run.manifest["files"]["model.onnx"]["sha256"],
         "weights": subject.same_weights,
         "samples": samples.listing(),
         "options": chosen,

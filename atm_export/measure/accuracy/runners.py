@@ -1,4 +1,4 @@
-"""What can run a run folder's model, by name: eager, onnxruntime, tensorrt.
+"""What can run a run folder's model, by name: the eager reference, and every backend.
 
 Each opens as a context manager that yields `Forward`: uint8 pixels to rows that rank classes and
 token counts.
@@ -17,16 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from atm_export.backends.onnxruntime import OnnxRuntimeRunner
-from atm_export.backends.runner import Runner
-from atm_export.errors import ConfigError
+from atm_export.backends import ONNXRUNTIME, backends
+from atm_export.backends.base import Runner, choose_artifact
+from atm_export.backends.onnxruntime.providers import best_providers
+from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
+from atm_export.errors import ConfigError, MissingDependencyError, unknown_name
 from atm_export.graph.optimize import with_outputs
-from atm_export.measure.engine import choose_engine
-from atm_export.measure.subject import Pixels, Subject
 from atm_export.methods.plan import MergePlan
 from atm_export.model.flops import count_gmacs
 from atm_export.model.reference import run_reference
-from atm_export.registry import Registry
+from atm_export.runs.reading import Run
+from atm_export.subject import Pixels, Subject, fixed_tokens
 from atm_export.tasks.base import names
 
 
@@ -47,12 +48,25 @@ class Engine:
     tokens_from: str
 
 
-Opener = Callable[[Subject], AbstractContextManager[Engine]]
-runners: Registry[Opener] = Registry("runner")
+Opener = Callable[[Run, Subject], AbstractContextManager[Engine]]
+EAGER = "eager"
+
+
+def runner_names() -> list[str]:
+    """What can run a run: the eager reference, and every backend."""
+    return [EAGER, *backends]
+
+
+def open_runner(name: str, run: Run, subject: Subject) -> AbstractContextManager[Engine]:
+    """The runner of that name, to be entered; ConfigError offers the nearest."""
+    openers: Mapping[str, Opener] = {EAGER: _eager, ONNXRUNTIME: _onnxruntime}
+    if name not in runner_names():
+        raise unknown_name("runner", name, runner_names())
+    return openers[name](run, subject) if name in openers else _backend(name, run, subject)
 
 
 @contextmanager
-def open_eager(subject: Subject) -> Iterator[Engine]:
+def _eager(run: Run, subject: Subject) -> Iterator[Engine]:
     """The eager reference in PyTorch."""
     ranks = subject.model.backbone.require_ranks("evaluate")
 
@@ -64,9 +78,9 @@ def open_eager(subject: Subject) -> Iterator[Engine]:
 
 
 @contextmanager
-def open_onnxruntime(subject: Subject) -> Iterator[Engine]:
+def _onnxruntime(run: Run, subject: Subject) -> Iterator[Engine]:
     """The exported graph in ONNX Runtime."""
-    graph, source = traced_graph(subject)
+    graph, source = traced_graph(run, subject)
     providers = best_providers()
     with OnnxRuntimeRunner(graph, providers=providers) as runner:
         first = str(runner.session.get_providers()[0])
@@ -75,40 +89,26 @@ def open_onnxruntime(subject: Subject) -> Iterator[Engine]:
 
 
 @contextmanager
-def open_tensorrt(subject: Subject) -> Iterator[Engine]:
-    """The run's TensorRT engine for this machine."""
-    from atm_export.backends.tensorrt.runner import TensorRTRunner
-
-    name = choose_engine(subject.run)
-    if name is None:
+def _backend(name: str, run: Run, subject: Subject) -> Iterator[Engine]:
+    """A file of the run on the backend of that name."""
+    backend = backends[name]
+    if not backend.artifacts(run):
         raise ConfigError(
-            f"{subject.run.folder} holds no TensorRT engine; export it with --trt, or take "
-            "--runner onnxruntime"
+            f"{run.folder} holds no {backend.title} engine; export it with --backend {name}, or "
+            f"take --runner {ONNXRUNTIME}"
         )
-    facts = subject.run.manifest["engines"][name]
-    static = not subject.plan.adaptive
-    with TensorRTRunner(subject.run.folder / name, facts, static=static) as runner:
+    if reason := backend.missing():
+        raise MissingDependencyError(f"--runner {name}: {reason}")
+    file = choose_artifact(backend, run)
+    with backend.open_artifact(run, file) as runner:
         source = traced(subject) or "eager reference"
-        yield Engine(from_runner(subject, runner, source), f"TensorRT, {name}", source)
-
-
-runners.add("eager", open_eager)
-runners.add("onnxruntime", open_onnxruntime)
-runners.add("tensorrt", open_tensorrt)
-
-
-def best_providers() -> tuple[str, ...]:
-    """CUDA where ONNX Runtime can use it, then the CPU."""
-    import onnxruntime as ort
-
-    cuda = "CUDAExecutionProvider" in ort.get_available_providers() and torch.cuda.is_available()
-    return (*(("CUDAExecutionProvider",) if cuda else ()), "CPUExecutionProvider")
+        yield Engine(from_runner(subject, runner, source), f"{backend.title}, {file}", source)
 
 
 def from_runner(subject: Subject, runner: Runner, source: str) -> Callable[[Pixels], BatchOutput]:
     """Forward by any Runner; token counts from its outputs, the fixed schedule, or the eager
     reference."""
-    ranks = subject.model.backbone.require_ranks("evaluate")
+    fixed, ranks = fixed_tokens(subject), subject.model.backbone.require_ranks("evaluate")
 
     def forward(pixels: Pixels) -> BatchOutput:
         outputs: Mapping[str, Any] = runner.run(subject.feed(pixels))
@@ -116,7 +116,7 @@ def from_runner(subject: Subject, runner: Runner, source: str) -> Callable[[Pixe
         if counts is not None:
             rows = torch.as_tensor(np.asarray(counts, dtype=np.int64))
             rows = rows.T if rows.ndim == 2 else rows.unsqueeze(1).expand(-1, len(pixels))
-        elif (fixed := subject.fixed_tokens) is not None:
+        elif fixed is not None:
             rows = fixed.unsqueeze(1).expand(-1, len(pixels))
         else:
             image = subject.tensor(pixels)
@@ -133,14 +133,14 @@ def traced(subject: Subject) -> str | None:
     return None if subject.plan.adaptive else "fixed schedule"
 
 
-def traced_graph(subject: Subject) -> tuple[Any, str]:
+def traced_graph(run: Run, subject: Subject) -> tuple[Any, str]:
     """A graph to run that tells its tokens, and how one knows.
 
     An adaptive graph that ships without trace outputs is translated again with them. Where its
     nodes and weights are then those of the shipped graph, byte by byte, it takes its place;
     otherwise the shipped graph runs and the eager reference counts.
     """
-    path, source = subject.run.graph, traced(subject)
+    path, source = run.graph, traced(subject)
     if source is not None:
         return path, source
     if subject.same_weights:

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from atm_export.backends.runner import Runner
+from atm_export.backends.base import Runner
 from atm_export.errors import AtmExportError
 from atm_export.measure.speed.candidates import UNMERGED, Candidate, feed_of, open_runner
 from atm_export.measure.speed.latency import interleave, row_of
-from atm_export.measure.subject import Pixels
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.reference import run_reference
+from atm_export.subject import Pixels
 
 Progress = Callable[[str], None]
 POLICIES = ("adaptive", "frozen", "per-image", "tome")  # what a user can deploy

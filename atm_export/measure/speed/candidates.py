@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -12,38 +12,38 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from atm_export.backends.onnxruntime import OnnxRuntimeRunner
-from atm_export.backends.runner import Array, Runner
+from atm_export.backends import ONNXRUNTIME, backends
+from atm_export.backends.base import Array, Backend, Runner, choose_artifact
+from atm_export.backends.onnxruntime.providers import best_providers
+from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.errors import ConfigError
 from atm_export.graph.optimize import with_outputs
-from atm_export.measure.accuracy.runners import best_providers
-from atm_export.measure.engine import choose_engine
-from atm_export.measure.subject import Pixels, Subject, load_subject
 from atm_export.methods import methods
 from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import Answer
 from atm_export.model.calibrate import measured_r
 from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
-from atm_export.runs.reading import open_run
+from atm_export.runs.reading import Run, open_run
+from atm_export.subject import Pixels, Subject, exported_subject
 from atm_export.tasks.base import names
 
 UNMERGED = "unmerged"
-BACKENDS = ("onnxruntime", "eager", "torch.compile", "tensorrt")
+EAGER = ("eager", "torch.compile")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to run the model. folder: the run that holds it exported; None: made for this."""
+    """A way to run the model. run: that holds it exported; None: made for this."""
 
     name: str
     plan: MergePlan
     subject: Subject
-    exported: bool = False
+    run: Run | None = None
 
 
 def candidates(
-    subject: Subject, pixels: Pixels, against: str | None, policies: bool
+    run: Run, subject: Subject, pixels: Pixels, against: str | None, policies: bool
 ) -> list[Candidate]:
     """The unmerged baseline first, the run, its other merge policies, and what it is compared
     with (a run folder, none, or tome:r). Frozen schedules are measured on `pixels`."""
@@ -51,7 +51,7 @@ def candidates(
     policy = subject.config.method.policy
     name = subject.config.method.name if policy is None else policy.value
     if subject.plan.merges:
-        found.append(Candidate(name, subject.plan, subject, exported=True))
+        found.append(Candidate(name, subject.plan, subject, run))
     if policies and policy is not None:
         found += [
             Candidate(policy, plan, subject)
@@ -60,7 +60,7 @@ def candidates(
         ]
     if against not in (None, "none"):
         assert against is not None
-        found.append(_other(subject, against))
+        found.append(_other(run, subject, against))
     return found
 
 
@@ -75,7 +75,7 @@ def _policies(subject: Subject, pixels: Pixels) -> dict[str, MergePlan]:
     }
 
 
-def _other(subject: Subject, against: str) -> Candidate:
+def _other(run: Run, subject: Subject, against: str) -> Candidate:
     name, colon, text = against.partition(":")
     if colon and name in methods:
         try:
@@ -83,10 +83,11 @@ def _other(subject: Subject, against: str) -> Candidate:
         except ConfigError as error:
             raise ConfigError(f"--against {against}: {error}") from None
         return Candidate(against, plan_for(subject.model.backbone, method), subject)
-    other = load_subject(open_run(Path(against)))
-    if other.run.input != subject.run.input:
+    folder = open_run(Path(against))
+    if folder.input != run.input:
         raise ConfigError(f"--against {against}: its input differs from this run's")
-    return Candidate(Path(against).name, other.plan, other, exported=True)
+    other = exported_subject(folder.manifest, f"{against}/manifest.json")
+    return Candidate(Path(against).name, other.plan, other, folder)
 
 
 class _Function:
@@ -112,21 +113,25 @@ class _Function:
         return {str(i): value.numpy() for i, value in enumerate(values)}
 
 
+def backend_names() -> list[str]:
+    """What bench can measure on."""
+    return [*EAGER, *backends]
+
+
 def open_runner(backend: str, candidate: Candidate, stack: ExitStack) -> Runner:
-    """Enter a runner of the candidate; raises ConfigError where the backend cannot run it."""
-    opener: Mapping[str, Callable[[Candidate], AbstractContextManager[Any]]] = {
-        "onnxruntime": _onnxruntime,
-        "eager": lambda c: _Function(_eager(c)),
-        "torch.compile": lambda c: _Function(torch.compile(_eager(c), dynamic=True)),
-        "tensorrt": _tensorrt,
-    }
-    runner: Runner = stack.enter_context(opener[backend](candidate))
-    return runner
+    """Enter a runner of the candidate; ConfigError where the backend cannot run it."""
+    if backend == "eager":
+        return stack.enter_context(_Function(_eager(candidate)))
+    if backend == "torch.compile":
+        return stack.enter_context(_Function(torch.compile(_eager(candidate), dynamic=True)))
+    if backend == ONNXRUNTIME:
+        return stack.enter_context(_onnxruntime(candidate))
+    return stack.enter_context(_on(backends[backend], candidate))
 
 
 def feed_of(backend: str, candidate: Candidate, pixels: Pixels) -> Array:
     """Pixels [B, H, W, 3] as this backend takes them."""
-    if backend in ("eager", "torch.compile"):
+    if backend in EAGER:
         return np.asarray(candidate.subject.tensor(pixels).numpy())
     return candidate.subject.feed(pixels)
 
@@ -138,25 +143,27 @@ def _eager(candidate: Candidate) -> Callable[[torch.Tensor], Answer]:
     return lambda image: tuple(run_reference(backbone, plan, image).outputs.values())
 
 
-def _onnxruntime(candidate: Candidate) -> OnnxRuntimeRunner:
-    providers = best_providers()
-    if candidate.exported:
-        return OnnxRuntimeRunner(
-            candidate.subject.run.graph, providers=providers, waiting="spin while running"
-        )
+def _graph(candidate: Candidate) -> Any:
+    """What ships of a candidate: the file of its run, or the same made now."""
+    if candidate.run is not None:
+        return candidate.run.graph
     outputs = names(candidate.subject.model.backbone.outputs)
-    graph = with_outputs(candidate.subject.graph(candidate.plan), outputs)
-    return OnnxRuntimeRunner(graph, providers=providers, waiting="spin while running")
+    return with_outputs(candidate.subject.graph(candidate.plan), outputs)
 
 
-def _tensorrt(candidate: Candidate) -> Any:
-    from atm_export.backends.tensorrt.runner import TensorRTRunner
+def _onnxruntime(candidate: Candidate) -> OnnxRuntimeRunner:
+    """Sessions that are measured in turn spin while they run, each alone."""
+    return OnnxRuntimeRunner(
+        _graph(candidate), providers=best_providers(), waiting="spin while running"
+    )
 
-    run = candidate.subject.run
-    name = choose_engine(run) if candidate.exported else None
-    if name is None:
+
+def _on(backend: Backend, candidate: Candidate) -> Runner:
+    run = candidate.run
+    if run is not None:
+        return backend.open_artifact(run, choose_artifact(backend, run))
+    if backend.engines:
         raise ConfigError(
             "no engine; export with --trt (an unmerged one: --method none --trt, then --against it)"
         )
-    facts = run.manifest["engines"][name]
-    return TensorRTRunner(run.folder / name, facts, static=not candidate.plan.adaptive)
+    return backend.open_graph(_graph(candidate))

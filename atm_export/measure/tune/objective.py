@@ -16,7 +16,6 @@ from torch import Tensor
 
 from atm_export.comparison import largest
 from atm_export.config import OperatingPoint
-from atm_export.measure.subject import Pixels
 from atm_export.methods.atm import AtmSettings
 from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import Backbone
@@ -25,6 +24,7 @@ from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
 from atm_export.preprocess import Preprocessing, normalize
 from atm_export.prove.intervals import wilson
+from atm_export.subject import Pixels
 
 
 @dataclass(frozen=True)

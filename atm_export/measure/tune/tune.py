@@ -24,7 +24,6 @@ from atm_export.errors import AtmExportError, ClassOrderError, ConfigError, Data
 from atm_export.measure.data.classes import ClassOrder
 from atm_export.measure.data.decode import decoded
 from atm_export.measure.data.samples import Samples, open_samples
-from atm_export.measure.subject import Pixels
 from atm_export.measure.tune.objective import Known, Limits, know, score
 from atm_export.measure.tune.search import (
     STARTS,
@@ -37,6 +36,7 @@ from atm_export.measure.tune.search import (
 )
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.zoo import load_model
+from atm_export.subject import Pixels
 
 Progress = Callable[[list[dict[str, Any]]], None]
 

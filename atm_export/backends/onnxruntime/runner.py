@@ -5,28 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import onnx
+from atm_export.backends.base import Array
+from atm_export.backends.onnxruntime import door
 
-from atm_export import ort
-from atm_export.backends.runner import Array
+if TYPE_CHECKING:
+    import onnx
 
 
 class OnnxRuntimeRunner:
     """Runs an ONNX model on the CPU (or other providers, in order of preference).
 
-    The keywords are those of `ort.open_session`.
+    The keywords are those of `door.open_session`.
     """
 
     def __init__(
         self,
-        model: onnx.ModelProto | Path,
+        model: onnx.ModelProto | Path | bytes,
         *,
         threads: int = 0,
-        providers: Sequence[str] = (ort.CPU,),
-        waiting: ort.Waiting = "sleep",
-        optimizations: ort.Optimizations = "all",
+        providers: Sequence[str] = (door.CPU,),
+        waiting: door.Waiting = "sleep",
+        optimizations: door.Optimizations = "all",
     ) -> None:
         self.model = model
         self.options: dict[str, Any] = {
@@ -39,8 +40,9 @@ class OnnxRuntimeRunner:
 
     def __enter__(self) -> Self:
         source = self.model
-        graph = source if isinstance(source, Path) else source.SerializeToString()
-        self.session = ort.open_session(graph, **self.options)
+        graph = source if isinstance(source, Path | bytes) else source.SerializeToString()
+        self.session = door.open_session(graph, **self.options)
+        self.input = self.session.get_inputs()[0].name
         self.names = [output.name for output in self.session.get_outputs()]
         return self
 
@@ -54,4 +56,4 @@ class OnnxRuntimeRunner:
 
     def run(self, image: Array) -> Mapping[str, Array]:
         """Outputs by name; image as the graph's input wants it."""
-        return dict(zip(self.names, self.session.run(None, {"image": image}), strict=True))
+        return dict(zip(self.names, self.session.run(None, {self.input: image}), strict=True))

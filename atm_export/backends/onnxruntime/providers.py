@@ -7,8 +7,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from atm_export.backends.onnxruntime import door
+from atm_export.backends.onnxruntime.door import NOT_FP32
 from atm_export.errors import ConfigError
-from atm_export.ort import NOT_FP32
 
 ORDER = ("cuda", "cpu")
 NAMES = {
@@ -70,6 +71,12 @@ def _why_not(name: str, available: Sequence[str]) -> str | None:
     if name in (NAMES["cuda"], NAMES["tensorrt"]) and not cuda_devices():
         return "no NVIDIA GPU or driver here"
     return None
+
+
+def best_providers() -> tuple[str, ...]:
+    """CUDA where ONNX Runtime can use it, then the CPU; full names."""
+    available = door.onnxruntime().get_available_providers()
+    return tuple(NAMES[name] for name in ORDER if _why_not(NAMES[name], available) is None)
 
 
 def cuda_devices() -> int:

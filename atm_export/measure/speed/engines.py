@@ -1,4 +1,4 @@
-"""An engine where a GPU is: which fits, is it right, how fast is it, which policy pays there."""
+"""An engine where its device is: is it right, how fast is it, which policy pays there."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from atm_export.backends.runner import Array, Runner
-from atm_export.errors import AtmExportError
-from atm_export.fit import Here, check_fit
+from atm_export.backends.base import Array, Runner
 from atm_export.measure.speed.latency import interleave
 from atm_export.prove.precision import judge, paired
-from atm_export.runs.reading import Run
 from atm_export.tasks.base import Output
 
 BATCHES = (1, 8, 32, 64)
@@ -107,25 +104,3 @@ def _fastest(runners: Mapping[str, Mapping[str, float]]) -> tuple[str, float]:
 def _percentiles(seconds: np.ndarray) -> dict[str, float]:
     p50, p90, p99 = np.percentile(1e3 * seconds, (50, 90, 99))
     return {"p50_ms": round(p50, 3), "p90_ms": round(p90, 3), "p99_ms": round(p99, 3)}
-
-
-def choose_engine(run: Run) -> str | None:
-    """An engine that fits this machine, FP32 first, then by name; where none fits, the first of
-    all, whose opening says why; None where the run has none."""
-    entries = run.manifest.get("engines", {})
-    names = sorted(entries, key=lambda name: (entries[name]["precision"] != "fp32", name))
-    fitting = (name for name in names if _fits(name, run))
-    return next(fitting, names[0] if names else None)
-
-
-def _fits(name: str, run: Run) -> bool:
-    from atm_export.backends.tensorrt.api import gpu_sm, load_api
-    from atm_export.backends.tensorrt.settings import Flavor
-
-    facts = run.manifest["engines"][name]
-    try:
-        api = load_api(Flavor(facts["flavor"]))
-        check_fit(name, facts, Here(api.flavor.value, api.version, gpu_sm()))
-    except AtmExportError:
-        return False
-    return True

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
-from atm_export import ort
+from atm_export.backends.onnxruntime import door
+from atm_export.backends.onnxruntime import providers as chooser
 from atm_export.errors import AtmExportError, ConfigError, RuntimeVersionError
-from atm_export.runtime import providers as chooser
 
 Array = NDArray[Any]
 # First ONNX Runtime with the whole opset: onnxruntime.ai/docs/reference/compatibility.html
 NEEDED = {20: (1, 17), 21: (1, 18), 22: (1, 20), 23: (1, 22)}
 
 
-class OnnxSession:
+class OnnxServer:
     """Thread-safe: ONNX Runtime's run is, and every thread binds inputs and outputs of its own."""
+
+    facts: Mapping[str, Any] | None = None
 
     def __init__(
         self, graph: bytes, opset: int, providers: Sequence[str] | None, threads: int
     ) -> None:
-        library = ort.onnxruntime()
+        library = door.onnxruntime()
         check_version(library.__version__, opset)
         choice = chooser.choose(providers, library.get_available_providers())
         if chooser.NAMES["cuda"] in choice.taken and hasattr(library, "preload_dlls"):
             library.preload_dlls()
-        self._session = ort.open_session(
+        self._session = door.open_session(
             graph, providers=choice.taken, threads=threads, waiting="spin"
         )
         self.providers = tuple(self._session.get_providers())

@@ -1,0 +1,150 @@
+"""What a backend must offer: something that runs a graph, here or in a service.
+
+A backend is one file: it subclasses `Backend` and registers itself in `atm_export.backends`.
+Nothing here imports more than NumPy.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atm_export.errors import ConfigError, EngineMismatchError, MissingFileError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from atm_export.runs.reading import Run
+
+Array = NDArray[np.generic]
+GRAPH = "model.onnx"
+AUTO = "auto"
+
+
+class Runner(Protocol):
+    """A context manager that runs images; nothing touches a device before entry."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    def run(self, image: Array) -> Mapping[str, Array]:
+        """Outputs by name for one batch of images."""
+        ...
+
+
+class Server(Protocol):
+    """What a session asks; any thread may.
+
+    about: one line on what runs, and why. facts: of the engine that answers, where it is one: such
+    answers are held to the engine's tolerance.
+    """
+
+    about: str
+    providers: tuple[str, ...]
+    facts: Mapping[str, Any] | None
+
+    def run(self, image: Array) -> dict[str, Array]: ...
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How a session wants to be served: ONNX Runtime providers in order (None: the backend's own
+    choice), threads (0: all)."""
+
+    providers: Sequence[str] | None = None
+    threads: int = 0
+
+
+class Backend(ABC):
+    """Something that runs graphs, by name.
+
+    name: as `--backend` has it; title: as messages say it. engines: it runs files that it builds of
+    the graph (`backends.tensorrt`), not the graph itself.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    engines: ClassVar[bool] = False
+
+    def missing(self) -> str | None:
+        """Why nothing can run here, with the remedy; None: it can."""
+        return None
+
+    def about(self) -> str:
+        """Name, version and device, as reports say what a graph was proven on."""
+        return self.title
+
+    def check_graph(self, model: onnx.ModelProto) -> None:
+        """GraphLintError for the first construct that this backend refuses, or runs otherwise."""
+        return None
+
+    @abstractmethod
+    def open_graph(self, model: onnx.ModelProto | bytes) -> Runner:
+        """A runner of an FP32 graph as it is (its bytes, or the graph itself), to be entered.
+
+        Raises ConfigError where the backend runs engines alone.
+        """
+
+    def artifacts(self, run: Run) -> tuple[str, ...]:
+        """Files of a run that it can run, the most faithful first."""
+        return (GRAPH,)
+
+    def check_artifact(self, run: Run, name: str) -> None:
+        """EngineMismatchError, with all that differs, unless the file `name` runs here."""
+        return None
+
+    def open_artifact(self, run: Run, name: str) -> Runner:
+        """A runner of a file of a run whose bytes are those that were checked, to be entered."""
+        from atm_export.runs.reading import read_checked
+
+        return self.open_graph(read_checked(run, name))
+
+    def serve(self, run: Run, name: str, how: Serving) -> Server:
+        """The file as a service runs it: for any thread."""
+        from atm_export.backends.pool import RunnerPool
+
+        if how.providers is not None:
+            raise ConfigError(f"providers are ONNX Runtime's; {self.title} takes none")
+        return RunnerPool(lambda: self.open_artifact(run, name), f"{self.about()}, {name}")
+
+
+def choose_artifact(backend: Backend, run: Run, name: str = AUTO) -> str:
+    """The file of `run` that `backend` runs here: `name`, or with "auto" the first that fits.
+
+    Raises MissingFileError where there is none of that name, EngineMismatchError with each reason
+    where none fits.
+    """
+    known = backend.artifacts(run)
+    if name != AUTO:
+        if name not in known:
+            listed = ", ".join(known) or "none"
+            raise MissingFileError(
+                f"{run.folder} has no '{name}' for {backend.title}; it has: {listed}"
+            )
+        backend.check_artifact(run, name)
+        return name
+    reasons = []
+    for each in known:
+        try:
+            backend.check_artifact(run, each)
+            return each
+        except EngineMismatchError as error:
+            reasons.append(str(error))
+    raise EngineMismatchError(
+        f"{run.folder} has no engine for this machine: {'; '.join(reasons) or 'none was built'}"
+    )
+
+
+Opener = Callable[[], Runner]

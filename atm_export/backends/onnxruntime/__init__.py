@@ -1,0 +1,1 @@
+"""ONNX Runtime: the backend on which every export is proven."""

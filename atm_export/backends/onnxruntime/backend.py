@@ -1,0 +1,41 @@
+"""ONNX Runtime as a backend."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from atm_export.backends.base import Backend, Runner, Server, Serving
+from atm_export.backends.onnxruntime import door
+from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
+from atm_export.backends.onnxruntime.serving import OnnxServer
+from atm_export.errors import MissingDependencyError
+from atm_export.runs.reading import read_checked
+
+if TYPE_CHECKING:
+    import onnx
+
+    from atm_export.runs.reading import Run
+
+
+class OnnxRuntime(Backend):
+    """Runs the graph itself: on the CPU where it is proven, on what a service asks for."""
+
+    name: ClassVar[str] = "onnxruntime"
+    title: ClassVar[str] = "ONNX Runtime"
+
+    def missing(self) -> str | None:
+        try:
+            door.onnxruntime()
+        except MissingDependencyError as error:
+            return str(error)
+        return None
+
+    def about(self) -> str:
+        return f"{self.title} {door.onnxruntime().__version__}, CPU"
+
+    def open_graph(self, model: onnx.ModelProto | bytes) -> Runner:
+        return OnnxRuntimeRunner(model)
+
+    def serve(self, run: Run, name: str, how: Serving) -> Server:
+        opset = run.manifest["opset"]
+        return OnnxServer(read_checked(run, name), opset, how.providers, how.threads)

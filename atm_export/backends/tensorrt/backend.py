@@ -1,0 +1,106 @@
+"""TensorRT and TensorRT-RTX as a backend: engines, built ahead of time or where they run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from atm_export.backends.base import Backend, Runner, Server, Serving
+from atm_export.backends.pool import RunnerPool
+from atm_export.backends.tensorrt.fit import Here, check_fit
+from atm_export.errors import (
+    AtmExportError,
+    ConfigError,
+    EngineMismatchError,
+    MissingDependencyError,
+    MissingFileError,
+)
+from atm_export.runs.reading import read_checked
+
+if TYPE_CHECKING:
+    import onnx
+
+    from atm_export.runs.reading import Run
+
+
+class TensorRT(Backend):
+    """Runs engines of a run; what keeps GPU memory is PyTorch."""
+
+    name: ClassVar[str] = "tensorrt"
+    title: ClassVar[str] = "TensorRT"
+    engines: ClassVar[bool] = True
+
+    def missing(self) -> str | None:
+        try:
+            here()
+        except AtmExportError as error:
+            return str(error)
+        return None
+
+    def about(self) -> str:
+        found = here()
+        return f"{self.title} {found.flavor} {found.version}, SM{found.sm}"
+
+    def check_graph(self, model: onnx.ModelProto) -> None:
+        from atm_export.graph.lint_tensorrt import check_for_tensorrt
+
+        check_for_tensorrt(model)
+
+    def open_graph(self, model: onnx.ModelProto | bytes) -> Runner:
+        raise ConfigError("TensorRT runs engines, which are built at export (--trt)")
+
+    def artifacts(self, run: Run) -> tuple[str, ...]:
+        entries = _entries(run)
+        return tuple(sorted(entries, key=lambda name: (entries[name]["precision"] != "fp32", name)))
+
+    def check_artifact(self, run: Run, name: str) -> None:
+        check_engine(run, name, here())
+
+    def open_artifact(self, run: Run, name: str) -> Runner:
+        from atm_export.backends.tensorrt.runner import TensorRTRunner
+
+        static = run.manifest["method"]["merge"] == "frozen"
+        return TensorRTRunner(run.folder / name, _entries(run)[name], static=static)
+
+    def serve(self, run: Run, name: str, how: Serving) -> Server:
+        if how.providers is not None or how.threads:
+            raise ConfigError("providers and threads are ONNX Runtime's; an engine takes neither")
+        facts = check_engine(run, name, here())
+        read_checked(run, name)
+        about = f"TensorRT {facts['flavor']} {facts['tensorrt']}, {name}"
+        return RunnerPool(lambda: self.open_artifact(run, name), about, facts)
+
+
+def here() -> Here:
+    """What this machine has; MissingDependencyError without TensorRT or PyTorch,
+    EngineMismatchError without a GPU."""
+    try:
+        from atm_export.backends.tensorrt import api
+
+        sm = api.gpu_sm()
+        loaded = api.load_api()
+    except ImportError as error:
+        raise MissingDependencyError(
+            "engines need TensorRT and PyTorch: pip install 'atm-export[trt]' or 'atm-export[rtx]'"
+        ) from error
+    if sm is None:
+        raise EngineMismatchError("engines need an NVIDIA GPU, and none is here")
+    return Here(loaded.flavor.value, loaded.version, sm)
+
+
+def check_engine(run: Run, name: str, there: Here) -> Mapping[str, Any]:
+    """The engine's facts; EngineMismatchError or EngineVersionError say what does not fit."""
+    facts: Mapping[str, Any] | None = _entries(run).get(name)
+    if facts is None or name not in run.manifest["files"]:
+        known = ", ".join(_entries(run)) or "none"
+        raise MissingFileError(f"{run.folder} has no engine '{name}'; it has: {known}")
+    check_fit(name, facts, there)
+    source = facts["source"]
+    if run.manifest["files"].get(source["file"], {}).get("sha256") != source["sha256"]:
+        raise EngineMismatchError(f"{name} was built from another {source['file']}; build it again")
+    return facts
+
+
+def _entries(run: Run) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = run.manifest.get("engines", {})
+    return found
