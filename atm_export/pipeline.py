@@ -16,7 +16,7 @@ from atm_export.backends.onnxruntime.door import use_threads
 from atm_export.backends.tensorrt.settings import EngineSettings
 from atm_export.bounds import checked_threads
 from atm_export.config import RunConfig
-from atm_export.errors import ConfigError, MissingDependencyError
+from atm_export.errors import ConfigError
 from atm_export.graph import lint
 from atm_export.graph.optimize import with_facts, with_outputs
 from atm_export.measure.data.images import ImageSet, load_images
@@ -179,8 +179,7 @@ def _measured(
 def _check_backends(wanted: Wanted) -> None:
     """Fail before the long export, not after it."""
     for name in wanted.graphs_on:
-        if reason := backends[name].missing():
-            raise MissingDependencyError(f"--backend {name}: {reason}")
+        backends[name].require()
     if wanted.engines is None:
         return
     from atm_export.backends.tensorrt.api import gpu_sm, load_api

@@ -23,10 +23,10 @@ from atm_export.model.flops import unmerged_gmacs
 from atm_export.model.reference import Trace, run_reference
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import Preprocessing
-from atm_export.prove.ladder import Subject, climb
 from atm_export.prove.results import LadderResult
 from atm_export.rewrite.twin import Twin
 from tests.exports import export
+from tests.ladders import Climber, climb
 from tests.shared_data import golden, golden_images, golden_weights, shared
 from tests.tiny import MEAN, STD, adaptive_plan, decided_images, loaded, tome_plan
 
@@ -107,7 +107,7 @@ def prove(backbone: Backbone, plan: MergePlan) -> LadderResult:
     assert lint.lint(made.traced) == []
     how = Preprocessing(backbone.image_size, 1.0, "bicubic", MEAN, STD)
     images = pixels(backbone.image_size[0])
-    result = climb(Subject(loaded(backbone, how), plan, made.traced, made.shipped, False), images)
+    result = climb(Climber(loaded(backbone, how), plan, made.traced, made.shipped, False), images)
     assert result.differences == ()
     merged = {rung.case: rung.merged_tokens for rung in result.rungs if rung.name == "onnx"}
     for batch in (1, 3, 8):

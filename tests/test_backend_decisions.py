@@ -21,7 +21,7 @@ from atm_export.measure.data.images import ImageSet
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import crop, read_images
 from atm_export.resolve import Choice, resolve
-from atm_export.subject import Job, plan_job
+from atm_export.subject import Subject, subject_of
 from tests.shared_data import sample_images, shared
 
 IMAGES, BATCH = 64, 8
@@ -38,7 +38,7 @@ class Answers:
     tokens: Array
 
 
-def job(name: str, policy: str) -> Job:
+def subject(name: str, policy: str) -> Subject:
     """The demo on its digits, or DeiT-T with real weights on photographs."""
     choice: dict[str, Any] = {"model": name}
     choice |= {"method": "none"} if policy == "unmerged" else {"merge": policy}
@@ -46,7 +46,7 @@ def job(name: str, policy: str) -> Job:
         choice["weights"] = str(shared("data", "weights", DEIT_T))
     config = resolve(Choice(**choice))
     model = load_model(config.model)
-    return plan_job(config, model, images(name), images(name))
+    return subject_of(config, model, images(name).pixels)
 
 
 @cache
@@ -63,8 +63,8 @@ def images(name: str) -> ImageSet:
 @cache
 def traced(name: str, policy: str) -> tuple[onnx.ModelProto, tuple[Array, ...]]:
     """The graph with its trace outputs, and its inputs in batches."""
-    made = job(name, policy)
-    pixels = made.images.pixels
+    made = subject(name, policy)
+    pixels = images(name).pixels
     feeds = tuple(made.feed(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH))
     return made.graph(made.plan), feeds
 

@@ -19,7 +19,7 @@ from atm_export.measure.speed.bench import recommend
 from atm_export.measure.speed.candidates import candidates
 from atm_export.measure.speed.latency import interleave, median_interval, orders, row_of
 from atm_export.runs.reading import open_run
-from atm_export.subject import load_subject
+from atm_export.subject import exported_subject
 from tests.runs import run_command
 
 
@@ -145,9 +145,10 @@ def test_mistakes_are_one_line(
 
 
 def test_tome_is_planned_from_its_name(finished_run: Path) -> None:
-    subject = load_subject(open_run(finished_run))
+    run = open_run(finished_run)
+    subject = exported_subject(run.manifest, "manifest.json")
     pixels = np.zeros((2, 56, 56, 3), np.uint8)
-    found = candidates(subject, pixels, "tome:8", policies=True)
+    found = candidates(run, subject, pixels, "tome:8", policies=True)
     assert [c.name for c in found] == ["unmerged", "adaptive", "frozen", "per-image", "tome:8"]
     assert [block and block.r for block in found[-1].plan.blocks] == [8] * 12
     assert not found[2].plan.adaptive and found[3].plan.per_image

@@ -17,11 +17,10 @@ from typing import Any
 
 import pytest
 
-from atm_export import cli, pipeline
+from atm_export import cli, pipeline, subject
 from atm_export.cli import HELP, main
 from atm_export.config import ModelSpec, RunConfig, load_model_config
 from atm_export.errors import AtmExportError
-from atm_export.measure import job as evaluated_job
 from atm_export.model.zoo import load_model
 from atm_export.resolve import USES, Choice
 from atm_export.runs.writing import broken_files, read_manifest
@@ -180,7 +179,7 @@ def test_an_interrupted_run_goes_on_from_its_finished_stages(
     assert not out.exists()
     monkeypatch.undo()
     translated: list[int] = []
-    monkeypatch.setattr(evaluated_job, "traced_graph", lambda *_, **__: translated.append(1))
+    monkeypatch.setattr(subject, "traced_graph", lambda *_, **__: translated.append(1))
     run_command(*SMALL, "--out", str(out))
     assert not translated
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

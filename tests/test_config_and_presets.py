@@ -225,10 +225,10 @@ def test_a_method_as_format_2_wrote_it_is_read(choice: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"name": "halved"}, "unknown method 'halved'"),
+        ({"name": "halved"}, "here: method: unknown method 'halved'"),
         ({"r": [8]}, "method: r: Extra inputs"),
-        ({"name": "tome"}, "needs -r"),
-        ({"name": None}, "name"),
+        ({"name": "tome"}, "method: point: Extra inputs"),
+        ({"name": None}, "name: give one of atm"),
     ],
 )
 def test_a_method_that_cannot_be_meant_is_refused(change: dict[str, Any], says: str) -> None:

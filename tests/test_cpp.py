@@ -338,7 +338,8 @@ def test_python_cpp_and_eager_agree_on_100_images(tmp_path: Path, all_cores: Non
     """The same top-1; logits within 1e-3 from the JPEG file on, 1e-4 from the same tensor on."""
     run = deit_t_run(tmp_path / "deit_t")
     session = load(run)
-    model, plan = _rebuilt(session.manifest)
+    subject = _rebuilt(session.manifest)
+    model, plan = subject.model, subject.plan
     files = sample_images(step=5)
     pixels = [read_image(path, model.preprocessing)[None] for path in files]
     tensor = np.concatenate([normalize(pixel, model.preprocessing) for pixel in pixels])

@@ -25,7 +25,7 @@ from atm_export.errors import (
     OutputError,
 )
 from atm_export.graph.optimize import with_precision
-from atm_export.measure import engine as evaluated
+from atm_export.measure.speed import engines as evaluated
 from atm_export.runs.reading import open_run
 from tests.exports import exported
 from tests.runs import run_command

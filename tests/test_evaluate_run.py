@@ -21,17 +21,21 @@ from atm_export.graph.optimize import with_outputs
 from atm_export.measure.accuracy.batches import Options, _count
 from atm_export.measure.accuracy.evaluation import Place, evaluate_run
 from atm_export.measure.accuracy.journal import journal
-from atm_export.measure.accuracy.runners import from_runner, runners, traced_graph
+from atm_export.measure.accuracy.runners import from_runner, runner_names, traced_graph
 from atm_export.measure.data.samples import open_samples
 from atm_export.model.flops import trace_gmacs
 from atm_export.model.reference import run_reference
 from atm_export.preprocess import read_images
 from atm_export.prove.intervals import share_facts, wilson
 from atm_export.runs.reading import Run, open_run
-from atm_export.subject import load_subject
+from atm_export.subject import Subject, exported_subject
 from tests.runs import run_command
 
 FAST = Options(batch=16, workers=0)
+
+
+def subject_of_run(run: Run, weights: str | None = None, *, need_weights: bool = True) -> Subject:
+    return exported_subject(run.manifest, "manifest.json", weights, need_weights=need_weights)
 
 
 def facts_of(folder: Path, runner: str = "onnxruntime") -> dict[str, Any]:
@@ -78,9 +82,9 @@ def test_console_json_csv_and_the_reference_agree(
         assert facts[name] == eager[name]
     assert eager["tokens"]["mean_after_block"] == facts["tokens"]["mean_after_block"]
 
-    subject = load_subject(open_run(run_copy))
+    subject = subject_of_run(open_run(run_copy))
     files = sorted(digits.rglob("*.png"))
-    pixels = read_images(files, subject.preprocessing)
+    pixels = read_images(files, subject.model.preprocessing)
     traces = [
         run_reference(subject.model.backbone, subject.plan, subject.tensor(pixels[i : i + 16]))
         for i in range(0, len(files), 16)
@@ -165,11 +169,11 @@ def test_weights_that_are_gone_cost_the_agreement_alone(run_copy: Path) -> None:
     spec = {**config["model"], "weights": "gone.safetensors"}
     moved = Run(run.folder, {**run.manifest, "config": {**config, "model": spec}})
     with pytest.raises(WeightsError, match=r"gone\.safetensors"):
-        load_subject(moved)
-    assert not load_subject(moved, need_weights=False).same_weights
+        subject_of_run(moved)
+    assert not subject_of_run(moved, need_weights=False).same_weights
     with pytest.raises(WeightsError, match="sha256 differs"):
-        load_subject(run, "random")
-    assert load_subject(moved, "pretrained").same_weights
+        subject_of_run(run, "random")
+    assert subject_of_run(moved, "pretrained").same_weights
 
 
 def test_a_graph_without_trace_outputs_gets_them_back(run_copy: Path, digits: Path) -> None:
@@ -177,16 +181,16 @@ def test_a_graph_without_trace_outputs_gets_them_back(run_copy: Path, digits: Pa
     shipped = with_outputs(onnx.load(run.graph), ["logits"])
     onnx.save(shipped, run.graph)
     config = {**run.manifest["config"], "trace": False}
-    subject = load_subject(Run(run.folder, {**run.manifest, "config": config}))
-    graph, source = traced_graph(subject)
+    subject = subject_of_run(Run(run.folder, {**run.manifest, "config": config}))
+    graph, source = traced_graph(run, subject)
     assert "byte by byte" in source
     assert [output.name for output in graph.graph.output] == ["logits", "tokens_per_block"]
     shipped.graph.node[5].name = "another"
     onnx.save(shipped, run.graph)
-    assert traced_graph(subject) == (run.graph, "eager reference")
+    assert traced_graph(run, subject) == (run.graph, "eager reference")
     with OnnxRuntimeRunner(run.graph) as runner:
         forward = from_runner(subject, runner, "eager reference")
-        pixels = read_images(sorted(digits.rglob("*.png"))[:4], subject.preprocessing)
+        pixels = read_images(sorted(digits.rglob("*.png"))[:4], subject.model.preprocessing)
         trace = run_reference(subject.model.backbone, subject.plan, subject.tensor(pixels))
         assert torch.equal(forward(pixels).tokens_out, trace.tokens_out)
 
@@ -254,7 +258,7 @@ def test_an_empty_folder_is_one_line(
 
 
 def test_every_runner_has_its_place() -> None:
-    assert list(runners) == ["eager", "onnxruntime", "tensorrt"]
+    assert runner_names() == ["eager", "onnxruntime", "tensorrt"]
     assert command.evaluate.__doc__
 
 

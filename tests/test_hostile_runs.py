@@ -29,7 +29,7 @@ from atm_export.runs.reading import MANIFEST, load_manifest, open_run, sealed
 from atm_export.runs.tensors import packed, read_tensors, unpacked
 from atm_export.runtime import load
 from atm_export.runtime.__main__ import main as slim
-from atm_export.subject import load_subject
+from atm_export.subject import exported_subject
 from atm_export.triton import write_repository
 from tests.manifests import engine_facts, least_facts
 from tests.test_verify import reseal
@@ -228,7 +228,7 @@ def test_a_model_that_cannot_be_built_again_is_one_line(path: tuple[str, ...], r
     for new in (None, "x", -1, 48, [], [1, 2], {"a": 1}, {"img_size": 1e9}):
         seal(run, having(whole, new, *path))
         try:
-            load_subject(open_run(run))
+            exported_subject(open_run(run).manifest, "manifest.json")
         except errors.AtmExportError as error:
             assert "\n" not in str(error)
 

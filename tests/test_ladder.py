@@ -16,9 +16,9 @@ from atm_export.methods.bipartite.operators import similarity_limit
 from atm_export.preprocess import Preprocessing
 from atm_export.prove import compare, ladder
 from atm_export.prove.inputs import Pixels, cases
-from atm_export.prove.ladder import Subject, climb
 from atm_export.prove.results import LadderResult
 from tests.exports import Exported, export, exported
+from tests.ladders import Climber, climb
 from tests.tiny import MEAN, STD, loaded, spec_of, threshold_plan, tiny_vit
 
 HOW = Preprocessing((48, 48), 1.0, "bicubic", MEAN, STD)
@@ -34,8 +34,8 @@ def pixels(count: int = 12) -> Pixels:
     return np.stack(images).astype(np.uint8)
 
 
-def subject(made: Exported, *, uint8: bool = False) -> Subject:
-    return Subject(loaded(made.backbone, HOW), made.plan, made.traced, made.shipped, uint8)
+def subject(made: Exported, *, uint8: bool = False) -> Climber:
+    return Climber(loaded(made.backbone, HOW), made.plan, made.traced, made.shipped, uint8)
 
 
 @pytest.fixture

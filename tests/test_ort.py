@@ -15,10 +15,10 @@ from onnx import parser
 
 import atm_export
 from atm_export.backends.onnxruntime import door, providers
+from atm_export.backends.onnxruntime.providers import best_providers
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.backends.onnxruntime.serving import OnnxServer
 from atm_export.errors import AtmExportError, ConfigError
-from atm_export.measure.accuracy.runners import best_providers
 from tests.runs import ended
 
 PACKAGE = Path(atm_export.__file__).parent
@@ -59,7 +59,7 @@ def test_sessions_are_opened_in_one_place() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and node.attr == "InferenceSession"
     ]
-    assert found == ["door.py"]
+    assert found == ["backends/onnxruntime/door.py"]
 
 
 @pytest.mark.usefixtures("recorded")
@@ -76,7 +76,7 @@ def test_tf32_is_off_wherever_a_session_is_opened() -> None:
 def test_evaluate_on_a_gpu_leaves_tf32_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """What `evaluate` and `bench` ask for where there is a GPU."""
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(providers, "cuda_devices", lambda: 1)
     assert best_providers()[0] == "CUDAExecutionProvider"
     found = opened(providers=best_providers())
     assert found.providers[0] == ("CUDAExecutionProvider", {"use_tf32": 0})

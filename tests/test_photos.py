@@ -20,7 +20,7 @@ from atm_export.pipeline import _images, _run_key
 from atm_export.preprocess import Preprocessing, crop
 from atm_export.prove.golden_vectors import _pictures
 from atm_export.resolve import Choice, resolve
-from atm_export.subject import plan_job, schedule_from
+from atm_export.subject import schedule_from, subject_of
 from tests.shared_data import shared
 
 FILES = sorted(photos.FOLDER.glob("*.jpg"))
@@ -133,6 +133,6 @@ def test_images_to_calibrate_on_are_not_those_to_prove_on(tmp_path: Path) -> Non
     assert proven.pixels.min() == 255 and calibrated.pixels.max() == 0
     assert _run_key(config, model, proven, calibrated) != _run_key(config, model, proven, proven)
     digits = load_images(None, "demo", model.preprocessing)
-    black = plan_job(config, model, proven, calibrated).plan
-    assert black != plan_job(config, model, proven, digits).plan
-    assert black == plan_job(config, model, digits, calibrated).plan
+    black = subject_of(config, model, calibrated.pixels).plan
+    assert black != subject_of(config, model, digits.pixels).plan
+    assert black == subject_of(config, model, calibrated.pixels).plan

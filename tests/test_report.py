@@ -22,7 +22,7 @@ from atm_export.report.console import print_report
 from atm_export.report.facts import manifest_facts, summarize_method
 from atm_export.report.page import page
 from atm_export.resolve import Choice, resolve
-from atm_export.subject import Job
+from atm_export.subject import Subject
 from tests.tiny import planned
 
 REPORT: dict[str, Any] = {
@@ -136,7 +136,7 @@ def test_a_plan_that_merges_nothing_says_so_and_where_the_saving_comes_from(choi
     assert summarize_method(config, plan)["summary"].endswith("; nothing merges")
     model = load_model(config.model)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), dtype=np.uint8)
-    found = measure(Job(config, model, plan, ImageSet(pixels, "noise")))
+    found = measure(Subject(config, model, plan), ImageSet(pixels, "noise"))
     last = model.backbone.parts()[-1].mlp
     flops = found["gflops"]
     assert flops["unmerged"] - flops["mean"] == pytest.approx(196 * linear_weights(last) / 1e9)

@@ -11,16 +11,17 @@ import pytest
 
 from atm_export.backends.tensorrt.settings import Precision
 from atm_export.cli import main
-from atm_export.engines import EngineSource, source_of, typed_graph
+from atm_export.engines import Export
 from atm_export.errors import ParityError
 from atm_export.graph.optimize import emulated, with_precision
 from atm_export.measure.data.images import load_images
 from atm_export.model.zoo import load_model
 from atm_export.prove.matching import require_matching
 from atm_export.prove.precision import compare_precision
+from atm_export.prove.typed import typed_graph
 from atm_export.resolve import Choice, resolve
 from atm_export.runs.reading import open_run
-from atm_export.subject import plan_job
+from atm_export.subject import subject_of
 from tests.lowered import lowering
 from tests.shared_data import shared
 
@@ -33,13 +34,14 @@ POLICIES = ("adaptive", "frozen", "per-image")
 
 
 @cache
-def source(model: str, merge: str) -> EngineSource:
+def source(model: str, merge: str) -> Export:
     """What `atm-export MODEL --weights FILE --merge POLICY --trt` makes engines of."""
     weights = shared("data", "weights", WEIGHTS[model])
     config = resolve(Choice(model=model, weights=str(weights), merge=merge))
     loaded = load_model(config.model)
     images = load_images(config.images, model, loaded.preprocessing)
-    return source_of(plan_job(config, loaded, images, images), ["logits"], {})
+    subject = subject_of(config, loaded, images.pixels)
+    return Export(subject, subject.graph(subject.plan), images.pixels)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,11 +54,11 @@ def let_go() -> Iterator[None]:
 @pytest.mark.parametrize("model", WEIGHTS)
 def test_every_precision_is_within_its_tolerance(model: str) -> None:
     made = source(model, "adaptive")
-    reference = made.traced()
+    reference = made.traced
     for precision in LOW:
-        _, proof = typed_graph(reference, made, precision, lambda text: None)
+        _, proof = typed_graph(reference, made.feeds, precision, made.outputs, lambda text: None)
         proof.require()
-        assert proof.images == 32 and proof.top1.of, precision
+        assert proof.images == 32 and proof.top1 and proof.top1.of, precision
         assert proof.least < 1  # it is another graph
 
 
@@ -66,16 +68,16 @@ def test_a_matching_that_was_lowered_is_refused(merge: str) -> None:
     """By its types whatever the policy; by half of the tokens where counts are decided at run time
     (6221 of them: no small sample)."""
     made = source("deit_t", merge)
-    reference = made.traced()
+    reference = made.traced
     with lowering():
         lowered = with_precision(reference, "fp16")
         with pytest.raises(ParityError, match="fp16 lowers the matching"):
-            typed_graph(reference, made, Precision.FP16, lambda text: None)
+            typed_graph(reference, made.feeds, Precision.FP16, made.outputs, lambda text: None)
     with pytest.raises(ParityError, match="stays in FP32 in every precision"):
         require_matching(lowered, "fp16")
     if merge == "adaptive":  # per image, indices built on overflown keys leave the graph
         proof = compare_precision(
-            reference, emulated(lowered, "fp16"), made.feeds, "fp16", made.specs
+            reference, emulated(lowered, "fp16"), made.feeds, "fp16", made.outputs
         )
         assert proof.tokens.hits > 0.2 * proof.tokens.of and "tokens that differ" in proof.failed
         with pytest.raises(ParityError, match="no engine was built"):
@@ -84,13 +86,13 @@ def test_a_matching_that_was_lowered_is_refused(merge: str) -> None:
 
 def test_weights_that_half_precision_cannot_hold_are_an_error_in_one_line() -> None:
     made = source("deit_t", "frozen")
-    reference = made.traced()
+    reference = made.traced
     big = type(reference)()
     big.CopyFrom(reference)
     tensor = next(t for t in big.graph.initializer if t.name.endswith("fc1.weight.T"))
     tensor.raw_data = b"\x00\x00\x80\x7e" * (len(tensor.raw_data) // 4)  # 8.5e37
     with pytest.raises(ParityError, match=r"fp16 cannot hold .* take --precision bf16 or fp32"):
-        typed_graph(big, made, Precision.FP16, lambda text: None)
+        typed_graph(big, made.feeds, Precision.FP16, made.outputs, lambda text: None)
 
 
 @pytest.mark.engines

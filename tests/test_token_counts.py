@@ -18,8 +18,8 @@ from atm_export.methods.tokens import STRIDE, Capacity
 from atm_export.preprocess import Preprocessing
 from atm_export.prove import ladder
 from atm_export.prove.inputs import cases
-from atm_export.prove.ladder import Subject, climb
 from tests.exports import Exported, export
+from tests.ladders import Climber, climb
 from tests.tiny import MEAN, STD, adaptive_plan, loaded, tiny_vit
 
 PATCH = 8
@@ -46,7 +46,7 @@ def test_the_ladder_at_many_tokens(
     how = Preprocessing((side, side), 1.0, "bicubic", MEAN, STD)
     images = np.random.default_rng(3).integers(0, 256, (4, side, side, 3), dtype=np.uint8)
     result = climb(
-        Subject(loaded(export.backbone, how), export.plan, export.traced, export.shipped, False),
+        Climber(loaded(export.backbone, how), export.plan, export.traced, export.shipped, False),
         images,
     )
     assert result.differences == ()

@@ -10,15 +10,16 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
 import pytest
-from atm_export.measure.engine import choose_engine
-from atm_export.runtime.engines import EngineBackend, check_engine, open_engine, pick_engine
 
 from atm_export import errors
+from atm_export.backends import TENSORRT, backends
+from atm_export.backends.base import Serving, choose_artifact
+from atm_export.backends.tensorrt import backend as tensorrt
+from atm_export.backends.tensorrt.backend import check_engine
 from atm_export.backends.tensorrt.fit import Here
 from atm_export.cli import main
 from atm_export.runs.reading import MANIFEST, Run, load_manifest, open_run, sealed
@@ -127,7 +128,6 @@ def with_engine(run: Path, **facts: object) -> Run:
 
 def test_engines_are_checked_before_they_are_opened(run: Path) -> None:
     assert check_engine(with_engine(run), ENGINE, HERE)["flavor"] == "rtx"
-    assert pick_engine(with_engine(run), HERE) == ENGINE
     other = {"file": "model.onnx", "sha256": "1" * 64}
     for facts, error, message in (
         ({"flavor": "tensorrt"}, errors.EngineMismatchError, "flavor tensorrt, this is rtx"),
@@ -139,28 +139,32 @@ def test_engines_are_checked_before_they_are_opened(run: Path) -> None:
             check_engine(with_engine(run, **facts), ENGINE, HERE)
     with pytest.raises(errors.MissingFileError, match="has no engine"):
         check_engine(open_run(run), "x.plan", HERE)
-    with pytest.raises(errors.EngineMismatchError, match="none was built"):
-        pick_engine(open_run(run), HERE)
 
 
-def test_the_engine_that_is_evaluated_fits_this_machine(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seam = "atm_export.backends.tensorrt.api"
-    here = SimpleNamespace(flavor=SimpleNamespace(value="rtx"), version="1.7.1.116")
-    monkeypatch.setattr(f"{seam}.load_api", lambda flavor: here)
-    monkeypatch.setattr(f"{seam}.gpu_sm", lambda: 89)
-    assert choose_engine(open_run(run)) is None
-    entry = {"flavor": "rtx", "tensorrt": "1.7.1.116"}
+def test_one_rule_chooses_the_engine(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Here("rtx", "1.7.1.116", 89)
+    monkeypatch.setattr(tensorrt, "here", lambda flavor=None: here)
+    backend = backends[TENSORRT]
+    manifest = load_manifest(run)
+    source = {"file": "model.onnx", "sha256": manifest["files"]["model.onnx"]["sha256"]}
+    entry = {"flavor": "rtx", "tensorrt": "1.7.1.116", "source": source}
     engines = {
         "a.plan": {**entry, "precision": "fp32", "sms": [86]},
         "b.plan": {**entry, "precision": "fp16", "sms": [89]},
         "c.plan": {**entry, "precision": "fp32", "sms": [89], "flavor": "tensorrt"},
+        "d.plan": {**entry, "precision": "bf16", "sms": [86, 89]},
     }
-    whole = Run(run, {**load_manifest(run), "engines": engines})
-    assert choose_engine(whole) == "b.plan"
-    monkeypatch.setattr(f"{seam}.gpu_sm", lambda: None)
-    assert choose_engine(whole) == "a.plan"
+    blank = {name: {"bytes": 1, "sha256": "0" * 64} for name in engines}
+    whole = Run(run, {**manifest, "engines": engines, "files": {**manifest["files"], **blank}})
+    assert backend.artifacts(whole) == ("a.plan", "c.plan", "b.plan", "d.plan")
+    assert choose_artifact(backend, whole) == "b.plan"
+    assert choose_artifact(backend, whole, "d.plan") == "d.plan"
+    with pytest.raises(errors.EngineMismatchError, match="SM86, this GPU is SM89"):
+        choose_artifact(backend, whole, "a.plan")
+    with pytest.raises(errors.MissingFileError, match=r"has no 'e.plan'.* a.plan, c.plan"):
+        choose_artifact(backend, whole, "e.plan")
+    with pytest.raises(errors.EngineMismatchError, match="none was built"):
+        choose_artifact(backend, open_run(run))
 
 
 def test_compatible_engines_run_elsewhere(run: Path) -> None:
@@ -201,7 +205,7 @@ def test_engines_without_tensorrt_name_the_extra(
 
     monkeypatch.setitem(sys.modules, "atm_export.backends.tensorrt.api", None)
     with pytest.raises(errors.MissingDependencyError, match="trt"):
-        open_engine(open_run(run), "auto")
+        load(run, engine="auto")
 
 
 def test_engines_without_a_gpu_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,14 +241,18 @@ def test_requests_at_once_have_runners_of_their_own(
     manifest = dict(load_manifest(run))
     digest = hashlib.sha256(b"plan").hexdigest()
     manifest["files"] = {**manifest["files"], ENGINE: {"bytes": 4, "sha256": digest}}
-    backend = EngineBackend(Run(run, manifest), ENGINE, {"flavor": "rtx", "tensorrt": "1.7.1.116"})
+    monkeypatch.setattr(tensorrt, "here", lambda flavor=None: HERE)
+    source = {"file": "model.onnx", "sha256": manifest["files"]["model.onnx"]["sha256"]}
+    entry = {"flavor": "rtx", "tensorrt": "1.7.1.116", "sms": [89], "source": source}
+    whole = Run(run, {**manifest, "engines": {ENGINE: {**entry, "precision": "fp16"}}})
+    backend = backends[TENSORRT].serve(whole, ENGINE, Serving())
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda n: backend.run(np.full(1, n)), range(200)))
     assert [int(answer["logits"][0]) for answer in answers] == [2 * n for n in range(200)]
     assert 1 <= len(Runner.made) <= 8
     (run / ENGINE).write_bytes(b"plat")
     with pytest.raises(errors.ChangedFileError):
-        EngineBackend(Run(run, manifest), ENGINE, {"flavor": "rtx", "tensorrt": "1"})
+        backends[TENSORRT].serve(whole, ENGINE, Serving())
 
 
 def test_the_slim_command_labels_images(

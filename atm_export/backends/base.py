@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from atm_export.errors import ConfigError, EngineMismatchError, MissingFileError
+from atm_export.errors import (
+    ConfigError,
+    EngineMismatchError,
+    MissingDependencyError,
+    MissingFileError,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -78,8 +83,9 @@ class Backend(ABC):
     title: ClassVar[str]
     engines: ClassVar[bool] = False
 
-    def missing(self) -> str | None:
-        """Why nothing can run here, with the remedy; None: it can."""
+    def require(self) -> None:
+        """MissingDependencyError or EngineMismatchError, with the remedy, where nothing can run
+        here."""
         return None
 
     def about(self) -> str:
@@ -140,7 +146,7 @@ def choose_artifact(backend: Backend, run: Run, name: str = AUTO) -> str:
         try:
             backend.check_artifact(run, each)
             return each
-        except EngineMismatchError as error:
+        except (EngineMismatchError, MissingDependencyError) as error:
             reasons.append(str(error))
     raise EngineMismatchError(
         f"{run.folder} has no engine for this machine: {'; '.join(reasons) or 'none was built'}"

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from atm_export.backends import ONNXRUNTIME
 from atm_export.report.documents import output_names
 from atm_export.report.evaluation import counted_text, parity_text
 
@@ -26,6 +27,9 @@ def print_report(console: Console, out: Path, report: Mapping[str, Any]) -> None
         f"{parity['decisions_that_differ']}",
         highlight=False,
     )
+    others = [about for name, about in parity.get("backends", {}).items() if name != ONNXRUNTIME]
+    if others:
+        say(f"proven    on {', '.join(others)} too", highlight=False)
     merged, plain = flops["mean"], flops["unmerged"]
     paper = f"; paper {flops['paper']:g}" if flops.get("paper") else ""
     say(

@@ -44,7 +44,8 @@ REPORT = fields(
                 "comparisons": whole(),
                 "inputs": whole(),
                 "decisions_that_differ": whole(),
-            }
+            },
+            {"backends": table(text)},
         ),
         "versions": table(text),
         "gflops": fields(

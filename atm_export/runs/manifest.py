@@ -125,7 +125,7 @@ _MANIFEST = fields(
         "notes": items(text),
         "golden": maybe(_GOLDEN),
     },
-    {"engines": table(_ENGINE), "task": check_task},
+    {"engines": table(_ENGINE), "proven_on": table(text), "task": check_task},
 )
 NEEDED = ("model.onnx", "config.yaml", "report.json")
 

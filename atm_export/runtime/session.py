@@ -191,6 +191,7 @@ def load(
     _check_options(folder, providers, engine, threads)
     run = open_run(folder, allow_unproven=allow_unproven)
     chosen = backends[backend or (TENSORRT if engine is not None else ONNXRUNTIME)]
+    chosen.require()
     name = choose_artifact(chosen, run, engine or AUTO)
     session = Session(run, chosen.serve(run, name, Serving(providers, threads)))
     log.info("%s: %s", folder, session.about)

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from atm_export.cli import main
-from atm_export.config import ModelSpec, RunConfig, exported_config, load_model_config
+from atm_export.config import ModelConfig, ModelSpec, RunConfig, exported_config, load_model_config
 from atm_export.errors import ConfigError, UnsupportedModelError
 from atm_export.methods.plan import MergePlan
 from atm_export.methods.rule import NotFollowed
@@ -26,8 +26,10 @@ from atm_export.model.zoo import load_model
 from atm_export.pipeline import export
 from atm_export.preprocess import Preprocessing
 from atm_export.prove.follow import follow
-from atm_export.prove.ladder import Subject, climb
+from atm_export.prove.ladder import climb
+from atm_export.prove.results import LadderResult
 from atm_export.runtime import load
+from atm_export.subject import Subject
 from tests.exports import export as exported
 from tests.exports import run_onnx
 from tests.extensions.halve import Halve, HalveSettings
@@ -128,9 +130,11 @@ def test_reference_and_graph_keep_what_loops_keep(name: str, at: int) -> None:
         np.testing.assert_allclose(logits, trace.outputs["logits"].numpy(), atol=1e-4)
 
 
-def ladder_subject(changed: bool) -> Subject:
+def proof(*, changed: bool) -> LadderResult:
+    """The ladder of a tiny model; changed: its traced graph has other queries in the block."""
     backbone = tiny_vit()
-    plan = plan_for(backbone, HalveSettings(at=2))
+    method = HalveSettings(at=2)
+    plan = plan_for(backbone, method)
     made = exported(backbone, plan)
     traced = onnx.ModelProto()
     traced.CopyFrom(made.traced)
@@ -138,13 +142,15 @@ def ladder_subject(changed: bool) -> Subject:
         tensor = next(t for t in traced.graph.initializer if t.name.startswith("blocks.1.q.weight"))
         array = -numpy_helper.to_array(tensor)
         tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-    how = Preprocessing((SIZE, SIZE), 1.0, "bicubic", MEAN, STD)
-    return Subject(loaded(backbone, how), plan, traced, made.shipped, False)
+    model = loaded(backbone, Preprocessing((SIZE, SIZE), 1.0, "bicubic", MEAN, STD))
+    spec = ModelSpec(name="tiny", config=ModelConfig(family="timm", architecture="tiny"))
+    subject = Subject(RunConfig(model=spec, method=method), model, plan)
+    return climb(subject, traced, made.shipped, pixels(SIZE))
 
 
 def test_the_ladder_finds_a_graph_that_keeps_others() -> None:
-    assert climb(ladder_subject(changed=False), pixels(SIZE)).proven
-    found = climb(ladder_subject(changed=True), pixels(SIZE))
+    assert proof(changed=False).proven
+    found = proof(changed=True)
     assert not found.proven and found.differences[0].rung == "onnx"
     assert "block 2 merges other tokens" in found.differences[0].what
 

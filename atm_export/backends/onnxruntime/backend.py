@@ -8,7 +8,6 @@ from atm_export.backends.base import Backend, Runner, Server, Serving
 from atm_export.backends.onnxruntime import door
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.backends.onnxruntime.serving import OnnxServer
-from atm_export.errors import MissingDependencyError
 from atm_export.runs.reading import read_checked
 
 if TYPE_CHECKING:
@@ -23,12 +22,8 @@ class OnnxRuntime(Backend):
     name: ClassVar[str] = "onnxruntime"
     title: ClassVar[str] = "ONNX Runtime"
 
-    def missing(self) -> str | None:
-        try:
-            door.onnxruntime()
-        except MissingDependencyError as error:
-            return str(error)
-        return None
+    def require(self) -> None:
+        door.onnxruntime()
 
     def about(self) -> str:
         return f"{self.title} {door.onnxruntime().__version__}, CPU"

@@ -9,7 +9,6 @@ from atm_export.backends.base import Backend, Runner, Server, Serving
 from atm_export.backends.pool import RunnerPool
 from atm_export.backends.tensorrt.fit import Here, check_fit
 from atm_export.errors import (
-    AtmExportError,
     ConfigError,
     EngineMismatchError,
     MissingDependencyError,
@@ -30,12 +29,8 @@ class TensorRT(Backend):
     title: ClassVar[str] = "TensorRT"
     engines: ClassVar[bool] = True
 
-    def missing(self) -> str | None:
-        try:
-            here()
-        except AtmExportError as error:
-            return str(error)
-        return None
+    def require(self) -> None:
+        here()
 
     def about(self) -> str:
         found = here()
@@ -54,7 +49,7 @@ class TensorRT(Backend):
         return tuple(sorted(entries, key=lambda name: (entries[name]["precision"] != "fp32", name)))
 
     def check_artifact(self, run: Run, name: str) -> None:
-        check_engine(run, name, here())
+        check_engine(run, name, here(_entry(run, name)["flavor"]))
 
     def open_artifact(self, run: Run, name: str) -> Runner:
         from atm_export.backends.tensorrt.runner import TensorRTRunner
@@ -65,20 +60,21 @@ class TensorRT(Backend):
     def serve(self, run: Run, name: str, how: Serving) -> Server:
         if how.providers is not None or how.threads:
             raise ConfigError("providers and threads are ONNX Runtime's; an engine takes neither")
-        facts = check_engine(run, name, here())
+        facts = check_engine(run, name, here(_entry(run, name)["flavor"]))
         read_checked(run, name)
         about = f"TensorRT {facts['flavor']} {facts['tensorrt']}, {name}"
         return RunnerPool(lambda: self.open_artifact(run, name), about, facts)
 
 
-def here() -> Here:
-    """What this machine has; MissingDependencyError without TensorRT or PyTorch,
-    EngineMismatchError without a GPU."""
+def here(flavor: str | None = None) -> Here:
+    """What this machine has, of a flavor (None: what is installed); MissingDependencyError without
+    TensorRT or PyTorch, EngineMismatchError without a GPU."""
     try:
         from atm_export.backends.tensorrt import api
+        from atm_export.backends.tensorrt.settings import Flavor
 
         sm = api.gpu_sm()
-        loaded = api.load_api()
+        loaded = api.load_api(Flavor(flavor) if flavor else None)
     except ImportError as error:
         raise MissingDependencyError(
             "engines need TensorRT and PyTorch: pip install 'atm-export[trt]' or 'atm-export[rtx]'"
@@ -90,14 +86,20 @@ def here() -> Here:
 
 def check_engine(run: Run, name: str, there: Here) -> Mapping[str, Any]:
     """The engine's facts; EngineMismatchError or EngineVersionError say what does not fit."""
-    facts: Mapping[str, Any] | None = _entries(run).get(name)
-    if facts is None or name not in run.manifest["files"]:
-        known = ", ".join(_entries(run)) or "none"
-        raise MissingFileError(f"{run.folder} has no engine '{name}'; it has: {known}")
+    facts = _entry(run, name)
     check_fit(name, facts, there)
     source = facts["source"]
     if run.manifest["files"].get(source["file"], {}).get("sha256") != source["sha256"]:
         raise EngineMismatchError(f"{name} was built from another {source['file']}; build it again")
+    return facts
+
+
+def _entry(run: Run, name: str) -> Mapping[str, Any]:
+    """The engine's facts; MissingFileError where the run has none of that name."""
+    facts: Mapping[str, Any] | None = _entries(run).get(name)
+    if facts is None or name not in run.manifest["files"]:
+        known = ", ".join(_entries(run)) or "none"
+        raise MissingFileError(f"{run.folder} has no engine '{name}'; it has: {known}")
     return facts
 
 

@@ -21,7 +21,7 @@ from atm_export.backends import ONNXRUNTIME, backends
 from atm_export.backends.base import Runner, choose_artifact
 from atm_export.backends.onnxruntime.providers import best_providers
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
-from atm_export.errors import ConfigError, MissingDependencyError, unknown_name
+from atm_export.errors import ConfigError, unknown_name
 from atm_export.graph.optimize import with_outputs
 from atm_export.methods.plan import MergePlan
 from atm_export.model.flops import count_gmacs
@@ -97,8 +97,7 @@ def _backend(name: str, run: Run, subject: Subject) -> Iterator[Engine]:
             f"{run.folder} holds no {backend.title} engine; export it with --backend {name}, or "
             f"take --runner {ONNXRUNTIME}"
         )
-    if reason := backend.missing():
-        raise MissingDependencyError(f"--runner {name}: {reason}")
+    backend.require()
     file = choose_artifact(backend, run)
     with backend.open_artifact(run, file) as runner:
         source = traced(subject) or "eager reference"

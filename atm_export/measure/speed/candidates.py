@@ -115,7 +115,7 @@ class _Function:
 
 def backend_names() -> list[str]:
     """What bench can measure on."""
-    return [*EAGER, *backends]
+    return [*backends, *EAGER]
 
 
 def open_runner(backend: str, candidate: Candidate, stack: ExitStack) -> Runner:
@@ -160,7 +160,8 @@ def _onnxruntime(candidate: Candidate) -> OnnxRuntimeRunner:
 
 def _on(backend: Backend, candidate: Candidate) -> Runner:
     run = candidate.run
-    if run is not None:
+    if run is not None and backend.artifacts(run):
+        backend.require()
         return backend.open_artifact(run, choose_artifact(backend, run))
     if backend.engines:
         raise ConfigError(

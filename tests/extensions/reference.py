@@ -1,0 +1,56 @@
+"""A backend in one file: ONNX's own evaluator, which runs a graph node by node in NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+import onnx
+from onnx.reference import ReferenceEvaluator
+
+from atm_export.backends import backends
+from atm_export.backends.base import Array, Backend, Runner
+
+
+class Evaluated:
+    """A graph as a Runner: a context manager with `run`."""
+
+    def __init__(self, model: onnx.ModelProto | bytes) -> None:
+        self.model = model if isinstance(model, onnx.ModelProto) else onnx.load_from_string(model)
+        self.evaluator: Any = None
+
+    def __enter__(self) -> Self:
+        self.evaluator = ReferenceEvaluator(self.model)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.evaluator = None
+
+    def run(self, image: Array) -> Mapping[str, Array]:
+        names = self.evaluator.output_names
+        feeds = {self.evaluator.input_names[0]: image}
+        return dict(zip(names, self.evaluator.run(None, feeds), strict=True))
+
+
+class Reference(Backend):
+    """Slow, and independent of every optimisation."""
+
+    name: ClassVar[str] = "reference"
+    title: ClassVar[str] = "ONNX reference"
+
+    def about(self) -> str:
+        return f"{self.title} {onnx.__version__}"
+
+    def open_graph(self, model: onnx.ModelProto | bytes) -> Runner:
+        return Evaluated(model)
+
+
+def register() -> None:
+    """What an entry point of the group `atm_export.plugins` names."""
+    backends.add(Reference.name, Reference())
