@@ -44,6 +44,7 @@ from atm_export.runs import writing
 from atm_export.runs.reading import load_manifest, sha256
 from atm_export.runs.writing import WorkFolder
 from atm_export.subject import Pixels, Progress, Subject
+from atm_export.tasks.base import OutputSpec, names
 
 IMAGES = 32  # that lower precisions are calibrated on and compared with FP32
 STATIC = ("unmerged", "frozen")  # engines whose token axis is fixed
@@ -58,6 +59,11 @@ class Export:
     subject: Subject
     traced: onnx.ModelProto
     pixels: Pixels
+
+    @property
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        """What the model answers."""
+        return self.subject.model.backbone.outputs
 
     @property
     def feeds(self) -> list[Array]:
@@ -96,7 +102,8 @@ def expected_answers(export: Export) -> list[Expected]:
         trace = run_reference(subject.model.backbone, subject.plan, subject.tensor(pixels))
         tokens = trace.tokens_out if subject.plan.per_image else trace.tokens_out[:, :1]
         flat = (tokens.T if subject.plan.per_image else tokens).reshape(-1)
-        expected.append(Expected(subject.feed(pixels), trace.logits.numpy(), flat.numpy()))
+        answers = {name: value.numpy() for name, value in trace.outputs.items()}
+        expected.append(Expected(subject.feed(pixels), answers, flat.numpy()))
     return expected
 
 
@@ -132,7 +139,7 @@ def _add_one(
     """Write the typed graph and the plan into the work folder; returns the manifest entry."""
     precision, graph = build.precision, _graph_name(build.precision)
     progress(f"writing {precision.value} into the graph")
-    traced, proof = typed_graph(export.traced, export.feeds, precision, progress)
+    traced, proof = typed_graph(export.traced, export.feeds, precision, export.outputs, progress)
     proof.require()
     shipped = _shipped(export.subject, traced, precision)
     work.write(graph, bytes(shipped.SerializeToString(deterministic=True)))
@@ -216,8 +223,8 @@ def _run_where_it_fits(
     device = torch.cuda.get_device_name()
     graphs = {"traced": traced}
     for name, graph in alternatives(export).items():
-        typed = typed_graph(graph, export.feeds, build.precision, progress)[0]
-        graphs[name] = with_outputs(typed, shipped_outputs(export.subject)[:1])
+        typed = typed_graph(graph, export.feeds, build.precision, export.outputs, progress)[0]
+        graphs[name] = with_outputs(typed, names(export.outputs))
     with ExitStack() as stack:
         runners: dict[str, Runner] = {
             name: stack.enter_context(_probe(work, name, graph, build, progress))
@@ -249,9 +256,8 @@ def _run_here(
 ) -> dict[str, Any]:
     """Parity, then latency, of engines that are entered; ParityError if it fails."""
     progress(f"proving the engine on {gpu}")
-    parity = engine_parity(
-        runners["traced"], shipped, expected_answers(export), build.precision.value
-    )
+    expected, precision = expected_answers(export), build.precision.value
+    parity = engine_parity(runners["traced"], shipped, expected, precision, export.outputs)
     if not parity["within"]:
         raise ParityError(
             f"{build.name} disagrees with the eager reference on {gpu}: {parity['failed']}"

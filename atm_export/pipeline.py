@@ -29,7 +29,13 @@ from atm_export.prove.golden_vectors import golden_vectors
 from atm_export.prove.ladder import climb
 from atm_export.prove.results import LadderResult
 from atm_export.report.documents import read_report
-from atm_export.report.facts import graph_facts, manifest_facts, shipped_outputs, summarize_method
+from atm_export.report.facts import (
+    graph_facts,
+    manifest_facts,
+    shipped_outputs,
+    summarize_method,
+    task_of,
+)
 from atm_export.report.page import FILE as REPORT
 from atm_export.report.results import add_results, draw_report, pictures_of
 from atm_export.runs import writing
@@ -237,6 +243,7 @@ def facts_of(subject: Subject, images: ImageSet, proof: LadderResult) -> dict[st
     model = subject.model
     return {
         "model": model.name,
+        "task": task_of(subject.model),
         "method": summarize_method(subject.config, subject.plan),
         "weights": model.weights,
         "notes": list(model.notes),

@@ -24,6 +24,7 @@ from atm_export.runs.golden import read_golden
 from atm_export.runs.reading import Run, open_run, read_checked
 from atm_export.runs.writing import working
 from atm_export.runtime.pictures import preprocessing
+from atm_export.tasks.stated import stated
 
 MAX_BATCH = 32
 SERVED_FLAVOR = "tensorrt"
@@ -95,7 +96,9 @@ def write_repository(
         (part / "warmup").mkdir()
         (part / "1" / graph.name).write_bytes(read_checked(run, graph.file))
         (part / "warmup" / "image").write_bytes(_warm_up_image(run))
-        (part / "labels.txt").write_text("\n".join(_labels(run)) + "\n", encoding="utf-8")
+        labels = _labels(run)
+        if labels:
+            (part / "labels.txt").write_text("\n".join(labels) + "\n", encoding="utf-8")
         text = config_text(run, graph, folder.name)
         (part / "config.pbtxt").write_text(text, encoding="utf-8")
         place.put_folder(part, folder, REMEDY)
@@ -121,6 +124,7 @@ def model_folder(repository: Path, name: str) -> Path:
 def config_text(run: Run, graph: Graph, name: str) -> str:
     """config.pbtxt of one model, in protobuf's text format."""
     method, outputs = run.manifest["method"], run.manifest["interface"]["outputs"]
+    ranks = stated(run.manifest).ranks
     batched = {key: facts for key, facts in outputs.items() if facts["shape"][0] == "batch"}
     lines = [
         f"# {_one_line(method['summary'])}",
@@ -135,7 +139,7 @@ def config_text(run: Run, graph: Graph, name: str) -> str:
         f"max_batch_size: {graph.max_batch}",
         f'default_model_filename: "{graph.name}"',
         _input(run.input, graph),
-        *(_output(key, facts, graph) for key, facts in batched.items()),
+        *(_output(key, facts, graph, key == ranks) for key, facts in batched.items()),
         *([_batching(graph)] if graph.max_batch > 1 else []),
         _instances(graph),
         _warm_up(run.input, graph),
@@ -174,8 +178,8 @@ def _input(facts: Mapping[str, Any], graph: Graph) -> str:
     return _text("input", f"name: {_quoted(name)}", kind, _dims(facts["shape"][1:]))
 
 
-def _output(name: str, facts: Mapping[str, Any], graph: Graph) -> str:
-    label = ['label_filename: "labels.txt"'] if name == "logits" else []
+def _output(name: str, facts: Mapping[str, Any], graph: Graph, labelled: bool) -> str:
+    label = ['label_filename: "labels.txt"'] if labelled else []
     kind = f"data_type: {graph.kind(name, facts)}"
     return _text("output", f"name: {_quoted(name)}", kind, _dims(facts["shape"][1:]), *label)
 
@@ -232,6 +236,7 @@ def _warm_up_image(run: Run) -> bytes:
 
 
 def _labels(run: Run) -> list[str]:
-    classes = run.manifest["interface"]["outputs"]["logits"]["shape"][1]
+    """One line a class; none where the task ranks no classes."""
+    classes = stated(run.manifest).classes
     labels = run.manifest["labels"] or [str(index) for index in range(classes)]
     return [_one_line(label) for label in labels]

@@ -122,7 +122,7 @@ def agrees_with_twin(backbone: Backbone, plan: MergePlan) -> Trace:
     trace = run_reference(backbone, plan, images)
     logits, _, maps = Twin(backbone, plan).eval()(images)
     assert torch.equal(maps, trace.maps)
-    torch.testing.assert_close(logits, trace.logits, atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits, trace.outputs["logits"], atol=1e-4, rtol=0)
     return trace
 
 

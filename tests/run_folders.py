@@ -60,7 +60,8 @@ def _noise(model: LoadedModel) -> ImageSet:
 def _write(subject: Subject, shipped: onnx.ModelProto, work: WorkFolder, out: Path) -> None:
     """The pipeline's end, with nothing compared."""
     images = _noise(subject.model)
-    report = pipeline.facts_of(subject, images, LadderResult((), ())) | measure(subject, images)
+    proof = LadderResult((), (), specs=subject.model.backbone.outputs)
+    report = pipeline.facts_of(subject, images, proof) | measure(subject, images)
     tensors = subject.tensors(images.pixels, 2)[0]
     report |= study(subject.model.backbone, subject.plan, tensors)[0]
     pipeline.write(subject, shipped, report, "", work, out)

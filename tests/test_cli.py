@@ -25,7 +25,7 @@ from atm_export.prove.results import Difference, LadderResult
 from atm_export.resolve import resolve
 from atm_export.runs.writing import broken_files, read_manifest, sha256
 from tests.runs import run_command
-from tests.tiny import planned
+from tests.tiny import planned, spec_of
 
 DEMO_WEIGHTS = demo.FOLDER / "weights.safetensors"
 
@@ -94,7 +94,7 @@ def test_trace_outputs_are_the_references(demo_run: Path) -> None:
     assert set(out) == {"logits", "tokens_per_block", "patch_to_token"}
     assert out["tokens_per_block"].tolist() == trace.tokens_out[:, 0].tolist()
     assert np.array_equal(out["patch_to_token"], trace.maps[-1][:, 1:].numpy())
-    assert np.abs(out["logits"] - trace.logits.numpy()).max() < 1e-4
+    assert np.abs(out["logits"] - trace.outputs["logits"].numpy()).max() < 1e-4
     assert float(trace_gmacs(model.backbone, trace).mean()) < 0.1
 
 
@@ -130,7 +130,9 @@ def test_another_run_is_not_overwritten(demo_run: Path, capsys: pytest.CaptureFi
 def test_a_failed_proof_is_written_as_unproven_and_exits_with_5(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    broken = LadderResult((), (Difference("onnx", "noise, batch 3", "block 4 merges other"),))
+    broken = LadderResult(
+        (), (Difference("onnx", "noise, batch 3", "block 4 merges other"),), specs=(spec_of(10),)
+    )
     monkeypatch.setattr(pipeline, "climb", lambda *_: broken)
     out = tmp_path / "run"
     arguments = ["demo", "--method", "none", "--no-benchmark", "--out", str(out)]

@@ -330,7 +330,7 @@ def test_8_threads_of_1000_requests_equal_one_thread(uint8_folder: Path) -> None
 
 def eager(model: object, plan: MergePlan, image: np.ndarray) -> np.ndarray:
     backbone: TimmBackbone = model.backbone  # type: ignore[attr-defined]
-    return run_reference(backbone, plan, torch.from_numpy(image)).logits.numpy()
+    return run_reference(backbone, plan, torch.from_numpy(image)).outputs["logits"].numpy()
 
 
 @pytest.mark.slow

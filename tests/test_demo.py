@@ -64,7 +64,7 @@ def test_merged_it_is_as_accurate_and_much_cheaper(
     with torch.inference_mode():
         plain = torch.cat([backbone.plain(part).argmax(1) for part in pixels.split(20)])
     traces = [run_reference(backbone, plan, part) for part in pixels.split(20)]
-    merged = torch.cat([trace.logits.argmax(1) for trace in traces])
+    merged = torch.cat([trace.outputs["logits"].argmax(1) for trace in traces])
     unmerged = float((plain == labels).double().mean())
     assert abs(100 * unmerged - demo.card()["heldout_top1_percent"]) < 2
     assert float((merged == labels).double().mean()) >= unmerged - 0.01

@@ -92,7 +92,7 @@ def test_console_json_csv_and_the_reference_agree(
     gmacs = torch.cat([trace_gmacs(subject.model.backbone, trace) for trace in traces])
     assert facts["gflops"]["mean"] == pytest.approx(float(gmacs.mean()), abs=1e-12)
     assert sum(facts["gflops"]["histogram"]["counts"]) == len(files)
-    predicted = torch.cat([trace.logits.argmax(1) for trace in traces]).tolist()
+    predicted = torch.cat([trace.outputs["logits"].argmax(1) for trace in traces]).tolist()
     right = [int(file.parent.name) for file in files]
     hits = sum(a == b for a, b in zip(predicted, right, strict=True))
     assert facts["top1"] == share_facts(hits, len(files))

@@ -55,7 +55,9 @@ def test_following_the_references_own_maps_is_free(name: str, plan_name: str, ba
     assert shortfall <= STEP
     assert torch.equal(followed.maps, trace.maps)
     assert torch.equal(followed.tokens_out, trace.tokens_out)
-    torch.testing.assert_close(followed.logits, trace.logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        followed.outputs["logits"], trace.outputs["logits"], atol=1e-5, rtol=0
+    )
 
 
 def with_choice(
@@ -100,8 +102,10 @@ def test_a_worse_choice_has_its_price_and_its_logits(kind: str, block: int) -> N
     assert shortfall > 1e-3
     if kind == "rank":
         assert shortfall == pytest.approx(worse, abs=1e-6)
-    torch.testing.assert_close(followed.logits, trace.logits, atol=1e-5, rtol=0)
-    assert not torch.allclose(followed.logits, own.logits, atol=1e-4)
+    torch.testing.assert_close(
+        followed.outputs["logits"], trace.outputs["logits"], atol=1e-5, rtol=0
+    )
+    assert not torch.allclose(followed.outputs["logits"], own.outputs["logits"], atol=1e-4)
 
 
 def test_another_count_costs_what_a_cosine_must_move_to_give_it() -> None:

@@ -47,7 +47,7 @@ def test_they_are_the_references_and_deterministic(demo_folder: Path) -> None:
         image = torch.from_numpy(normalize(pixels[None], model.preprocessing))
         trace = run_reference(model.backbone, plan, image)
         assert trace_margin(trace) >= MARGIN
-        assert np.array_equal(trace.logits[0].numpy(), logits)
+        assert np.array_equal(trace.outputs["logits"][0].numpy(), logits)
 
 
 def test_scenes_are_the_same_everywhere_and_differ() -> None:

@@ -18,6 +18,7 @@ ORDER = (
         "preprocess",
         "registry",
     ),
+    ("tasks",),
     ("place", "runs"),
     ("demo", "photos"),
     ("methods",),

@@ -69,7 +69,7 @@ def test_without_auxiliary_head_it_is_the_class_tokens_part() -> None:
 @torch.inference_mode()
 def test_taken_apart_it_is_the_same_model(aux: str) -> None:
     backbone, images = narrow(aux), random_images(2, size=(80, 80))
-    found = run_reference(backbone, no_merges(backbone), images).logits
+    found = run_reference(backbone, no_merges(backbone), images).outputs["logits"]
     torch.testing.assert_close(found, backbone.plain(images), atol=1e-5, rtol=0)
     close_to_class = torch.allclose(found, narrow("never").plain(images), atol=1e-3)
     assert close_to_class == (aux == "never")
@@ -85,7 +85,7 @@ def test_where_tokens_merge_the_class_token_alone_leaves_the_last_block() -> Non
     backbone, images = narrow(), random_images(2, size=(80, 80))
     plan = frozen_plan(backbone, (5, 4, 0))
     trace, never = (run_reference(b, plan, images) for b in (backbone, narrow("never")))
-    assert torch.equal(trace.logits, never.logits)
+    assert torch.equal(trace.outputs["logits"], never.outputs["logits"])
     assert float(trace_gmacs(backbone, trace)[0]) == float(trace_gmacs(backbone, never)[0])
     paper = planned(resolve(Choice(model="lvvit_s")).method, 16, pooled=False, proportional=True)
     assert paper.proportional and paper.blocks[-1] is None
@@ -97,7 +97,7 @@ def test_the_auxiliary_head_reads_what_patch_tokens_remain_and_is_paid_for() -> 
     plan = threshold_plan(backbone, -2.0)
     assert backbone.pooled and plan.blocks[-1] is not None
     trace, without = (run_reference(b, plan, images) for b in (backbone, narrow()))
-    assert not torch.allclose(trace.logits, without.logits, atol=1e-3)
+    assert not torch.allclose(trace.outputs["logits"], without.outputs["logits"], atol=1e-3)
     remaining = int(trace.tokens_out[-1, 0])
     assert 1 < remaining < 26
     head = (remaining - 1) * 7 * 48

@@ -17,9 +17,12 @@ from atm_export.graph.optimize import emulated, quantized, with_outputs, with_pr
 from atm_export.prove.calibration import linear_inputs, ranges
 from atm_export.prove.intervals import Share
 from atm_export.prove.matching import lowered_matching, require_matching
-from atm_export.prove.precision import compare_precision, judge
+from atm_export.prove.precision import Pair, compare_precision, judge
 from tests.exports import VARIANTS, decided, exported
 from tests.lowered import lowering
+from tests.tiny import spec_of
+
+SPECS = (spec_of(10),)
 
 HALF, BRAIN, FLOAT = (
     onnx.TensorProto.FLOAT16,
@@ -147,26 +150,31 @@ def test_quantized_graphs_are_calibrated_and_close(precision: str) -> None:
     assert kept and not any(n.input[1].endswith(".dq") for n in kept)
     small = len(typed.SerializeToString()) / len(made.traced.SerializeToString())
     assert small < 0.6
-    proof = compare_precision(made.traced, emulated(typed, "fp16"), feeds, precision)
+    proof = compare_precision(made.traced, emulated(typed, "fp16"), feeds, precision, SPECS)
     assert 0.9 < proof.cosine < 1.0 and proof.max_abs > 0
 
 
 def test_a_ruined_graph_is_not_within_the_tolerance() -> None:
     made = exported("class token")
     feeds = [decided("class token", 3).images.numpy()]
-    proof = compare_precision(made.traced, made.traced, feeds, "fp32")
+    proof = compare_precision(made.traced, made.traced, feeds, "fp32", SPECS)
     assert proof.within and proof.max_abs < 1e-4 and proof.counts_that_differ == 0
     proof.require()
     ruined = ir.from_proto(made.traced)
     weight = next(v for n, v in ruined.graph.initializers.items() if n.startswith("head."))
     assert weight.const_value is not None
     weight.const_value = ir.tensor(-weight.const_value.numpy(), name=weight.name)
-    proof = compare_precision(made.traced, ir.to_proto(ruined), feeds, "fp16")
+    proof = compare_precision(made.traced, ir.to_proto(ruined), feeds, "fp16", SPECS)
     assert not proof.within
     with pytest.raises(ParityError, match="fp16 changes the model too much: logits cosine"):
         proof.require()
     facts: dict[str, Any] = proof.facts()
     assert facts["images"] == 3 and facts["tolerance"]["reason"]
+
+
+def rows(a: np.ndarray, b: np.ndarray) -> list[Pair]:
+    """Logits of reference and typed graph as `judge` takes them."""
+    return [(spec_of(a.shape[1]), a, b)]
 
 
 def turned(images: int, cosine: float, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -196,7 +204,7 @@ def test_single_images_may_differ_but_not_many_nor_much(
 ) -> None:
     """A share of images that excludes nine in ten breaks the tolerance; one case never does."""
     counts = np.full(48, 100.0)
-    proof = judge("fp16", *turned(32, cosine, count), counts, counts, 8)
+    proof = judge("fp16", rows(*turned(32, cosine, count)), counts, counts, 8)
     assert proof.failed == failed
     assert proof.within == (not failed)
     assert proof.least == pytest.approx(cosine) and proof.top1 == Share(32, 32)
@@ -217,7 +225,7 @@ def test_one_flip_of_nineteen_is_no_verdict_and_two_are(
     images: int, flips: int, within: bool
 ) -> None:
     counts = np.full(48, 100.0)
-    proof = judge("fp16", *flipped(images, flips), counts, counts, 8)
+    proof = judge("fp16", rows(*flipped(images, flips)), counts, counts, 8)
     assert proof.within is within
     assert proof.top1 == Share(images - flips, images)
     facts = proof.facts()["top1_agreement"]
@@ -230,8 +238,8 @@ def test_one_flip_of_nineteen_is_no_verdict_and_two_are(
 
 def test_many_images_are_judged_as_closely_as_they_allow() -> None:
     counts = np.full(48, 100.0)
-    assert judge("fp16", *flipped(1000, 20), counts, counts, 8).within
-    assert not judge("fp16", *flipped(1000, 40), counts, counts, 8).within
+    assert judge("fp16", rows(*flipped(1000, 20)), counts, counts, 8).within
+    assert not judge("fp16", rows(*flipped(1000, 40)), counts, counts, 8).within
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
@@ -239,11 +247,11 @@ def test_many_images_are_judged_as_closely_as_they_allow() -> None:
 def test_what_is_not_a_number_is_never_within(broken: float, side: str) -> None:
     counts = np.full(48, 100.0)
     a, b = turned(32, 1.0, 0)
-    for rows in (slice(0, 1), slice(None)):
+    for part in (slice(0, 1), slice(None)):
         x, y = a.copy(), b.copy()
-        (x if side == "reference" else y)[rows, 0] = broken
+        (x if side == "reference" else y)[part, 0] = broken
         with np.errstate(invalid="ignore"):
-            proof = judge("int8", x, y, counts, counts, 8)
+            proof = judge("int8", rows(x, y), counts, counts, 8)
         assert not proof.within and "logits are not finite" in proof.failed
         with pytest.raises(ParityError):
             proof.require()
@@ -257,7 +265,7 @@ def test_thresholds_that_move_are_seen_as_tokens_that_differ() -> None:
             limit = value.const_value.numpy()
             value.const_value = ir.tensor(np.full_like(limit, np.iinfo(limit.dtype).max), name=name)
     feeds = [decided("class token", 3).images.numpy()]
-    proof = compare_precision(made.traced, ir.to_proto(moved), feeds, "fp16")
+    proof = compare_precision(made.traced, ir.to_proto(moved), feeds, "fp16", SPECS)
     assert proof.tokens.hits > 0.03 * proof.tokens.of and "tokens that differ" in proof.failed
 
 

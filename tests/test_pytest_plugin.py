@@ -15,6 +15,7 @@ import pytest
 from atm_export.errors import ParityError, WeightsError
 from atm_export.prove import finished
 from atm_export.runtime import load
+from atm_export.tasks import classify
 from tests.run_folders import deit_t_run
 from tests.runs import ended
 from tests.test_verify import reseal
@@ -99,7 +100,7 @@ def test_the_reference_is_built_again_and_compared(
     reseal(run, config=gone)
     with pytest.raises(finished.NotHere, match="not at hand"):
         finished.prove_again(run)
-    monkeypatch.setattr(finished, "FP32_LOGITS", replace(finished.FP32_LOGITS, logits=-1.0))
+    monkeypatch.setattr(classify, "FP32", replace(classify.FP32, allowed=-1.0))
     with pytest.raises(ParityError, match="batch 1 against the eager reference: differs"):
         finished.prove_again.__wrapped__(demo_folder)
 

@@ -15,6 +15,7 @@ from atm_export.prove.results import LadderResult
 from atm_export.runs.reading import open_run
 from tests.runs import run_command
 from tests.shared_data import shared
+from tests.tiny import spec_of
 
 ROOT = Path(__file__).resolve().parents[1]
 # What the README leaves to the reader, and what keeps a command short.
@@ -94,7 +95,7 @@ def test_an_export_of_the_readme_runs(
     """As it stands, but smaller: 16 patches, and the ladder is tests/test_ladder.py's. Where the
     README's weights come from the network they are random here."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pipeline, "climb", lambda *_: LadderResult((), ()))
+    monkeypatch.setattr(pipeline, "climb", lambda *_: LadderResult((), (), specs=(spec_of(10),)))
     words = shlex.split(line)
     if "--weights" not in words:
         words += ["--weights", "random"]

@@ -99,7 +99,7 @@ def test_without_merges_it_is_the_plain_model(name: str, batch: int) -> None:
         frozen_plan(backbone, [0] * 4),
     ):
         trace = run_reference(backbone, plan, images)
-        torch.testing.assert_close(trace.logits, plain, atol=1e-5, rtol=0)
+        torch.testing.assert_close(trace.outputs["logits"], plain, atol=1e-5, rtol=0)
         assert trace.tokens_out.unique().tolist() == [36 + backbone.prefix]
 
 
@@ -144,7 +144,7 @@ def both_ways(backbone: TimmBackbone, plan: MergePlan) -> None:
     assert torch.equal(together.tokens_out, torch.cat([t.tokens_out for t in alone], dim=1))
     assert torch.equal(together.tokens_in, torch.cat([t.tokens_in for t in alone], dim=1))
     assert torch.equal(together.maps, torch.cat([t.maps for t in alone], dim=1))
-    assert torch.equal(together.logits, torch.cat([t.logits for t in alone]))
+    assert torch.equal(together.outputs["logits"], torch.cat([t.outputs["logits"] for t in alone]))
     assert [len(block) for block in together.decisions] == [4] * 4
 
 
@@ -187,4 +187,4 @@ def test_the_last_block_computes_the_rows_of_the_head() -> None:
     assert trace.features.shape == (2, 48)
     with torch.inference_mode():
         logits = backbone.head(trace.features.unsqueeze(1), None)
-    torch.testing.assert_close(logits, trace.logits, atol=1e-6, rtol=0)
+    torch.testing.assert_close(logits, trace.outputs["logits"], atol=1e-6, rtol=0)

@@ -67,9 +67,9 @@ def test_embed_blocks_and_head_equal_the_official_model(
     images, plan = golden_images(), no_merges(backbone)
     close(backbone.embed(images)[:, :4, :8], expected["embed"])
     trace = run_reference(backbone, plan, images)
-    close(trace.logits, expected["logits"])
+    close(trace.outputs["logits"], expected["logits"])
     close(trace.features[:, :8], expected["blocklast"][:, 0])
-    close(run_reference(backbone, plan, 0.01 * images).logits, expected["logits_x001"])
+    close(run_reference(backbone, plan, 0.01 * images).outputs["logits"], expected["logits_x001"])
     assert trace.tokens_in.unique().tolist() == trace.tokens_out.unique().tolist() == [197]
 
 
@@ -139,5 +139,5 @@ def test_tome_equals_the_official_implementation(
     assert trace.tokens_out[:, 0].tolist() == expected["tokens_out"].tolist()
     assert np.array_equal(final_sizes(trace), np.sort(expected["final_size"], axis=1))
     torch.testing.assert_close(
-        trace.logits, torch.from_numpy(expected["logits"]), atol=TOME_ATOL, rtol=0
+        trace.outputs["logits"], torch.from_numpy(expected["logits"]), atol=TOME_ATOL, rtol=0
     )

@@ -336,6 +336,7 @@ def test_no_more_pictures_are_decoded_at_once_than_there_are_decoders(
         return [np.zeros(1, np.float32)]
 
     session = MagicMock(policy="frozen", prepare=prepare, run=lambda images: {"logits": images})
+    session.answers.require_ranks.return_value = "logits"
     session.ranked.return_value = [[]]
     made = app.make_app(session, app.Settings(decoders=2))
 

@@ -57,9 +57,9 @@ def test_every_precision_is_within_its_tolerance(model: str) -> None:
     made = source(model, "adaptive")
     reference = made.traced
     for precision in LOW:
-        _, proof = typed_graph(reference, made.feeds, precision, lambda text: None)
+        _, proof = typed_graph(reference, made.feeds, precision, made.outputs, lambda text: None)
         proof.require()
-        assert proof.images == 32 and proof.top1.of, precision
+        assert proof.images == 32 and proof.top1 and proof.top1.of, precision
         assert proof.least < 1  # it is another graph
 
 
@@ -73,11 +73,13 @@ def test_a_matching_that_was_lowered_is_refused(merge: str) -> None:
     with lowering():
         lowered = with_precision(reference, "fp16")
         with pytest.raises(ParityError, match="fp16 lowers the matching"):
-            typed_graph(reference, made.feeds, Precision.FP16, lambda text: None)
+            typed_graph(reference, made.feeds, Precision.FP16, made.outputs, lambda text: None)
     with pytest.raises(ParityError, match="stays in FP32 in every precision"):
         require_matching(lowered, "fp16")
     if merge == "adaptive":  # per image, indices built on overflown keys leave the graph
-        proof = compare_precision(reference, emulated(lowered, "fp16"), made.feeds, "fp16")
+        proof = compare_precision(
+            reference, emulated(lowered, "fp16"), made.feeds, "fp16", made.outputs
+        )
         assert proof.tokens.hits > 0.2 * proof.tokens.of and "tokens that differ" in proof.failed
         with pytest.raises(ParityError, match="no engine was built"):
             proof.require()
@@ -91,7 +93,7 @@ def test_weights_that_half_precision_cannot_hold_are_an_error_in_one_line() -> N
     tensor = next(t for t in big.graph.initializer if t.name.endswith("fc1.weight.T"))
     tensor.raw_data = b"\x00\x00\x80\x7e" * (len(tensor.raw_data) // 4)  # 8.5e37
     with pytest.raises(ParityError, match=r"fp16 cannot hold .* take --precision bf16 or fp32"):
-        typed_graph(big, made.feeds, Precision.FP16, lambda text: None)
+        typed_graph(big, made.feeds, Precision.FP16, made.outputs, lambda text: None)
 
 
 @pytest.mark.engines

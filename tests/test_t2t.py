@@ -89,7 +89,7 @@ def test_the_token_module_is_counted_with_both_attention_products() -> None:
 @torch.inference_mode()
 def test_taken_apart_it_is_the_same_model() -> None:
     backbone, images = narrow(), random_images(2, size=(80, 80))
-    found = run_reference(backbone, no_merges(backbone), images).logits
+    found = run_reference(backbone, no_merges(backbone), images).outputs["logits"]
     torch.testing.assert_close(found, backbone.plain(images), atol=1e-5, rtol=0)
 
 

@@ -43,8 +43,8 @@ def assert_same(trace: Trace, logits: Any, counts: Any, maps: Any) -> None:
     assert given.expand_as(trace.tokens_out).tolist() == trace.tokens_out.tolist()
     assert torch.equal(torch.as_tensor(np.asarray(maps)), trace.maps)
     logits = torch.as_tensor(np.asarray(logits))
-    assert bool(torch.isfinite(trace.logits).all())
-    torch.testing.assert_close(logits, trace.logits, atol=ATOL, rtol=0)
+    assert bool(torch.isfinite(trace.outputs["logits"]).all())
+    torch.testing.assert_close(logits, trace.outputs["logits"], atol=ATOL, rtol=0)
 
 
 def assert_onnx_same(trace: Trace, model: onnx.ModelProto, image: Tensor, prefix: int) -> None:
@@ -70,7 +70,9 @@ def test_onnx_equals_the_reference(name: str, batch: int) -> None:
     images, trace = given.images, given.trace
     assert_onnx_same(trace, made.traced, images, made.backbone.prefix)
     logits = run_onnx(made.shipped, images.numpy())
-    torch.testing.assert_close(torch.from_numpy(logits["logits"]), trace.logits, atol=ATOL, rtol=0)
+    torch.testing.assert_close(
+        torch.from_numpy(logits["logits"]), trace.outputs["logits"], atol=ATOL, rtol=0
+    )
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
@@ -167,7 +169,7 @@ def test_models_of_very_few_tokens(name: str, patches: int) -> None:
     plan = threshold_plan(backbone, -2.0)
     images = random_images(3, size=backbone.image_size)
     trace = run_reference(backbone, plan, images)
-    assert bool(torch.isfinite(trace.logits).all())
+    assert bool(torch.isfinite(trace.outputs["logits"]).all())
     assert int(trace.tokens_out.min()) >= backbone.prefix + 1
     assert int(trace.tokens_out[-1, 0]) <= backbone.prefix + 2
     with torch.inference_mode():
@@ -184,7 +186,7 @@ def test_deep_models_merge_until_there_is_nothing_left_to_pair() -> None:
             plan = replace(plan, per_image=per_image)
             images = random_images(2)
             trace = run_reference(backbone, plan, images)
-            assert bool(torch.isfinite(trace.logits).all())
+            assert bool(torch.isfinite(trace.outputs["logits"]).all())
             assert int(trace.tokens_out.min()) == backbone.prefix + left
             assert [int(m.max()) for m in trace.maps[-1]] == [backbone.prefix + left - 1] * 2
             with torch.inference_mode():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from atm_export.model.weights import randomize
 from atm_export.preprocess import Preprocessing
 from atm_export.prove.margins import trace_margin
 from atm_export.prove.tolerances import MARGIN
+from atm_export.tasks.base import OutputSpec
+from atm_export.tasks.classify import Classify
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE = 48  # 6 x 6 patches of 8 x 8
@@ -134,6 +137,12 @@ def decided_images(backbone: TimmBackbone, plan: MergePlan, batch: int) -> Tenso
         if trace_margin(run_reference(backbone, plan, images)) >= MARGIN:
             return images
     raise AssertionError("no batch is decided with a margin")
+
+
+def spec_of(classes: int) -> OutputSpec:
+    """The logits of a classifier."""
+    (spec,) = Classify().outputs(SimpleNamespace(classes=classes, patches=1))
+    return spec
 
 
 def loaded(backbone: Backbone, how: Preprocessing) -> LoadedModel:

@@ -81,6 +81,7 @@ from atm_export.model.zoo import load_model
 from atm_export.preprocess import normalize
 from atm_export.resolve import resolve
 from atm_export.runs.writing import versions
+from atm_export.tasks.base import names
 
 BASELINE = "timm"
 CANDIDATES = (BASELINE, "none", "atm", "frozen")
@@ -213,13 +214,13 @@ def _in_batches(pixels: Floats, batch: int, rounds: int) -> Floats:
 
 
 def export_candidate(name: str, subject: Subject) -> onnx.ModelProto:
-    """The graph of one candidate: input `image`, output `logits`."""
+    """The graph of one candidate: input `image`, outputs as its task has them."""
     if name == BASELINE:
         return export_timm(subject.model)
     how = subject.model.preprocessing
     plan = subject.plans[name]
     traced = onnx_from_model(subject.model.backbone, plan, mean=how.mean, std=how.std, opset=OPSET)
-    return with_outputs(optimize(traced), ["logits"])
+    return with_outputs(optimize(traced), names(subject.model.backbone.outputs))
 
 
 def export_timm(model: LoadedModel) -> onnx.ModelProto:
@@ -234,7 +235,7 @@ def export_timm(model: LoadedModel) -> onnx.ModelProto:
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             opset_version=OPSET,
             input_names=["image"],
-            output_names=["logits"],
+            output_names=names(model.backbone.outputs),
             verbose=False,
         )
     assert program is not None

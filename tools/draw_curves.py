@@ -71,7 +71,7 @@ def measure(
     for i in range(0, len(pixels), BATCH):
         image = torch.from_numpy(normalize(pixels[i : i + BATCH], model.preprocessing))
         trace = run_reference(model.backbone, plan, image)
-        hits += int((trace.logits.argmax(dim=1) == right[i : i + BATCH]).sum())
+        hits += int((trace.outputs["logits"].argmax(dim=1) == right[i : i + BATCH]).sum())
         spent += float(trace_gmacs(model.backbone, trace, plan.merges).sum())
     return {"gflops": spent / len(pixels), "top1": share_facts(hits, len(pixels))}
 

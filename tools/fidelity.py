@@ -59,7 +59,7 @@ def main() -> None:
         plan = plan_for(backbone, AtmSettings(point=preset.point))
         traces = [run_reference(backbone, plan, b) for b in batches]
         gmacs = float(torch.cat([trace_gmacs(backbone, t) for t in traces]).mean())
-        predicted = torch.cat([t.logits.argmax(1) for t in traces])
+        predicted = torch.cat([t.outputs["logits"].argmax(1) for t in traces])
         top1 = 100 * float((predicted == labels).double().mean())
         agree = 100 * float((predicted == plain).double().mean())
         error = 100 * (gmacs / (preset.gflops or gmacs) - 1)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from atm_export.graph import translations, translations_ragged
 from atm_export.graph.translation_cache import parsed_once
 from atm_export.methods.plan import MergePlan
-from atm_export.model.backbone import Backbone
+from atm_export.model.backbone import Answer, Backbone
 from atm_export.rewrite.block import Merge, TwinBlock
 from atm_export.rewrite.twin import Twin
 
@@ -41,7 +41,7 @@ class Piece(nn.Module):
 
 
 class Entry(Piece):
-    """Image to tokens, or to logits (`whole`); uint8 images [B, H, W, 3] are normalised here."""
+    """Image to tokens, or to the answer (`whole`); uint8 [B, H, W, 3] is normalised here."""
 
     def __init__(
         self,
@@ -58,20 +58,20 @@ class Entry(Piece):
         self.register_buffer("shift", 255.0 * torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("scale", 255.0 * torch.tensor(std, dtype=torch.float32))
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Answer:
         if self.uint8:
             image = ((image.float() - self.shift) / self.scale).permute(0, 3, 1, 2)
         return self.backbone.plain(image) if self.whole else self.backbone.embed(image)
 
 
 class Head(Piece):
-    """Tokens and merging sizes to logits."""
+    """Tokens and merging sizes to the answer."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
 
-    def forward(self, tokens: Tensor, sizes: Tensor | None) -> Tensor:
+    def forward(self, tokens: Tensor, sizes: Tensor | None) -> Answer:
         return self.backbone.head(tokens, sizes)
 
 
@@ -119,8 +119,8 @@ def onnx_from_model(
     uint8_input: bool = False,
     opset: int = 20,
 ) -> onnx.ModelProto:
-    """The traced graph: logits, tokens_per_block [blocks], token_maps [blocks, batch, tokens] (the
-    position of every embedded token after each block), patch_to_token [batch, patches].
+    """The traced graph: the task's outputs, tokens_per_block [blocks], token_maps [blocks, batch,
+    tokens] (where every embedded token is after each block), patch_to_token [batch, patches].
 
     Input `image`: float32 [batch, 3, H, W], normalised, or uint8 [batch, H, W, 3]. A plan that
     merges nothing gives the model's own forward pass.
@@ -133,13 +133,12 @@ def onnx_from_model(
     where = _first_map(sheet, tokens)
     sheet.constant("tokens", np.array([tokens], dtype=np.int64))
     entry = Entry(backbone, mean, std, uint8_input, whole=not plan.merges)
-    (value,) = _place(
-        sheet, "model" if entry.whole else "embed", entry, [sample], [(0,)], ["image"]
-    )
+    answer = _place(sheet, "model" if entry.whole else "embed", entry, [sample], [(0,)], ["image"])
     counts, maps = ["tokens"] * len(plan.blocks), [where] * len(plan.blocks)
     if plan.merges:
-        value, counts, maps = _place_blocks(sheet, Twin(backbone, plan), value, where)
-    sheet.node("Identity", [value], "logits")
+        answer, counts, maps = _place_blocks(sheet, Twin(backbone, plan), answer[0], where)
+    for spec, value in zip(backbone.outputs, answer, strict=True):
+        sheet.node("Identity", [value], spec.name)
     _place_trace(sheet, backbone, plan, counts, maps)
     return _model(sheet, backbone, plan, uint8_input)
 
@@ -169,8 +168,8 @@ def _columns(sheet: Sheet, counts: Sequence[str]) -> list[str]:
 
 def _place_blocks(
     sheet: Sheet, twin: Twin, tokens: str, where: str
-) -> tuple[str, list[str], list[str]]:
-    """Blocks and head; returns the names of logits, counts and maps."""
+) -> tuple[list[str], list[str], list[str]]:
+    """Blocks and head; returns the names of the answer's values, counts and maps."""
     sizes, count = "", "tokens"
     counts, maps = [], []
     for i, block in enumerate(twin.twin_blocks):
@@ -205,14 +204,13 @@ def _place_block(
     return _place(sheet, f"blocks.{i}", Block(block), example, [axes, axes, (0,)], inputs)
 
 
-def _place_head(sheet: Sheet, twin: Twin, tokens: str, sizes: str) -> str:
+def _place_head(sheet: Sheet, twin: Twin, tokens: str, sizes: str) -> list[str]:
     last = twin.twin_blocks[-1]
     example = [torch.zeros(2, last.kept or EXAMPLE_TOKENS, last.q.in_features), None]
     if last.kept is None and sizes:
         example[1] = torch.ones(2, EXAMPLE_TOKENS, 1)
     axes = [(0,) if last.kept else (0, 1), (0, 1)]
-    (logits,) = _place(sheet, "head", Head(twin.backbone), example, axes, [tokens, sizes])
-    return logits
+    return _place(sheet, "head", Head(twin.backbone), example, axes, [tokens, sizes])
 
 
 def _place(
@@ -314,7 +312,7 @@ def _model(sheet: Sheet, backbone: Backbone, plan: MergePlan, uint8_input: bool)
         "atm_export",
         [info("image", kind, size)],
         [
-            info("logits", TensorProto.FLOAT, ["batch", backbone.classes]),
+            *(info(spec.name, TensorProto.FLOAT, list(spec.shape)) for spec in backbone.outputs),
             info(
                 TRACE_OUTPUTS[0],
                 TensorProto.INT64,

@@ -18,6 +18,7 @@ from atm_export.model.backbone import Backbone
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.reference import Trace, run_reference
 from atm_export.subject import Pixels, Progress, Subject
+from atm_export.tasks.base import names
 
 BATCH = 8
 LATENCY_ROUNDS = {1: 12, 8: 4}  # by batch
@@ -53,7 +54,7 @@ def measure(subject: Subject, images: ImageSet) -> dict[str, Any]:
     if plan.merges and not bool(merged.any()):
         found["gflops"]["note"] = _nothing_merges(backbone, float(gmacs.mean()))
     if images.labels is not None:
-        found["accuracy"] = _accuracy(subject, images, traces)
+        found |= _accuracy(subject, images, traces)
     return found
 
 
@@ -70,21 +71,28 @@ def _nothing_merges(backbone: Backbone, mean: float) -> str:
 
 
 def _accuracy(subject: Subject, images: ImageSet, traces: Sequence[Trace]) -> dict[str, Any]:
+    """First choices, merged and not, against what is right; nothing where no class is ranked."""
+    backbone = subject.model.backbone
+    ranks = backbone.ranks
+    if ranks is None:
+        return {}
     with torch.inference_mode():
         batches = subject.tensors(images.pixels, BATCH)
-        plain = torch.cat([subject.model.backbone.plain(batch).argmax(dim=1) for batch in batches])
-    merged = torch.cat([trace.logits.argmax(dim=1) for trace in traces])
+        answers = [backbone.named(backbone.plain(batch))[ranks] for batch in batches]
+    plain = torch.cat(answers).argmax(dim=1)
+    merged = torch.cat([trace.outputs[ranks].argmax(dim=1) for trace in traces])
     labels = torch.as_tensor(images.labels)
 
     def percent(hits: Tensor) -> float:
         return round(100 * float(hits.double().mean()), 3)
 
-    return {
+    facts = {
         "images": len(labels),
         "top1": percent(merged == labels),
         "unmerged_top1": percent(plain == labels),
         "agreement": percent(merged == plain),
     }
+    return {"accuracy": facts}
 
 
 def measure_latency(
@@ -96,7 +104,7 @@ def measure_latency(
 ) -> dict[str, Any]:
     """Speed-up over the model's own unmerged export: same exporter, same optimisations."""
     progress("measuring latency: exporting the unmerged model")
-    baseline = with_outputs(subject.graph(subject.unmerged), ["logits"])
+    baseline = with_outputs(subject.graph(subject.unmerged), names(subject.model.backbone.outputs))
     rows = []
     runners = (
         OnnxRuntimeRunner(graph, waiting="spin while running") for graph in (baseline, shipped)

@@ -14,9 +14,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from atm_export.config import ModelSpec
-from atm_export.errors import UnsupportedModelError
+from atm_export.errors import ConfigError, UnsupportedModelError
 from atm_export.preprocess import Preprocessing
 from atm_export.registry import Registry
+from atm_export.tasks import tasks
+from atm_export.tasks.base import OutputSpec, names
+from atm_export.tasks.classify import Classify
+
+Answer = Tensor | tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,10 @@ class Backbone(nn.Module, ABC):
     prefix: leading tokens that never merge (class, distillation, registers).
     head_rows: leading tokens that the head reads, or None if it pools over all tokens.
     proportional: whether ATM uses proportional attention on this family.
+    classes: numbers that the head gives an image. task: what they are, a name of `tasks`.
     """
+
+    task: str = Classify.name
 
     prefix: int
     head_rows: int | None
@@ -72,6 +80,40 @@ class Backbone(nn.Module, ABC):
         """Tokens that are embedded, prefix included."""
         return self.prefix + self.patches
 
+    @property
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        """What it answers, the main output first."""
+        return tasks[self.task].outputs(self)
+
+    @property
+    def ranks(self) -> str | None:
+        """The output whose rows rank classes, where there is one."""
+        return tasks[self.task].ranks
+
+    def require_ranks(self, what: str) -> str:
+        """The same; ConfigError where `what` needs one and the task has none."""
+        if self.ranks is None:
+            raise ConfigError(
+                f"{what} needs an output that ranks classes; the task '{self.task}' gives "
+                f"{', '.join(names(self.outputs))}"
+            )
+        return self.ranks
+
+    def named(self, answer: Answer) -> dict[str, Tensor]:
+        """What `head` or `plain` gave, by output; UnsupportedModelError for another answer than the
+        task's."""
+        values = answer if isinstance(answer, tuple) else (answer,)
+        shapes = [list(value.shape) for value in values]
+        if len(values) != len(self.outputs) or not all(
+            spec.holds(shape, shape[0]) for spec, shape in zip(self.outputs, shapes, strict=True)
+        ):
+            wanted = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in self.outputs)
+            raise UnsupportedModelError(
+                f"the head of {type(self).__name__} gives {shapes}; its task '{self.task}' wants "
+                f"{wanted}"
+            )
+        return dict(zip(names(self.outputs), values, strict=True))
+
     @abstractmethod
     def embed(self, image: Tensor) -> Tensor:
         """Normalised image [B, 3, H, W] to tokens [B, N, D], prefix tokens first."""
@@ -81,14 +123,15 @@ class Backbone(nn.Module, ABC):
         """The blocks in order."""
 
     @abstractmethod
-    def head(self, tokens: Tensor, sizes: Tensor | None) -> Tensor:
-        """Tokens after the last block and merging sizes [B, n, 1] (None: all 1) to logits [B, K].
+    def head(self, tokens: Tensor, sizes: Tensor | None) -> Answer:
+        """Tokens after the last block and merging sizes [B, n, 1] (None: all 1) to what is
+        answered: a tensor, or a tuple of them where the task has several outputs, in its order.
 
         Where head_rows is set, `tokens` may hold those rows alone.
         """
 
     @abstractmethod
-    def plain(self, image: Tensor) -> Tensor:
+    def plain(self, image: Tensor) -> Answer:
         """The unmerged model, exactly as its own authors' forward computes it."""
 
     @abstractmethod

@@ -3,7 +3,7 @@ export."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,19 +15,22 @@ from atm_export.methods.plan import MergePlan
 from atm_export.methods.rule import BlockRule, Decision, Signals
 from atm_export.methods.tokens import carried
 from atm_export.model.backbone import Backbone, BlockParts
+from atm_export.tasks.base import OutputSpec
 
 
 @dataclass(frozen=True)
 class Trace:
     """One forward pass in full.
 
-    logits [B, K]. tokens_in and tokens_out [blocks, B]: tokens that enter a block and its MLP's
-    input after the reduction. maps [blocks, B, N0]: where each of the N0 embedded tokens is after a
-    block (-1: dropped). features [B, D]: the class token (or first row) after the last block.
-    decisions [blocks][batches]: one entry a batch, or one an image where r is decided per image.
+    outputs: the answers [B, ...] by name, as `specs` say. tokens_in and tokens_out [blocks, B]:
+    tokens that enter a block and its MLP's input after the reduction. maps [blocks,
+    B, N0]: where each of the N0 embedded tokens is after a block (-1: dropped). features [B, D]:
+    the class token (or first row) after the last block. decisions [blocks][batches]: one entry a
+    batch, or one an image where r is decided per image.
     """
 
-    logits: Tensor
+    outputs: Mapping[str, Tensor]
+    specs: tuple[OutputSpec, ...]
     tokens_in: Tensor
     tokens_out: Tensor
     maps: Tensor
@@ -76,7 +79,8 @@ def run_batch(
             x, sizes = x[:, : backbone.head_rows], sizes[:, : backbone.head_rows]
         x = x + part.scale2(part.mlp(part.norm2(x))) / part.divisor
     return Trace(
-        backbone.head(x, sizes),
+        backbone.named(backbone.head(x, sizes)),
+        backbone.outputs,
         torch.tensor(counts_in).unsqueeze(1).expand(-1, batch),
         torch.tensor(counts_out).unsqueeze(1).expand(-1, batch),
         torch.stack(maps),
@@ -115,7 +119,8 @@ def attention(part: BlockParts, x: Tensor, sizes: Tensor | None) -> Attended:
 def join_traces(traces: list[Trace]) -> Trace:
     """One trace of several passes, image after image."""
     return Trace(
-        torch.cat([t.logits for t in traces]),
+        {name: torch.cat([t.outputs[name] for t in traces]) for name in traces[0].outputs},
+        traces[0].specs,
         torch.cat([t.tokens_in for t in traces], dim=1),
         torch.cat([t.tokens_out for t in traces], dim=1),
         torch.cat([t.maps for t in traces], dim=1),

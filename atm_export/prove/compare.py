@@ -1,39 +1,31 @@
-"""One rung against the reference on one input: counts, places, logits, top-1."""
+"""One rung against the reference on one input: counts, places, and every output."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from atm_export.comparison import Comparison, flips
+from atm_export.comparison import Comparison
 from atm_export.model.reference import Trace
 from atm_export.prove.margins import first_difference
 from atm_export.prove.results import Rung
-from atm_export.prove.tolerances import FP32_LOGITS
+from atm_export.tasks.agreement import Array, Floats
+from atm_export.tasks.base import OutputSpec, measured
+
+Outputs = Mapping[str, Any]
+Noise = Callable[[], Mapping[str, Floats]]
 
 
-def measure(rung: str, case: str, trace: Trace, logits: Any) -> Rung:
-    ours, theirs = trace.logits.double(), torch.as_tensor(np.asarray(logits)).double()
-    same = ours.argmax(dim=1) == theirs.argmax(dim=1)
-    cosine = torch.nn.functional.cosine_similarity(ours, theirs, dim=1)
+def measure(rung: str, case: str, trace: Trace, outputs: Outputs) -> Rung:
+    ours = {name: value.numpy() for name, value in trace.outputs.items()}
     merged = int((trace.tokens_in[0] - trace.tokens_out[-1]).sum())
-    return Rung(
-        rung,
-        case,
-        float((ours - theirs).abs().max()),
-        round(float(cosine.min()), 9),
-        float(same.double().mean()),
-        merged,
-    )
+    return Rung(rung, case, measured(trace.specs, ours, outputs), merged)
 
 
-def compare(
-    trace: Trace, logits: Any, counts: Any, maps: Any, noise: Callable[[], Tensor]
-) -> str | None:
+def compare(trace: Trace, outputs: Outputs, counts: Any, maps: Any, noise: Noise) -> str | None:
     """What differs, located; None if nothing does."""
     if counts is not None:
         expected = trace.tokens_out
@@ -52,24 +44,30 @@ def compare(
                 f"block {where[0] + 1} merges other tokens of image {where[1]}"
                 f"{_margin_note(trace, *where)}"
             )
-    return _compare_logits(trace.logits, torch.as_tensor(np.asarray(logits)), noise)
+    found = (
+        compare_output(
+            spec, trace.outputs[spec.name].numpy(), np.asarray(outputs[spec.name]), noise
+        )
+        for spec in trace.specs
+    )
+    return next((what for what in found if what is not None), None)
 
 
-def _compare_logits(ours: Tensor, theirs: Tensor, noise: Callable[[], Tensor]) -> str | None:
-    """What differs: `theirs` [B, K] are not finite, differ by more than is allowed, or have another
-    top-1 where `ours`, the reference's, are clear."""
-    gap = (ours - theirs).abs().amax(dim=1)
-    if not bool(torch.isfinite(gap).all()):
-        return "logits are not finite"
-    limit = torch.full_like(gap, FP32_LOGITS.logits)
+def compare_output(spec: OutputSpec, ours: Array, theirs: Array, noise: Noise) -> str | None:
+    """What differs in one output [B, ...]: `theirs` are not finite, differ by more than is allowed,
+    or say another thing where `ours`, the reference's, are clear."""
+    name, allowed = spec.name, spec.tolerance
+    gap = spec.rule.differences(theirs, ours)
+    if not np.isfinite(gap).all():
+        return f"{name} are not finite"
+    limit = np.full_like(gap, allowed.allowed)
     if not bool((gap <= limit).all()):
-        allowed = FP32_LOGITS.noise * noise().to(limit)
-        limit = allowed.clamp(FP32_LOGITS.logits, FP32_LOGITS.most)
+        limit = np.clip(allowed.noise * noise()[name], allowed.allowed, allowed.most)
     image = int((gap - limit).argmax())
-    worst = Comparison(f"logits of image {image}", float(gap[image]), float(limit[image]))
+    worst = Comparison(f"{name} of image {image}", float(gap[image]), float(limit[image]))
     if not worst.ok:
         return f"{worst.what} differ by {worst.difference:.2e} (at most {worst.allowed:.1e})"
-    flipped = flips(theirs.numpy(), ours.numpy(), FP32_LOGITS.logits)
+    flipped = spec.rule.flips(theirs, ours, allowed.allowed)
     return f"top-1 of image {int(flipped.argmax())} differs" if flipped.any() else None
 
 

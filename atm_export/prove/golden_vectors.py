@@ -1,4 +1,4 @@
-"""Golden vectors: pictures and the logits that the eager reference gives for them.
+"""Golden vectors: pictures and the answers that the eager reference gives for them.
 
 They travel in the run folder, so that any runtime on any machine can prove itself without PyTorch.
 The pictures are photographs that ship (for the demo its digits) and drawn scenes, never the user's
@@ -21,15 +21,18 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from atm_export import demo, photos
+from atm_export.comparison import largest
 from atm_export.methods.plan import MergePlan
 from atm_export.methods.rule import NotFollowed
-from atm_export.model.backbone import LoadedModel
+from atm_export.model.backbone import Backbone, LoadedModel
 from atm_export.model.reference import Trace, run_reference
 from atm_export.pictures import read_rgb
 from atm_export.preprocess import Preprocessing, crop, normalize
 from atm_export.prove.follow import follow
+from atm_export.prove.judging import noise_of
 from atm_export.prove.margins import trace_margin
-from atm_export.prove.tolerances import FP32_LOGITS, MARGIN
+from atm_export.prove.tolerances import MARGIN
+from atm_export.runs.golden import Answers, Golden
 from atm_export.runs.tensors import packed
 
 Pixels = NDArray[np.uint8]
@@ -38,27 +41,27 @@ DEMO = "demo"
 MOST_BYTES = 1_300_000
 TRIES = 8
 PICTURE = (400, 300)
-PICTURE_LOGITS = 1e-3
 DIGITS = "handwritten digits (CC BY 4.0) and drawn scenes"
 PHOTOS = "photographs (CC0 or public domain) and drawn scenes"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the reference makes of pixels [B, H, W, 3]: logits [B, K], the margin of its decisions
-    (a cosine), and how far these logits are from FP64 ones. file: what the pixels were read from.
+    """What the reference makes of pixels [B, H, W, 3]: outputs [B, ...], the margin of its
+    decisions (a cosine), and how far the outputs are from FP64 ones, in shares of what is allowed.
+    file: what the pixels were read from.
     """
 
     pixels: Pixels
-    logits: NDArray[np.float32]
+    outputs: Answers
     margin: float
     noise: float
     file: bytes = b""
 
     @property
     def firm(self) -> bool:
-        """Whether every correct backend gives these logits within the tolerance."""
-        return self.margin >= MARGIN and self.noise <= FP32_LOGITS.logits / 2
+        """Whether every correct backend gives these outputs within the tolerance."""
+        return self.margin >= MARGIN and self.noise <= 0.5
 
 
 class Oracle:
@@ -76,15 +79,19 @@ class Oracle:
         margin, miss = trace_margin(trace), 0.0
         if noise and margin >= MARGIN:
             miss = self._noise(image, trace)
-        return Answer(pixels, trace.logits.numpy().astype(np.float32), margin, miss, file)
+        outputs = {n: value.numpy().astype(np.float32) for n, value in trace.outputs.items()}
+        return Answer(pixels, outputs, margin, miss, file)
 
     def _noise(self, image: torch.Tensor, trace: Trace) -> float:
-        """How far the logits are from FP64 ones with the same choices."""
+        """How far the outputs are from FP64 ones with the same choices, of what is allowed."""
         try:
-            exact = follow(self.exact, self.plan, image.double(), trace.maps)[0].logits
+            exact = follow(self.exact, self.plan, image.double(), trace.maps)[0].outputs
         except NotFollowed:
             return math.inf
-        return float((trace.logits.double() - exact).abs().max())
+        found = noise_of(trace, exact)
+        return largest(
+            float(found[spec.name].max()) / spec.tolerance.allowed for spec in trace.specs
+        )
 
 
 @contextmanager
@@ -100,12 +107,7 @@ def _one_thread() -> Iterator[None]:
 
 @_one_thread()
 def golden_vectors(model: LoadedModel, plan: MergePlan) -> tuple[bytes, dict[str, Any]]:
-    """The golden file's bytes, and what the manifest says of it.
-
-    images [n, H, W, 3] uint8, as after the crop; logits [n, K]: each image alone; batch_logits
-    [b, K]: the first b in one batch. picture [bytes]: a JPEG file; picture_pixels [H, W, 3]: it
-    after the crop; picture_logits [K]: it alone.
-    """
+    """The golden file's bytes (see `runs.golden.Golden`), and what the manifest says of it."""
     how, oracle = model.preprocessing, Oracle(model, plan)
     size = max(1, min(4, MOST_BYTES // (how.size[0] * how.size[1] * 3)))
     alone = _firm((oracle.answer(pixels) for pixels in _candidates(model)), size)
@@ -114,32 +116,36 @@ def golden_vectors(model: LoadedModel, plan: MergePlan) -> tuple[bytes, dict[str
     batch = _firm((oracle.answer(images[:n], noise=False) for n in sizes), 1)[0]
     jpegs = (_jpeg(scene(PICTURE, 1000 + seed)) for seed in range(TRIES // 2))
     shown = _firm((oracle.answer(_cropped(jpeg, how), jpeg) for jpeg in jpegs), 1)[0]
-    arrays = {
-        "images": images,
-        "logits": np.concatenate([answer.logits for answer in alone]),
-        "batch_logits": batch.logits,
-        "picture": np.frombuffer(shown.file, np.uint8),
-        "picture_pixels": shown.pixels[0],
-        "picture_logits": shown.logits[0],
-    }
-    return packed(arrays), _facts(arrays, DIGITS if model.name == DEMO else PHOTOS)
+    golden = Golden(
+        images=images,
+        alone={n: np.concatenate([answer.outputs[n] for answer in alone]) for n in batch.outputs},
+        batch=batch.outputs,
+        picture=np.frombuffer(shown.file, np.uint8),
+        picture_pixels=shown.pixels[0],
+        shown=shown.outputs,
+    )
+    source = DIGITS if model.name == DEMO else PHOTOS
+    return packed(golden.arrays()), _facts(len(images), len(batch.pixels), source, model.backbone)
 
 
 def _cropped(jpeg: bytes, how: Preprocessing) -> Pixels:
     return crop(read_rgb(jpeg), how)[None]
 
 
-def _facts(arrays: dict[str, Any], source: str) -> dict[str, Any]:
+def _facts(images: int, batch: int, source: str, backbone: Backbone) -> dict[str, Any]:
+    tolerance: dict[str, Any] = {}
+    for spec in backbone.outputs:
+        tolerance[spec.name] = spec.tolerance.allowed
+        tolerance[f"{spec.name}_reason"] = spec.tolerance.reason
+        tolerance[f"picture_{spec.name}"] = spec.tolerance.picture
     return {
         "file": FILE,
         "source": source,
-        "images": len(arrays["images"]),
-        "batch": len(arrays["batch_logits"]),
+        "images": images,
+        "batch": batch,
         "reference": "PyTorch, eager, FP32",
         "tolerance": {
-            "logits": FP32_LOGITS.logits,
-            "logits_reason": FP32_LOGITS.reason,
-            "picture_logits": PICTURE_LOGITS,
+            **tolerance,
             "picture_grey_levels": 1,
             "picture_reason": "another JPEG decoder or resize may round a pixel the other way",
         },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from atm_export.prove.follow import follow
 from atm_export.prove.inputs import Case, Pixels
 from atm_export.prove.margins import first_difference, trace_margin
 from atm_export.prove.tolerances import MARGIN
+from atm_export.tasks.agreement import Floats
 
 MOST_CANDIDATES = 4  # with random weights hardly any input has a margin, and each try is a run
 
@@ -53,12 +55,22 @@ def judge(
     return followed if worst <= MARGIN else trace
 
 
-def own_noise(model: LoadedModel, plan: MergePlan, pixels: Pixels, trace: Trace) -> Tensor:
-    """How far the reference's own FP32 logits are from FP64 ones with the same choices, [B]."""
+def own_noise(
+    model: LoadedModel, plan: MergePlan, pixels: Pixels, trace: Trace
+) -> dict[str, Floats]:
+    """How far the reference's own FP32 outputs are from FP64 ones with the same choices, [B]."""
     exact = copy.deepcopy(model.backbone).double()
     feed = torch.from_numpy(normalize(pixels, model.preprocessing)).double()
     try:
-        logits = follow(exact, plan, feed, trace.maps)[0].logits
+        outputs = follow(exact, plan, feed, trace.maps)[0].outputs
     except NotFollowed:  # FP64 decides otherwise: nothing is known of the noise
-        return torch.zeros(len(trace.logits))
-    return (trace.logits.double() - logits).abs().amax(dim=1)
+        return {spec.name: np.zeros(len(pixels)) for spec in trace.specs}
+    return noise_of(trace, outputs)
+
+
+def noise_of(trace: Trace, exact: Mapping[str, Tensor]) -> dict[str, Floats]:
+    """How far each output of a trace is from FP64 ones, as its agreement measures it, [B]."""
+    return {
+        spec.name: spec.rule.differences(trace.outputs[spec.name].numpy(), exact[spec.name].numpy())
+        for spec in trace.specs
+    }

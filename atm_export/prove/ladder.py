@@ -1,12 +1,12 @@
 """The parity ladder: eager reference -> export-friendly twin -> ONNX on every backend asked for.
 
 Every rung is compared with the reference, never with the rung below it: token counts per block,
-which tokens merged, logits, top-1. The graph that ships and the traced one must agree too.
+which tokens merged, every output. The graph that ships and the traced one must agree too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -31,10 +31,10 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Answer:
-    """What one rung makes of an input: logits [B, K], token counts, token maps."""
+    """What one rung makes of an input: outputs by name, token counts, token maps."""
 
     rung: str
-    logits: Any
+    outputs: Mapping[str, Any]
     counts: Any
     maps: Any
 
@@ -78,6 +78,7 @@ def climb(
         {step.case: step.margin for step in steps},
         {name: step.margin for step in steps for name in step.undecided},
         {name: backends[name].about() for name in on},
+        subject.model.backbone.outputs,
     )
 
 
@@ -97,9 +98,9 @@ def _step(
         judged = judge(subject.model, plan, pixels, trace, margin, answer.maps)
         if judged is not trace:
             undecided.append(f"{answer.rung}: {name}")
-        rungs.append(measure(answer.rung, name, judged, answer.logits))
+        rungs.append(measure(answer.rung, name, judged, answer.outputs))
         noise = partial(own_noise, subject.model, plan, pixels, judged)
-        found = compare(judged, answer.logits, answer.counts, answer.maps, noise)
+        found = compare(judged, answer.outputs, answer.counts, answer.maps, noise)
         if found:
             differences.append(Difference(answer.rung, name, found))
     return Step(name, margin, tuple(rungs), tuple(differences), tuple(undecided))
@@ -121,9 +122,9 @@ def _on(
         feed = subject.feed(pixels)
         out = whole.run(feed)
         told = out["tokens_per_block"], out["token_maps"]
-        yield Answer(kind, out["logits"], *told)
+        yield Answer(kind, out, *told)
         if everything:
-            yield Answer(f"shipped {kind}", plain.run(feed)["logits"], *told)
+            yield Answer(f"shipped {kind}", plain.run(feed), *told)
 
     return answers
 
@@ -134,7 +135,9 @@ def _twin(subject: Subject, plan: MergePlan) -> Contender:
     def answers(pixels: Pixels, everything: bool) -> Iterator[Answer]:
         if everything:
             with torch.inference_mode():
-                logits, counts, maps = twin(subject.tensor(pixels))
-            yield Answer("twin", logits.numpy(), counts.numpy(), maps.numpy())
+                answer, counts, maps = twin(subject.tensor(pixels))
+            named = subject.model.backbone.named(answer)
+            outputs = {name: value.numpy() for name, value in named.items()}
+            yield Answer("twin", outputs, counts.numpy(), maps.numpy())
 
     return answers

@@ -13,17 +13,22 @@ from atm_export.graph.optimize import emulated, quantized, with_precision
 from atm_export.prove.calibration import linear_inputs, ranges
 from atm_export.prove.matching import require_matching
 from atm_export.prove.precision import PrecisionProof, compare_precision
+from atm_export.tasks.base import Output
 
 Progress = Callable[[str], None]
 
 
 def typed_graph(
-    reference: onnx.ModelProto, feeds: Sequence[Array], precision: Precision, progress: Progress
+    reference: onnx.ModelProto,
+    feeds: Sequence[Array],
+    precision: Precision,
+    outputs: Sequence[Output],
+    progress: Progress,
 ) -> tuple[onnx.ModelProto, PrecisionProof]:
     """The traced graph in `precision`, and how it compares with the FP32 one."""
     name = precision.value
     if precision is Precision.FP32:
-        return reference, compare_precision(reference, reference, feeds, name)
+        return reference, compare_precision(reference, reference, feeds, name, outputs)
     low = "fp16" if precision in (Precision.INT8, Precision.FP8) else name
     try:
         typed = with_precision(reference, low)
@@ -37,4 +42,4 @@ def typed_graph(
         typed = quantized(typed, ranges(reference, linear_inputs(reference), feeds), name)
     require_matching(typed, name)
     progress(f"comparing {name} with FP32")
-    return typed, compare_precision(reference, emulated(typed, low), feeds, name)
+    return typed, compare_precision(reference, emulated(typed, low), feeds, name, outputs)

@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 
 from atm_export.backends import ONNXRUNTIME
-from atm_export.report.evaluation import counted_text
+from atm_export.report.documents import output_names
+from atm_export.report.evaluation import counted_text, parity_text
 
 
 def print_report(console: Console, out: Path, report: Mapping[str, Any]) -> None:
@@ -20,11 +21,9 @@ def print_report(console: Console, out: Path, report: Mapping[str, Any]) -> None
     if report["weights"].get("meaningless_accuracy"):
         say("[bold yellow]random weights: accuracy means nothing[/]")
     proof = "[bold green]proven[/]" if parity["proven"] else "[bold red]UNPROVEN[/]"
-    worst = parity["logits_max_abs"]
-    within = "not finite" if worst is None else f"within {worst:.1e}"
     say(
         f"parity    {proof}: {parity['comparisons']} comparisons on {parity['inputs']} inputs, "
-        f"logits {within}, decisions that differ: "
+        f"{parity_text(report)}, decisions that differ: "
         f"{parity['decisions_that_differ']}",
         highlight=False,
     )
@@ -62,13 +61,14 @@ def print_report(console: Console, out: Path, report: Mapping[str, Any]) -> None
             highlight=False,
         )
     for name, engine in report.get("engines", {}).items():
-        checked = engine["validation"]
+        checked, main = engine["validation"], output_names(report)[0]
+        equal = checked.get("top1_agreement")
+        top1 = "" if equal is None else f"top-1 equal in {counted_text(equal)}, "
         say(
             f"engine    {name}: {engine['bytes'] / 1e6:.1f} MB, batch "
-            f"{', '.join(engine['profiles'])}; {engine['run']['status']}; against FP32: logits "
-            f"cosine {checked['cosine_logits_of_nine_tenths']:.5f} in nine of ten images "
-            f"({checked['min_cosine_logits']:.5f} at worst), "
-            f"top-1 equal in {counted_text(checked['top1_agreement'])}, tokens differing "
+            f"{', '.join(engine['profiles'])}; {engine['run']['status']}; against FP32: {main} "
+            f"cosine {checked[f'cosine_{main}_of_nine_tenths']:.5f} in nine of ten images "
+            f"({checked[f'min_cosine_{main}']:.5f} at worst), {top1}tokens differing "
             f"{counted_text(checked['tokens_differing'])}",
             highlight=False,
         )

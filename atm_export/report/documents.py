@@ -12,6 +12,7 @@ from typing import Any
 from atm_export.errors import RunFolderError
 from atm_export.shapes import Check, fields, flag, items, maybe, number, sha256, table, text, whole
 from atm_export.strict_json import read
+from atm_export.tasks.stated import check_task, task_facts
 
 BENCH_FILE = "bench.json"
 REPORT_FILE = "report.json"
@@ -42,7 +43,6 @@ REPORT = fields(
                 "proven": flag,
                 "comparisons": whole(),
                 "inputs": whole(),
-                "logits_max_abs": maybe(number()),
                 "decisions_that_differ": whole(),
             },
             {"backends": table(text)},
@@ -56,6 +56,7 @@ REPORT = fields(
         "tokens": fields({"mean_after_block": PER_BLOCK}, {"mean_merged_in_block": PER_BLOCK}),
     },
     {
+        "task": check_task,
         "accuracy": fields(
             {"images": whole()}
             | {name: number(0, 100) for name in ("top1", "unmerged_top1", "agreement")}
@@ -118,9 +119,20 @@ def read_document(path: Path, check: Check) -> dict[str, Any]:
     return facts
 
 
+def output_names(report: Mapping[str, Any]) -> list[str]:
+    """The outputs of the task of a report or a manifest, the main one first."""
+    return [str(output["name"]) for output in task_facts(report)["outputs"]]
+
+
+def _check_report(report: Any, at: str) -> None:
+    REPORT(report, at)
+    worst = {f"{name}_max_abs": maybe(number()) for name in output_names(report)}
+    fields(worst)(report["parity"], "parity")
+
+
 def read_report(folder: Path) -> dict[str, Any]:
     """report.json of a folder."""
-    report = read_document(folder / REPORT_FILE, REPORT)
+    report = read_document(folder / REPORT_FILE, _check_report)
     loss: Mapping[str, Any] = report.get("information_loss", {})
     rows = loss.get("cosine_distance", [])
     if len(rows) != len(loss.get("thetas", [])) or any(

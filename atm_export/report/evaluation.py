@@ -7,12 +7,23 @@ from typing import Any
 
 from rich.console import Console
 
+from atm_export.report.documents import output_names
+
 
 def counted_text(share: Mapping[str, Any] | float) -> str:
     """Cases of all, then the share with its interval; a mere share 0..1 in percent."""
     if not isinstance(share, Mapping):
         return f"{100 * share:.2f} %"
     return f"{share['hits']} of {share['of']}, {share_text(share)}"
+
+
+def parity_text(report: Mapping[str, Any]) -> str:
+    """How far each output was from the reference at worst."""
+    worst = {name: report["parity"][f"{name}_max_abs"] for name in output_names(report)}
+    return ", ".join(
+        f"{name} {'not finite' if most is None else f'within {most:.1e}'}"
+        for name, most in worst.items()
+    )
 
 
 def share_text(share: Mapping[str, Any]) -> str:

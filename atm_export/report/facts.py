@@ -10,15 +10,18 @@ from atm_export.methods.base import MergePolicy
 from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import LoadedModel
 from atm_export.subject import Subject, schedule_from
+from atm_export.tasks import tasks
+from atm_export.tasks.stated import CLASSIFIER
 
 
 def manifest_facts(config: RunConfig, model: LoadedModel, plan: MergePlan) -> dict[str, Any]:
-    """Model, weights, method, interface, preprocessing, labels and licence."""
+    """Model, task, weights, method, interface, preprocessing, labels and licence."""
     backbone = model.backbone
     height, width = backbone.image_size
     image = ["batch", height, width, 3] if config.uint8_input else ["batch", 3, height, width]
     return {
         "model": model.name,
+        "task": task_of(model),
         "config": config.model_dump(mode="json"),
         "weights": dict(model.weights),
         "method": summarize_method(config, plan),
@@ -41,9 +44,7 @@ def manifest_facts(config: RunConfig, model: LoadedModel, plan: MergePlan) -> di
 
 def _outputs(config: RunConfig, model: LoadedModel, plan: MergePlan) -> dict[str, Any]:
     backbone = model.backbone
-    outputs: dict[str, Any] = {
-        "logits": {"shape": ["batch", backbone.classes], "dtype": "float32"},
-    }
+    outputs: dict[str, Any] = {spec.name: spec.facts() for spec in backbone.outputs}
     if config.trace:
         blocks = len(plan.blocks)
         outputs["tokens_per_block"] = {
@@ -64,7 +65,16 @@ def shipped_outputs(subject: Subject) -> list[str]:
 
 def graph_facts(config: RunConfig, model: LoadedModel, plan: MergePlan) -> dict[str, Any]:
     """The same facts as a graph's metadata states them."""
-    return {**manifest_facts(config, model, plan), "config": stamped(config)}
+    facts = {**manifest_facts(config, model, plan), "config": stamped(config)}
+    if facts["task"] == CLASSIFIER:  # a graph without a word about its task is a classifier's
+        del facts["task"]
+    return facts
+
+
+def task_of(model: LoadedModel) -> dict[str, Any]:
+    """What the model answers."""
+    backbone = model.backbone
+    return tasks[backbone.task].facts(backbone.outputs)
 
 
 def summarize_method(config: RunConfig, plan: MergePlan) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from markupsafe import Markup
 from atm_export.config import ModelConfig, exported_config
 from atm_export.methods import methods
 from atm_export.report.charts import Series, bars, lines
-from atm_export.report.evaluation import counted_text, evaluation_lines, share_text
+from atm_export.report.documents import output_names
+from atm_export.report.evaluation import counted_text, evaluation_lines, parity_text, share_text
 
 FILE = "report.html"
 PICTURES = ("<!-- pictures -->", "<!-- end of pictures -->")
@@ -64,6 +65,8 @@ def page(
             pictures=Markup(PICTURES[0] + pictures + PICTURES[1]),
             bench=bench,
             files=files,
+            main=output_names(manifest)[0],
+            parity=parity_text(report),
         )
     )
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from atm_export.methods.plan import MergePlan
-from atm_export.model.backbone import Backbone
+from atm_export.model.backbone import Answer, Backbone
 from atm_export.rewrite.block import Merge, TwinBlock
 from atm_export.rewrite.ragged_block import RaggedTwinBlock
 
 
 class Twin(nn.Module):
-    """Image to (logits [B, K], tokens per block [blocks], token maps [blocks, B, N0]).
+    """Image to (what the head gives, tokens per block [blocks], token maps [blocks, B, N0]).
 
     Where counts are decided per image, tokens per block are [B, blocks].
     """
@@ -53,7 +53,7 @@ class Twin(nn.Module):
     def twin_blocks(self) -> list[TwinBlock]:
         return [block for block in self.blocks if isinstance(block, TwinBlock)]
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Answer, Tensor, Tensor]:
         tokens = self.backbone.embed(image)
         sizes: Tensor | None = None
         where = torch.arange(self.tokens).expand(tokens.shape[0], -1)

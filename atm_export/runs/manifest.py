@@ -1,6 +1,6 @@
 """What a manifest must hold, checked once where a run folder is opened; later code relies on it.
 
-Nothing here imports more than the standard library.
+Nothing here imports more than NumPy.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from atm_export.shapes import (
     text,
     whole,
 )
+from atm_export.tasks.stated import check_stated, check_task, task_facts
 
 MOST_TOKENS = 65_536
 SIDE = whole(1, 4096)
@@ -41,7 +42,7 @@ _INPUT = fields(
         "normalised": flag,
     }
 )
-_OUTPUT = fields({"shape": items(anything, 1, 3), "dtype": one_of("float32", "int64")})
+_OUTPUT = fields({"shape": items(anything, 1, 4), "dtype": one_of("float32", "int64")})
 _METHOD = fields(
     {
         "name": text,
@@ -71,13 +72,7 @@ _PREPROCESSING = fields(
 _GOLDEN = fields(
     {
         "file": text,
-        "tolerance": fields(
-            {
-                "logits": number(0),
-                "picture_logits": number(0),
-                "picture_grey_levels": number(0, 255),
-            }
-        ),
+        "tolerance": fields({"picture_grey_levels": number(0, 255)}),  # and `check_stated`'s
     }
 )
 _SHARE = fields(
@@ -99,14 +94,15 @@ _ENGINE = fields(
         "run": fields({"status": text}, {"recommendation": text}),
         "validation": fields(
             {
-                "cosine_logits_of_nine_tenths": number(),
-                "min_cosine_logits": number(),
                 "images": whole(),
+                "tolerance": fields({}),
+            },
+            {
                 # A mere share where the run is older than intervals.
                 "top1_agreement": either(number(), _SHARE),
-                "tolerance": fields({"min_cosine_logits": number()}),
+                "tokens_differing": _SHARE,
+                "token_share_differing": number(),
             },
-            {"tokens_differing": _SHARE, "token_share_differing": number()},
         ),
     },
     {"settings": fields({}, {"hardware_compatible": flag, "version_compatible": flag})},
@@ -120,7 +116,7 @@ _MANIFEST = fields(
         "weights": fields({"sha256": sha256}),
         "method": _METHOD,
         "interface": fields(
-            {"input": _INPUT, "outputs": fields({"logits": _OUTPUT})},
+            {"input": _INPUT, "outputs": table(_OUTPUT)},
         ),
         "opset": whole(1, 1000),
         "preprocessing": _PREPROCESSING,
@@ -129,7 +125,7 @@ _MANIFEST = fields(
         "notes": items(text),
         "golden": maybe(_GOLDEN),
     },
-    {"engines": table(_ENGINE), "proven_on": table(text)},
+    {"engines": table(_ENGINE), "proven_on": table(text), "task": check_task},
 )
 NEEDED = ("model.onnx", "config.yaml", "report.json")
 
@@ -138,9 +134,10 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     """Misfit, a ValueError, names the first field that is missing or cannot be meant."""
     FILES(manifest, "")
     _MANIFEST(manifest, "")
-    table(_OUTPUT)(manifest["interface"]["outputs"], "interface.outputs")
     _check_files(manifest)
     _check_interface(manifest)
+    check_stated(manifest)
+    _check_engines(manifest)
     blocks = {
         len(manifest["method"][name])
         for name in ("theta_per_block", "r_per_block", "groups_per_block")
@@ -158,8 +155,22 @@ def _check_files(manifest: Mapping[str, Any]) -> None:
             raise Misfit(f"files does not list {name[:80]!r}")
 
 
+def _check_engines(manifest: Mapping[str, Any]) -> None:
+    """How far the main output of each engine may turn from the reference's."""
+    main = task_facts(manifest)["outputs"][0]["name"]
+    judged = fields(
+        dict.fromkeys((f"cosine_{main}_of_nine_tenths", f"min_cosine_{main}"), number())
+    )
+    for name, engine in manifest.get("engines", {}).items():
+        at = f"engines.{name}.validation"
+        judged(engine["validation"], at)
+        fields({f"min_cosine_{main}": number()})(
+            engine["validation"]["tolerance"], f"{at}.tolerance"
+        )
+
+
 def _check_interface(manifest: Mapping[str, Any]) -> None:
-    """Input, preprocessing, logits and labels must be of one size."""
+    """Input and preprocessing must be of one size."""
     facts, outputs = manifest["interface"]["input"], manifest["interface"]["outputs"]
     height, width = manifest["preprocessing"]["size"]
     flat = facts["dtype"] == "float32"
@@ -170,12 +181,3 @@ def _check_interface(manifest: Mapping[str, Any]) -> None:
         axes = output["shape"][1:] if output["shape"][0] == "batch" else output["shape"]
         for i, length in enumerate(axes):
             whole(1, 10**7)(length, f"interface.outputs.{name}.shape[{i}]")
-    logits, labels = outputs["logits"], manifest["labels"]
-    if (
-        logits["dtype"] != "float32"
-        or logits["shape"][:1] != ["batch"]
-        or len(logits["shape"]) != 2
-    ):
-        raise Misfit("interface.outputs.logits must be float32 [batch, classes]")
-    if labels is not None and len(labels) != logits["shape"][1]:
-        raise Misfit(f"labels names {len(labels)} classes, the logits have {logits['shape'][1]}")

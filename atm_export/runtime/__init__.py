@@ -3,7 +3,7 @@
     from atm_export.runtime import load
 
     session = load("build/deit_s")
-    session.predict(["cat.jpeg", "dog.jpeg"])     # logits [2, classes]
+    session.predict(["cat.jpeg", "dog.jpeg"])     # the main output: logits [2, classes]
     session.classify("cat.jpeg", top_k=3)[0]      # labels with probabilities
 
 Needs onnxruntime, numpy and pillow; docs/runtime.md says how to install just these.

@@ -27,6 +27,9 @@ from atm_export.runs.golden import read_golden
 from atm_export.runs.reading import Run, open_run
 from atm_export.runtime import check
 from atm_export.runtime.pictures import Picture, batch_of, preprocessing
+from atm_export.tasks.base import names
+from atm_export.tasks.classify import likeliest
+from atm_export.tasks.stated import stated
 
 Array = NDArray[Any]
 log = logging.getLogger("atm_export.runtime")
@@ -46,8 +49,9 @@ class Session:
     """Asks one loaded model; safe to share between threads. Made by `load`.
 
     run_folder: the checked folder; manifest: what it says. about: one line on what runs the model
-    and why. engine: facts of the TensorRT engine that answers, or None. policy: adaptive (an answer
-    depends on the other images of its batch, as in the paper), per-image or frozen (it never does).
+    and why. answers: the task and its outputs; classes: how many are ranked (0: none). engine:
+    facts of the TensorRT engine that answers, or None. policy: adaptive (an answer depends on the
+    other images of its batch, as in the paper), per-image or frozen (it never does).
     """
 
     def __init__(self, run: Run, server: Server) -> None:
@@ -59,27 +63,24 @@ class Session:
         self.labels: list[str] | None = run.manifest["labels"]
         self.preprocessing = preprocessing(run.manifest)
         self.uint8 = run.input["dtype"] == "uint8"
-        self.classes: int = run.manifest["interface"]["outputs"]["logits"]["shape"][1]
+        self.answers = stated(run.manifest)
+        self.classes = self.answers.classes
         self.engine: Mapping[str, Any] | None = server.facts
         self._server = server
 
     def predict(
         self, images: Picture | Sequence[Picture], *, batch_size: int | None = None
     ) -> NDArray[np.float32]:
-        """Logits [n, classes] of one picture or several.
+        """The task's main output of one picture or several (of a classifier logits [n, classes]).
 
         A picture is a path, encoded bytes, a PIL image, a uint8 array [h, w, 3] of any size, or an
         already normalised float array [3, H, W]. All go in as one batch unless batch_size says
         otherwise; with the policy "adaptive", what shares a batch shares its number of merges.
 
-        Raises DataError for what is no picture, ConfigError for batch_size, NonFiniteError for
-        logits that rank nothing.
+        Raises DataError for what is no picture, ConfigError for batch_size, NonFiniteError for an
+        answer that is none.
         """
-        size = None if batch_size is None else whole(batch_size, "batch_size", 1, MAX_BATCH)
-        batch = self.prepare(images)
-        step = size or len(batch)
-        parts = [self.run(batch[i : i + step])["logits"] for i in range(0, len(batch), step)]
-        return np.concatenate(parts)
+        return self._answers(self.answers.main.name, images, batch_size)
 
     def classify(
         self,
@@ -88,19 +89,21 @@ class Session:
         *,
         batch_size: int | None = None,
     ) -> list[list[Label]]:
-        """For each picture its `top_k` classes (all, if there are fewer), the likeliest first."""
-        whole(top_k, "top_k", 1, MAX_TOP_K)
-        return self.ranked(self.predict(images, batch_size=batch_size), top_k)
+        """For each picture its `top_k` classes (all, if there are fewer), the likeliest first.
 
-    def ranked(self, logits: NDArray[np.float32], top_k: int = 5) -> list[list[Label]]:
-        """Labels of logits [n, classes]; the softmax is taken in FP64."""
+        Raises ConfigError where the task ranks no classes, and what `predict` raises.
+        """
+        whole(top_k, "top_k", 1, MAX_TOP_K)
+        ranks = self.answers.require_ranks("classify", self.run_folder.folder)
+        return self.ranked(self._answers(ranks, images, batch_size), top_k)
+
+    def ranked(self, rows: NDArray[np.float32], top_k: int = 5) -> list[list[Label]]:
+        """Labels of rows [n, classes] of the output that ranks classes; the softmax is taken in
+        FP64. ConfigError where the task has none."""
         top_k = whole(top_k, "top_k", 1, MAX_TOP_K)
-        scores = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-        scores /= scores.sum(axis=1, keepdims=True)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+        self.answers.require_ranks("ranked", self.run_folder.folder)
         return [
-            [Label(int(k), self._name(int(k)), float(row[k])) for k in best]
-            for best, row in zip(order, scores, strict=True)
+            [Label(k, self._name(k), share) for k, share in best] for best in likeliest(rows, top_k)
         ]
 
     def prepare(self, images: Picture | Sequence[Picture]) -> Array:
@@ -115,15 +118,17 @@ class Session:
     def run(self, image: Array) -> dict[str, Array]:
         """All outputs by name; image: float32 [n, 3, H, W], or uint8 [n, H, W, 3].
 
-        Raises DataError for another shape or type, NonFiniteError for logits that rank nothing.
+        Raises DataError for another shape or type, NonFiniteError for an answer that is none.
         """
         outputs = self.outputs(image)
-        finite = np.isfinite(outputs["logits"]).all(axis=1)
-        if not finite.all():
-            raise NonFiniteError(
-                f"the logits of image {int(finite.argmin())} hold NaN or infinity: the image does, "
-                f"or this machine ({self.about}) computes something else; see `atm-export verify`"
-            )
+        for name in names(self.answers.outputs):
+            finite = np.isfinite(outputs[name]).reshape(len(image), -1).all(axis=1)
+            if not finite.all():
+                raise NonFiniteError(
+                    f"the {name} of image {int(finite.argmin())} hold NaN or infinity: the image "
+                    f"does, or this machine ({self.about}) computes something else; see "
+                    "`atm-export verify`"
+                )
         return outputs
 
     def outputs(self, image: Array) -> dict[str, Array]:
@@ -138,14 +143,24 @@ class Session:
                 f"not {image.dtype} {list(image.shape)}"
             )
         outputs = self._server.run(np.ascontiguousarray(image))
-        logits = outputs.get("logits")
-        if logits is None or logits.shape != (len(image), self.classes):
-            shape = "missing" if logits is None else list(logits.shape)
-            raise RunFolderError(
-                f"{self.run_folder.folder}: the graph's logits are {shape}, the manifest says "
-                f"{[len(image), self.classes]}; export again"
-            )
+        for spec in self.answers.outputs:
+            found = outputs.get(spec.name)
+            if found is None or not spec.holds(found.shape, len(image)):
+                shape = "missing" if found is None else list(found.shape)
+                raise RunFolderError(
+                    f"{self.run_folder.folder}: the graph's {spec.name} are {shape}, the manifest "
+                    f"says {[len(image), *spec.shape[1:]]}; export again"
+                )
         return outputs
+
+    def _answers(
+        self, name: str, images: Picture | Sequence[Picture], batch_size: int | None
+    ) -> NDArray[np.float32]:
+        size = None if batch_size is None else whole(batch_size, "batch_size", 1, MAX_BATCH)
+        batch = self.prepare(images)
+        step = size or len(batch)
+        parts = [self.run(batch[i : i + step])[name] for i in range(0, len(batch), step)]
+        return np.concatenate(parts)
 
     def _name(self, index: int) -> str:
         return self.labels[index] if self.labels is not None else str(index)
@@ -202,9 +217,9 @@ def _warm_up(session: Session) -> None:
     """First runs allocate and tune; two golden images also prove this machine's numbers."""
     if session.manifest["golden"] is None:
         return
-    found = check.compare_alone(session, read_golden(session.run_folder), count=2)
-    if not found.ok:
-        raise GoldenMismatchError(
-            f"{session.run_folder.folder}: {found.line}; this machine ({session.about}) does not "
-            "compute what was exported: see `atm-export verify`"
-        )
+    for found in check.compare_alone(session, read_golden(session.run_folder), count=2):
+        if not found.ok:
+            raise GoldenMismatchError(
+                f"{session.run_folder.folder}: {found.line}; this machine ({session.about}) does "
+                "not compute what was exported: see `atm-export verify`"
+            )

@@ -68,7 +68,7 @@ def test_verify_and_the_runtime_take_it(folder: Path, capsys: pytest.CaptureFixt
     image = torch.randn(2, 3, *model.backbone.image_size, generator=rng)
     trace = run_reference(model.backbone, plan, image)
     out = load(folder).outputs(image.numpy())
-    np.testing.assert_allclose(out["logits"], trace.logits.numpy(), atol=1e-4)
+    np.testing.assert_allclose(out["logits"], trace.outputs["logits"].numpy(), atol=1e-4)
     after = [model.backbone.tokens] * (AT - 1)
     left = model.backbone.prefix + (model.backbone.patches + 1) // 2
     assert out["tokens_per_block"].tolist() == after + [left] * (12 - AT + 1)
@@ -120,13 +120,13 @@ def test_reference_and_graph_keep_what_loops_keep(name: str, at: int) -> None:
     shipped = run_onnx(made.shipped, images.numpy())
     for i in range(3):
         logits, stay = by_hand(backbone, at, images[i : i + 1])
-        torch.testing.assert_close(trace.logits[i : i + 1], logits, atol=1e-5, rtol=0)
+        torch.testing.assert_close(trace.outputs["logits"][i : i + 1], logits, atol=1e-5, rtol=0)
         places = trace.maps[-1, i, backbone.prefix :].tolist()
         assert [k for k, place in enumerate(places) if place >= 0] == stay
     assert np.array_equal(out["token_maps"], trace.maps.numpy())
     assert np.array_equal(out["tokens_per_block"], trace.tokens_out[:, 0].numpy())
     for logits in (out["logits"], shipped["logits"]):
-        np.testing.assert_allclose(logits, trace.logits.numpy(), atol=1e-4)
+        np.testing.assert_allclose(logits, trace.outputs["logits"].numpy(), atol=1e-4)
 
 
 def proof(*, changed: bool) -> LadderResult:
@@ -160,12 +160,12 @@ def test_another_choice_is_followed_at_its_price() -> None:
     images = random_images(2)
     own = run_reference(backbone, plan, images)
     trace, short = follow(backbone, plan, images, own.maps)
-    assert short == 0 and torch.equal(trace.logits, own.logits)
+    assert short == 0 and torch.equal(trace.outputs["logits"], own.outputs["logits"])
     maps = own.maps.clone()
     first, second = backbone.prefix, backbone.prefix + 1
     maps[1:, 0, [first, second]] = maps[1:, 0, [second, first]]
     trace, short = follow(backbone, plan, images, maps)
-    assert short > 1e-4 and not torch.equal(trace.logits[0], own.logits[0])
+    assert short > 1e-4 and not torch.equal(trace.outputs["logits"][0], own.outputs["logits"][0])
     maps[1:, 0, [first, second]] = -1
     with pytest.raises(NotFollowed):
         follow(backbone, plan, images, maps)
@@ -190,4 +190,4 @@ def test_dropped_patches_stay_dropped_through_later_blocks() -> None:
     out = run_onnx(exported(backbone, plan).traced, images.numpy())
     assert np.array_equal(out["token_maps"], trace.maps.numpy())
     assert out["tokens_per_block"].tolist() == [19, 19, 10, 10]
-    np.testing.assert_allclose(out["logits"], trace.logits.numpy(), atol=1e-4)
+    np.testing.assert_allclose(out["logits"], trace.outputs["logits"].numpy(), atol=1e-4)

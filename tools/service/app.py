@@ -58,8 +58,9 @@ def make_app(session: Session, settings: Settings) -> FastAPI:
         log.warning("policy adaptive: one image at a time, so that no answer depends on another")
         batch = 1
     decoding = asyncio.Semaphore(settings.decoders)
+    ranks = session.answers.require_ranks("/classify", session.run_folder.folder)
     batcher = Batcher(
-        lambda images: session.run(images)["logits"], batch, settings.wait, settings.room
+        lambda images: session.run(images)[ranks], batch, settings.wait, settings.room
     )
 
     @asynccontextmanager
@@ -83,11 +84,11 @@ def make_app(session: Session, settings: Settings) -> FastAPI:
                 data = await body_of(request, settings)
                 async with decoding:
                     image = await asyncio.to_thread(prepared, session, data)
-                logits = await batcher.answer(image)
+                row = await batcher.answer(image)
         except Full as error:
             headers = {"Retry-After": "1"}
             raise HTTPException(503, "busy: the queue is full", headers) from error
-        labels = session.ranked(logits[None], settings.top_k)[0]
+        labels = session.ranked(row[None], settings.top_k)[0]
         return {"labels": [asdict(label) for label in labels]}
 
     return app

@@ -75,12 +75,12 @@ class Batcher:
             self.counts.under_way -= 1
 
     async def answer(self, image: Array) -> Array:
-        """The logits [classes] of one prepared image."""
+        """The row [classes] of one prepared image."""
         done: asyncio.Future[Array] = asyncio.get_running_loop().create_future()
         await self._queue.put((image, done))
-        logits = await done
+        row = await done
         self.counts.answered += 1
-        return logits
+        return row
 
     async def _work(self) -> None:
         while True:
@@ -107,12 +107,12 @@ class Batcher:
         self.counts.largest_batch = max(self.counts.largest_batch, len(wanted))
         try:
             images = np.stack([image for image, _ in wanted])
-            logits = await asyncio.to_thread(self.run, images)
+            rows = await asyncio.to_thread(self.run, images)
         except Exception as error:  # every caller of this batch must hear of it
             for _, done in wanted:
                 if not done.cancelled():
                     done.set_exception(error)
             return
-        for (_, done), row in zip(wanted, logits, strict=True):
+        for (_, done), row in zip(wanted, rows, strict=True):
             if not done.cancelled():
                 done.set_result(row)

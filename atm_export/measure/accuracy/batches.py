@@ -110,19 +110,20 @@ def _count(
         "unreadable": bad,
     }
     if options.unmerged:
+        backbone = subject.model.backbone
         with torch.inference_mode():
-            plain = subject.model.backbone.plain(subject.tensor(batch.pixels))
-        entry["plain_top5"] = ranked(plain.numpy())
+            plain = backbone.named(backbone.plain(subject.tensor(batch.pixels)))
+        entry["plain_top5"] = ranked(plain[backbone.require_ranks("evaluate")].numpy())
     return entry
 
 
 def _top5(output: BatchOutput) -> list[list[int]]:
-    return ranked(output.logits)
+    return ranked(output.rows)
 
 
-def ranked(logits: NDArray[np.float32]) -> list[list[int]]:
-    """The five best classes of each row [B, K]; equal logits by class number."""
-    order = np.argsort(-logits, axis=1, kind="stable")[:, :5]
+def ranked(rows: NDArray[np.float32]) -> list[list[int]]:
+    """The five best classes of each row [B, K]; equal ones by class number."""
+    order = np.argsort(-rows, axis=1, kind="stable")[:, :5]
     return [[int(i) for i in row] for row in order]
 
 

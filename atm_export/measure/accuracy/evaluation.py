@@ -27,6 +27,7 @@ from atm_export.place import beside
 from atm_export.runs.reading import Run
 from atm_export.runs.writing import versions
 from atm_export.subject import Subject, exported_subject
+from atm_export.tasks.stated import stated
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,13 @@ def evaluate_run(
     """Evaluate a run; goes on where an interrupted evaluation of the same things stopped."""
     _check(options)
     threads = use_threads(checked_threads(threads, "--threads"))
+    answers = stated(run.manifest)
+    answers.require_ranks("evaluate", run.folder)
     say("looking through the data set")
     labels = run.manifest.get("labels")
-    classes = int(run.manifest["interface"]["outputs"]["logits"]["shape"][1])
     samples = open_samples(
         place.images,
-        classes,
+        answers.classes,
         labels,
         labels=place.labels,
         real=place.real,

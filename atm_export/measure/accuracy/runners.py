@@ -1,6 +1,7 @@
 """What can run a run folder's model, by name: the eager reference, and every backend.
 
-Each opens as a context manager that yields `Forward`: uint8 pixels to logits and token counts.
+Each opens as a context manager that yields `Forward`: uint8 pixels to rows that rank classes and
+token counts.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ from atm_export.model.flops import count_gmacs
 from atm_export.model.reference import run_reference
 from atm_export.runs.reading import Run
 from atm_export.subject import Pixels, Subject, fixed_tokens
+from atm_export.tasks.base import names
 
 
 @dataclass(frozen=True)
 class BatchOutput:
-    """logits [B, K]; tokens after each block's merge [blocks, B]."""
+    """rows [B, K] that rank classes; tokens after each block's merge [blocks, B]."""
 
-    logits: NDArray[np.float32]
+    rows: NDArray[np.float32]
     tokens_out: Tensor
 
 
@@ -66,10 +68,11 @@ def open_runner(name: str, run: Run, subject: Subject) -> AbstractContextManager
 @contextmanager
 def _eager(run: Run, subject: Subject) -> Iterator[Engine]:
     """The eager reference in PyTorch."""
+    ranks = subject.model.backbone.require_ranks("evaluate")
 
     def forward(pixels: Pixels) -> BatchOutput:
         trace = run_reference(subject.model.backbone, subject.plan, subject.tensor(pixels))
-        return BatchOutput(trace.logits.numpy(), trace.tokens_out)
+        return BatchOutput(trace.outputs[ranks].numpy(), trace.tokens_out)
 
     yield Engine(forward, "PyTorch, CPU", "the eager reference itself")
 
@@ -104,8 +107,7 @@ def _backend(name: str, run: Run, subject: Subject) -> Iterator[Engine]:
 def from_runner(subject: Subject, runner: Runner, source: str) -> Callable[[Pixels], BatchOutput]:
     """Forward by any Runner; token counts from its outputs, the fixed schedule, or the eager
     reference."""
-
-    fixed = fixed_tokens(subject)
+    fixed, ranks = fixed_tokens(subject), subject.model.backbone.require_ranks("evaluate")
 
     def forward(pixels: Pixels) -> BatchOutput:
         outputs: Mapping[str, Any] = runner.run(subject.feed(pixels))
@@ -118,7 +120,7 @@ def from_runner(subject: Subject, runner: Runner, source: str) -> Callable[[Pixe
         else:
             image = subject.tensor(pixels)
             rows = run_reference(subject.model.backbone, subject.plan, image).tokens_out
-        return BatchOutput(np.asarray(outputs["logits"], dtype=np.float32), rows)
+        return BatchOutput(np.asarray(outputs[ranks], dtype=np.float32), rows)
 
     return forward
 
@@ -142,9 +144,10 @@ def traced_graph(run: Run, subject: Subject) -> tuple[Any, str]:
         return path, source
     if subject.same_weights:
         graph = subject.graph(subject.plan)
-        if _same(with_outputs(graph, ["logits"]), onnx.load(path)):
+        answers = names(subject.model.backbone.outputs)
+        if _same(with_outputs(graph, answers), onnx.load(path)):
             return (
-                with_outputs(graph, ["logits", "tokens_per_block"]),
+                with_outputs(graph, [*answers, "tokens_per_block"]),
                 "trace outputs added to the exported graph (all else the same, byte by byte)",
             )
     return path, "eager reference"

@@ -20,11 +20,13 @@ from atm_export.errors import ConfigError
 from atm_export.graph.optimize import with_outputs
 from atm_export.methods import methods
 from atm_export.methods.plan import MergePlan
+from atm_export.model.backbone import Answer
 from atm_export.model.calibrate import measured_r
 from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
 from atm_export.runs.reading import Run, open_run
 from atm_export.subject import Pixels, Subject, exported_subject
+from atm_export.tasks.base import names
 
 UNMERGED = "unmerged"
 EAGER = ("eager", "torch.compile")
@@ -91,7 +93,7 @@ def _other(run: Run, subject: Subject, against: str) -> Candidate:
 class _Function:
     """A function of pixels as a Runner; the outputs are what keeps compilers honest."""
 
-    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, function: Callable[[torch.Tensor], Answer]) -> None:
         self.function = function
 
     def __enter__(self) -> Self:
@@ -106,7 +108,9 @@ class _Function:
 
     def run(self, image: Array) -> Mapping[str, Array]:
         with torch.inference_mode():
-            return {"logits": self.function(torch.from_numpy(image)).numpy()}
+            answer = self.function(torch.from_numpy(image))
+        values = answer if isinstance(answer, tuple) else (answer,)
+        return {str(i): value.numpy() for i, value in enumerate(values)}
 
 
 def backend_names() -> list[str]:
@@ -132,18 +136,19 @@ def feed_of(backend: str, candidate: Candidate, pixels: Pixels) -> Array:
     return candidate.subject.feed(pixels)
 
 
-def _eager(candidate: Candidate) -> Callable[[torch.Tensor], torch.Tensor]:
+def _eager(candidate: Candidate) -> Callable[[torch.Tensor], Answer]:
     backbone, plan = candidate.subject.model.backbone, candidate.plan
     if not plan.merges:
         return backbone.plain
-    return lambda image: run_reference(backbone, plan, image).logits
+    return lambda image: tuple(run_reference(backbone, plan, image).outputs.values())
 
 
 def _graph(candidate: Candidate) -> Any:
     """What ships of a candidate: the file of its run, or the same made now."""
     if candidate.run is not None:
         return candidate.run.graph
-    return with_outputs(candidate.subject.graph(candidate.plan), ["logits"])
+    outputs = names(candidate.subject.model.backbone.outputs)
+    return with_outputs(candidate.subject.graph(candidate.plan), outputs)
 
 
 def _onnxruntime(candidate: Candidate) -> OnnxRuntimeRunner:

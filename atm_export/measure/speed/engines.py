@@ -11,7 +11,8 @@ import numpy as np
 
 from atm_export.backends.base import Array, Runner
 from atm_export.measure.speed.latency import interleave
-from atm_export.prove.precision import judge
+from atm_export.prove.precision import judge, paired
+from atm_export.tasks.base import Output
 
 BATCHES = (1, 8, 32, 64)
 ROUNDS = 30
@@ -20,24 +21,27 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class Expected:
-    """One batch for the graph's input, and what the eager reference makes of it: logits
-    [batch, classes] and token counts (flat)."""
+    """One batch for the graph's input, and what the eager reference makes of it: outputs
+    [batch, ...] by name and token counts (flat)."""
 
     feed: Array
-    logits: Array
+    outputs: Mapping[str, Array]
     tokens: Array
 
 
 def engine_parity(
-    traced: Runner, shipped: Runner, expected: Sequence[Expected], precision: str
+    traced: Runner,
+    shipped: Runner,
+    expected: Sequence[Expected],
+    precision: str,
+    outputs: Sequence[Output],
 ) -> dict[str, Any]:
-    """Token counts through the traced engine, logits and top-1 through the one that ships, under
-    the precision's tolerance. Both runners are entered."""
+    """Token counts through the traced engine, outputs through the one that ships, under the
+    precision's tolerance. Both runners are entered."""
     found = [(shipped.run(e.feed), traced.run(e.feed)) for e in expected]
     proof = judge(
         precision,
-        np.concatenate([e.logits for e in expected]).astype(np.float64),
-        np.concatenate([out["logits"] for out, _ in found]).astype(np.float64),
+        paired(outputs, [e.outputs for e in expected], [out for out, _ in found]),
         np.concatenate([e.tokens for e in expected]).astype(np.float64),
         np.concatenate(
             [np.asarray(told["tokens_per_block"]).reshape(-1) for _, told in found]

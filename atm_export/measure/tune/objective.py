@@ -84,14 +84,15 @@ def know(
 ) -> Known:
     """Run the unmerged model once."""
     plan = MergePlan.unmerged(len(backbone.parts()))
-    logits, features = [], []
+    ranks = backbone.require_ranks("tune")
+    top1, features = [], []
     for i in range(0, len(pixels), batch):
         image = torch.from_numpy(normalize(pixels[i : i + batch], how))
         trace = run_reference(backbone, plan, image)
-        logits.append(trace.logits.argmax(dim=1))
+        top1.append(trace.outputs[ranks].argmax(dim=1))
         features.append(trace.features)
     return Known(
-        pixels, how, batch, torch.cat(logits), torch.cat(features), right, unmerged_gmacs(backbone)
+        pixels, how, batch, torch.cat(top1), torch.cat(features), right, unmerged_gmacs(backbone)
     )
 
 
@@ -105,13 +106,13 @@ def score(
 ) -> Score:
     """Measure a point; stops where it can no longer win: too many answers differ already, or it
     costs clearly more than `best` GFLOPs, which keeps the limits."""
-    plan = plan_for(backbone, AtmSettings(point=point))
+    plan, ranks = plan_for(backbone, AtmSettings(point=point)), backbone.require_ranks("tune")
     spent, agree, hits, distance, done = 0.0, 0, 0, 0.0, 0
     for start in range(0, len(known), known.batch):
         rows = slice(start, start + known.batch)
         image = torch.from_numpy(normalize(known.pixels[rows], known.how))
         trace = run_reference(backbone, plan, image)
-        top1 = trace.logits.argmax(dim=1)
+        top1 = trace.outputs[ranks].argmax(dim=1)
         spent += float(trace_gmacs(backbone, trace, plan.merges).sum())
         agree += int((top1 == known.top1[rows]).sum())
         if known.right is not None:

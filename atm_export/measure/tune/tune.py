@@ -88,6 +88,7 @@ def tune(
     )
     say("loading the model")
     model = load_model(spec)
+    model.backbone.require_ranks("tune")
     samples, labelled = _samples(task, model)
     say(f"decoding {len(samples)} images")
     pixels, right = _pixels(task, model, samples, labelled)
