@@ -6,6 +6,5 @@ cd "$(dirname "$0")/.."
 ruff format --check .
 ruff check .
 mypy
-# Files are spread over the cores; a file's tests share its fixtures.
-pytest -n auto --dist loadfile "$@"
+pytest "$@"
 tools/check_cpp.sh -m "not slow"

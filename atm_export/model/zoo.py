@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from atm_export.config import ModelSpec
 from atm_export.errors import UnsupportedModelError
-from atm_export.model import family_module
+from atm_export.model import SHIPPED
 from atm_export.model.backbone import Family, LoadedModel, families, refuse_large
 
 MOST_TOKENS = 4096
@@ -27,11 +25,22 @@ def load_model(spec: ModelSpec) -> LoadedModel:
 
 def _family(spec: ModelSpec) -> Family:
     name = spec.config.family
-    if name not in families and (module := family_module(name)):
-        import_module(module)
+    _register_shipped(name)
     if name not in families:
         raise UnsupportedModelError(
-            f"{spec.name} needs the model family '{name}', which this version does not have; "
-            f"a family is a file of atm_export/model that registers its name"
+            f"{spec.name} needs the model family '{name}', which neither this version nor a plugin "
+            f"has; it has: {', '.join(SHIPPED)}"
         )
     return families[name]
+
+
+def _register_shipped(family: str) -> None:
+    """A family's file registers it when it is imported, and is imported when it is asked for."""
+    if family == "demo":
+        from atm_export.model import demo  # noqa: F401
+    elif family == "lvvit":
+        from atm_export.model import lvvit  # noqa: F401
+    elif family == "t2t":
+        from atm_export.model import t2t  # noqa: F401
+    elif family == "timm":
+        from atm_export.model import vit  # noqa: F401

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from atm_export.config import MethodPreset, ModelConfig, Preset, load_model_config, model_names
-from atm_export.model import family_module
+from atm_export.model import SHIPPED
 
 COLUMNS = (
     *("model", "presets", "default", "paper GFLOPs", "paper top-1 %"),
@@ -28,7 +28,7 @@ def print_models(console: Console) -> None:
         table.add_column(column, no_wrap=True)
     for name in model_names():
         config = load_model_config(name)
-        missing = "" if family_module(config.family) else f" (family {config.family}: not yet)"
+        missing = "" if config.family in SHIPPED else " (plugin)"
         table.add_row(name + missing, *_model_row(config))
     console.print(table)
     console.print(LEGEND, highlight=False)
