@@ -16,7 +16,7 @@ import onnx
 
 from atm_export import place
 from atm_export.backends import TENSORRT
-from atm_export.backends.base import Array, Runner
+from atm_export.backends.runner import Array, Runner
 from atm_export.backends.tensorrt.api import Api, gpu_sm, load_api
 from atm_export.backends.tensorrt.build import BuildFailedError, Engine, engine_from_onnx
 from atm_export.backends.tensorrt.by_hand import command_lines

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 from torch import Tensor
 
-from atm_export.backends.base import Array
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
+from atm_export.backends.runner import Array
 from atm_export.graph.assemble import onnx_from_model
 from atm_export.graph.optimize import optimize, with_outputs
 from atm_export.methods.plan import MergePlan

@@ -14,9 +14,9 @@ import onnx
 import pytest
 
 from atm_export import demo
-from atm_export.backends.base import Array
 from atm_export.backends.onnxruntime import door
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
+from atm_export.backends.runner import Array
 from atm_export.choice import Choice
 from atm_export.measure.data.images import ImageSet
 from atm_export.model.zoo import load_model

@@ -11,9 +11,9 @@ import onnx
 import pytest
 from onnx import parser
 
-from atm_export.backends.base import Runner
 from atm_export.backends.onnxruntime.door import use_threads
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
+from atm_export.backends.runner import Runner
 from atm_export.errors import AtmExportError
 
 DOUBLE = (

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 import pytest
 
-from atm_export.backends.base import Array
+from atm_export.backends.runner import Array
 from atm_export.cli import main
 from atm_export.measure.speed.bench import recommend
 from atm_export.measure.speed.candidates import candidates

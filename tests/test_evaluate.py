@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atm_export.backends.base import Array
+from atm_export.backends.runner import Array
 from atm_export.errors import DataError
 from atm_export.measure.data.imagenet import imagenet_labels, synset_index
 from atm_export.measure.data.images import LIMIT, load_images

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Collection
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import atm_export
@@ -71,6 +73,44 @@ def test_imports_point_one_way() -> None:
             if other != part and LEVEL[other] > LEVEL[part]
         ]
     assert not wrong
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package with its file."""
+    return {
+        ".".join(("atm_export", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
+            ".__init__"
+        ): path
+        for path in PACKAGE.rglob("*.py")
+    }
+
+
+def imported_modules(path: Path, known: Collection[str]) -> set[str]:
+    """The `known` modules that a file imports, late imports and those for types included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in known else node.module for name in names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & set(known)
+
+
+def test_no_circle_of_imports() -> None:
+    known = modules()
+    edges = {name: imported_modules(path, known) - {name} for name, path in known.items()}
+    TopologicalSorter(edges).prepare()  # CycleError names the circle
+
+
+def test_no_edge_is_hidden() -> None:
+    """Modules of the package are imported by name, but for the public names of the package."""
+    hidden = [
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if "import_module" in path.read_text(encoding="utf-8")
+    ]
+    assert sorted(hidden) == ["__init__.py", "backends/tensorrt/api.py"]  # TensorRT's own modules
 
 
 def test_every_module_imports_without_tensorrt() -> None:

@@ -17,7 +17,8 @@ import pytest
 
 from atm_export import errors
 from atm_export.backends import TENSORRT, backends
-from atm_export.backends.base import Serving, choose_artifact
+from atm_export.backends.base import choose_artifact
+from atm_export.backends.runner import Serving
 from atm_export.backends.tensorrt import backend as tensorrt
 from atm_export.backends.tensorrt.backend import check_engine
 from atm_export.backends.tensorrt.fit import Here

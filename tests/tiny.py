@@ -16,7 +16,8 @@ from torch import Tensor
 from atm_export.methods import methods
 from atm_export.methods.base import MethodSettings, ModelShape
 from atm_export.methods.bipartite.matching import GRID
-from atm_export.methods.bipartite.rule import BlockMerge, Grouping
+from atm_export.methods.bipartite.rule import BlockMerge
+from atm_export.methods.bipartite.terms import Grouping
 from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import Backbone, LoadedModel
 from atm_export.model.reference import run_reference

@@ -7,14 +7,10 @@ Nothing here imports more than NumPy.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
+from atm_export.backends.pool import RunnerPool
+from atm_export.backends.runner import Runner, Server, Serving
 from atm_export.errors import (
     ConfigError,
     EngineMismatchError,
@@ -27,49 +23,8 @@ if TYPE_CHECKING:
 
     from atm_export.runs.reading import Run
 
-Array = NDArray[np.generic]
 GRAPH = "model.onnx"
 AUTO = "auto"
-
-
-class Runner(Protocol):
-    """A context manager that runs images; nothing touches a device before entry."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
-
-    def run(self, image: Array) -> Mapping[str, Array]:
-        """Outputs by name for one batch of images."""
-        ...
-
-
-class Server(Protocol):
-    """What a session asks; any thread may.
-
-    about: one line on what runs, and why. facts: of the engine that answers, where it is one: such
-    answers are held to the engine's tolerance.
-    """
-
-    about: str
-    providers: tuple[str, ...]
-    facts: Mapping[str, Any] | None
-
-    def run(self, image: Array) -> dict[str, Array]: ...
-
-
-@dataclass(frozen=True)
-class Serving:
-    """How a session wants to be served: ONNX Runtime providers in order (None: the backend's own
-    choice), threads (0: all)."""
-
-    providers: Sequence[str] | None = None
-    threads: int = 0
 
 
 class Backend(ABC):
@@ -119,8 +74,6 @@ class Backend(ABC):
 
     def serve(self, run: Run, name: str, how: Serving) -> Server:
         """The file as a service runs it: for any thread."""
-        from atm_export.backends.pool import RunnerPool
-
         if how.providers is not None:
             raise ConfigError(f"providers are ONNX Runtime's; {self.title} takes none")
         return RunnerPool(lambda: self.open_artifact(run, name), f"{self.about()}, {name}")
@@ -151,6 +104,3 @@ def choose_artifact(backend: Backend, run: Run, name: str = AUTO) -> str:
     raise EngineMismatchError(
         f"{run.folder} has no engine for this machine: {'; '.join(reasons) or 'none was built'}"
     )
-
-
-Opener = Callable[[], Runner]

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from atm_export.backends.base import Array, Opener, Runner
+from atm_export.backends.runner import Array, Opener, Runner
 
 
 class RunnerPool:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 
-from atm_export.backends.base import Array
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
+from atm_export.backends.runner import Array
 
 # Keys decide which tokens merge, and the head is small: both keep their precision.
 KEPT = (".k.weight", "head.")

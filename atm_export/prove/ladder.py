@@ -16,7 +16,7 @@ import onnx
 import torch
 
 from atm_export.backends import ONNXRUNTIME, backends
-from atm_export.backends.base import Runner
+from atm_export.backends.runner import Runner
 from atm_export.methods.plan import MergePlan
 from atm_export.prove.compare import compare, measure
 from atm_export.prove.inputs import Case, Pixels, cases

@@ -18,8 +18,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from atm_export.backends.base import Array
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
+from atm_export.backends.runner import Array
 from atm_export.comparison import largest
 from atm_export.errors import ParityError
 from atm_export.prove.intervals import Share

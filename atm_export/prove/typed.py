@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import onnx
 
-from atm_export.backends.base import Array
+from atm_export.backends.runner import Array
 from atm_export.backends.tensorrt.settings import Precision
 from atm_export.errors import ParityError
 from atm_export.graph.optimize import emulated, quantized, with_precision

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atm_export.comparison import Comparison
-from atm_export.preprocess import normalize
+from atm_export.preprocess import Preprocessing, normalize
 from atm_export.runs.golden import Answers, Golden, read_golden
+from atm_export.runs.reading import Run
 from atm_export.runtime.pictures import decoded
 from atm_export.tasks.agreement import Cosine
 from atm_export.tasks.base import Output
-
-if TYPE_CHECKING:
-    from atm_export.runtime.session import Session
+from atm_export.tasks.stated import Statement
 
 Array = NDArray[Any]
 
 
-def check_golden(session: Session) -> list[Comparison]:
+class Asked(Protocol):
+    """What is compared: a session, as far as it matters here."""
+
+    run_folder: Run
+    manifest: Mapping[str, Any]
+    preprocessing: Preprocessing
+    uint8: bool
+    answers: Statement
+    engine: Mapping[str, Any] | None
+
+    def outputs(self, image: Array) -> dict[str, Array]: ...
+
+
+def check_golden(session: Asked) -> list[Comparison]:
     """Every golden vector of the session's run: each image alone, a batch, a JPEG file."""
     golden = read_golden(session.run_folder)
     return [
@@ -30,7 +43,7 @@ def check_golden(session: Session) -> list[Comparison]:
     ]
 
 
-def compare_alone(session: Session, golden: Golden, count: int) -> list[Comparison]:
+def compare_alone(session: Asked, golden: Golden, count: int) -> list[Comparison]:
     """The first `count` images, each as a batch of one."""
     found = [_answers(session, pixels[None]) for pixels in golden.images[:count]]
     ours = {name: np.concatenate([each[name] for each in found]) for name in golden.alone}
@@ -38,13 +51,13 @@ def compare_alone(session: Session, golden: Golden, count: int) -> list[Comparis
     return _compare(session, "single images", ours, theirs)
 
 
-def _compare_batch(session: Session, golden: Golden) -> list[Comparison]:
+def _compare_batch(session: Asked, golden: Golden) -> list[Comparison]:
     count = len(golden.batch[session.answers.main.name])
     ours = _answers(session, golden.images[:count])
     return _compare(session, f"a batch of {count}", ours, golden.batch)
 
 
-def _compare_picture(session: Session, golden: Golden) -> list[Comparison]:
+def _compare_picture(session: Asked, golden: Golden) -> list[Comparison]:
     pixels = decoded(golden.picture.tobytes(), session.preprocessing)
     levels = np.abs(pixels.astype(int) - golden.picture_pixels).max()
     allowed = _allowed(session, "picture_grey_levels")
@@ -55,18 +68,18 @@ def _compare_picture(session: Session, golden: Golden) -> list[Comparison]:
     ]
 
 
-def _answers(session: Session, pixels: Array) -> Answers:
+def _answers(session: Asked, pixels: Array) -> Answers:
     """Outputs of pictures as after the crop; NaN is left for the verdict to find."""
     image = pixels if session.uint8 else normalize(pixels, session.preprocessing)
     return session.outputs(image)
 
 
-def _allowed(session: Session, what: str) -> float:
+def _allowed(session: Asked, what: str) -> float:
     return float(session.manifest["golden"]["tolerance"][what])
 
 
 def _compare(
-    session: Session, what: str, ours: Answers, theirs: Answers, kind: str = ""
+    session: Asked, what: str, ours: Answers, theirs: Answers, kind: str = ""
 ) -> list[Comparison]:
     """Each output; kind: the tolerance's, before the output's name."""
     return [
@@ -76,7 +89,7 @@ def _compare(
 
 
 def _compare_output(
-    session: Session, what: str, output: Output, ours: Array, theirs: Array, kind: str
+    session: Asked, what: str, output: Output, ours: Array, theirs: Array, kind: str
 ) -> Comparison:
     """By the output's agreement; of an engine, which may round more, by the angle."""
     if session.engine is None:

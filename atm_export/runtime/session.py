@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from atm_export.backends import ONNXRUNTIME, TENSORRT, backends
-from atm_export.backends.base import AUTO, Server, Serving, choose_artifact
+from atm_export.backends.base import AUTO, choose_artifact
+from atm_export.backends.runner import Server, Serving
 from atm_export.bounds import MAX_BATCH, MAX_TOP_K, checked_threads, whole
 from atm_export.errors import (
     ConfigError,

@@ -10,7 +10,8 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 
 from atm_export.backends import backends
-from atm_export.backends.base import Array, Backend, Runner
+from atm_export.backends.base import Backend
+from atm_export.backends.runner import Array, Runner
 
 
 class Evaluated:

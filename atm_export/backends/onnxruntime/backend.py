@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from atm_export.backends.base import Backend, Runner, Server, Serving
+from atm_export.backends.base import Backend
 from atm_export.backends.onnxruntime import door
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.backends.onnxruntime.serving import OnnxServer
+from atm_export.backends.runner import Runner, Server, Serving
 from atm_export.runs.reading import read_checked
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from atm_export.backends.base import Array
 from atm_export.backends.onnxruntime import door
+from atm_export.backends.runner import Array
 
 if TYPE_CHECKING:
     import onnx

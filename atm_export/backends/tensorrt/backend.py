@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from atm_export.backends.base import Backend, Runner, Server, Serving
+from atm_export.backends.base import Backend
 from atm_export.backends.pool import RunnerPool
+from atm_export.backends.runner import Runner, Server, Serving
 from atm_export.backends.tensorrt.fit import Here, check_fit
 from atm_export.errors import (
     ConfigError,

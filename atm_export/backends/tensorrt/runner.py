@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from atm_export.backends.base import Array
+from atm_export.backends.runner import Array
 from atm_export.backends.tensorrt.api import gpu_sm, load_api
 from atm_export.backends.tensorrt.fit import Here, check_fit
 from atm_export.backends.tensorrt.settings import Flavor

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from atm_export.backends import ONNXRUNTIME, backends
-from atm_export.backends.base import Runner, choose_artifact
+from atm_export.backends.base import choose_artifact
 from atm_export.backends.onnxruntime.providers import best_providers
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
+from atm_export.backends.runner import Runner
 from atm_export.errors import ConfigError, unknown_name
 from atm_export.graph.optimize import with_outputs
 from atm_export.methods.plan import MergePlan

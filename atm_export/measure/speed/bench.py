@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from atm_export.backends.base import Runner
+from atm_export.backends.runner import Runner
 from atm_export.errors import AtmExportError
 from atm_export.measure.speed.candidates import UNMERGED, Candidate, feed_of, open_runner
 from atm_export.measure.speed.latency import interleave, row_of

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from atm_export.backends import ONNXRUNTIME, backends
-from atm_export.backends.base import Array, Backend, Runner, choose_artifact
+from atm_export.backends.base import Backend, choose_artifact
 from atm_export.backends.onnxruntime.providers import best_providers
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
+from atm_export.backends.runner import Array, Runner
 from atm_export.errors import ConfigError
 from atm_export.graph.optimize import with_outputs
 from atm_export.methods import methods

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from atm_export.backends.base import Array, Runner
+from atm_export.backends.runner import Array, Runner
 
 WARM_UP = 2
 

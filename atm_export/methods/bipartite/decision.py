@@ -13,7 +13,7 @@ from torch import Tensor
 from atm_export.comparison import smallest
 from atm_export.methods.bipartite import matching
 from atm_export.methods.bipartite.matching import GRID, Pairs, grid_threshold
-from atm_export.methods.bipartite.rule import BlockMerge, most_merges
+from atm_export.methods.bipartite.terms import Terms, most_merges
 from atm_export.methods.rule import Decision
 
 
@@ -40,7 +40,7 @@ class PairDecision(Decision):
         return smallest(gaps) / GRID
 
 
-def decide(keys: Tensor, sizes: Tensor, prefix: int, rule: BlockMerge) -> PairDecision:
+def decide(keys: Tensor, sizes: Tensor, prefix: int, rule: Terms) -> PairDecision:
     """Match tokens by key similarity and decide how many pairs merge."""
     pairs = matching.match(matching.key_metric(keys), sizes, prefix, rule.grouping)
     most = most_merges(sizes.shape[1], prefix)

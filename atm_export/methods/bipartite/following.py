@@ -15,11 +15,11 @@ from atm_export.comparison import largest
 from atm_export.methods.bipartite import matching
 from atm_export.methods.bipartite.decision import PairDecision, count_margin
 from atm_export.methods.bipartite.matching import GRID, Pairs
-from atm_export.methods.bipartite.rule import BlockMerge, most_merges
+from atm_export.methods.bipartite.terms import Terms, most_merges
 from atm_export.methods.rule import NotFollowed, Signals
 
 
-def forced(signals: Signals, moved_to: Tensor, rule: BlockMerge) -> tuple[PairDecision, float]:
+def forced(signals: Signals, moved_to: Tensor, rule: Terms) -> tuple[PairDecision, float]:
     """The pairs that moved_to [B, N] tells of, and by how much (cosine) the worst of them fell
     short of the reference's own choice."""
     sizes, metric = signals.sizes, matching.key_metric(signals.keys)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atm_export.methods.bipartite.rule import Grouping
+from atm_export.methods.bipartite.terms import Grouping
 from atm_export.methods.rule import Reduced
 from atm_export.methods.tokens import rows
 

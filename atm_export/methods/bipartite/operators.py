@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from atm_export.methods.bipartite.matching import GRID, grid_threshold
-from atm_export.methods.bipartite.rule import most_merges
+from atm_export.methods.bipartite.terms import most_merges
 from atm_export.methods.tokens import STRIDE, Capacity, rows, sorted_by
 
 # Integers fit 32 bits: OpenVINO's CPU plugin computes int64 as int32, without a word

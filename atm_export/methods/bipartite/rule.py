@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from atm_export.errors import ManifestError
+from atm_export.methods.bipartite.terms import Grouping, most_merges
 from atm_export.methods.plan import MergePlan
 from atm_export.methods.rule import (
     BlockRule,
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from atm_export.methods.bipartite.decision import PairDecision
-
-Grouping = Literal["alternate", "size"]
 
 
 @dataclass(frozen=True)
@@ -158,16 +157,6 @@ def _moving(signals: GraphSignals) -> tuple[Tensor, Tensor]:
         assert signals.key_metric is not None
         sizes = torch.ones_like(signals.key_metric[..., :1])
     return sizes, sizes if signals.tokens is None else signals.tokens
-
-
-def most_merges(n: int, prefix: int) -> int:
-    """Merges that n tokens allow: every source may go (ToMe: at most half of the tokens).
-
-    With an even number of prefix tokens (none, or class and distillation) the last two patch
-    tokens stay, so that there is always a source and a destination.
-    """
-    body = n - prefix
-    return body // 2 if prefix % 2 else min((body + 1) // 2, max(body - 2, 0))
 
 
 def with_theta(plan: MergePlan, theta: float) -> MergePlan:
