@@ -77,7 +77,7 @@ def test_extremes_keep_nan(values: list[float]) -> None:
 class Spoilt:
     """A backend whose answers can be spoilt."""
 
-    about, providers = "spoilt", ("none",)
+    about, providers, facts = "spoilt", ("none",), None
 
     def __init__(self, session: Session, spoil: Any) -> None:
         self.session, self.spoil = session, spoil

@@ -227,7 +227,7 @@ def test_a_graph_with_other_logits_is_refused(demo_folder: Path) -> None:
     run = open_run(demo_folder)
 
     class Other:
-        about, providers = "other", ("none",)
+        about, providers, facts = "other", ("none",), None
 
         def __init__(self, outputs: dict[str, np.ndarray]) -> None:
             self.outputs = outputs
@@ -282,7 +282,7 @@ def test_an_old_onnx_runtime_is_refused() -> None:
 
 def test_io_binding_gives_the_same(session: Session, pictures: list[Image.Image]) -> None:
     batch = session.prepare(pictures)
-    bound = session._backend.run_bound(batch, "cpu")  # type: ignore[attr-defined]
+    bound = session._server.run_bound(batch, "cpu")  # type: ignore[attr-defined]
     assert np.array_equal(bound["logits"], session.run(batch)["logits"])
 
 

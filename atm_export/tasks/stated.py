@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from atm_export.errors import ConfigError
-from atm_export.shapes import Misfit, fields, items, maybe, number, one_of, text
+from atm_export.shapes import Misfit, fields, items, maybe, number, text
 from atm_export.tasks.agreement import agreements
 from atm_export.tasks.base import Output
 from atm_export.tasks.classify import Classify
@@ -64,10 +64,15 @@ def stated(manifest: Mapping[str, Any]) -> Statement:
 
 def check_task(facts: Any, at: str) -> None:
     """Misfit unless this is what `Task.facts` gives, of agreements that are known here."""
-    output = fields({"name": text, "agreement": one_of(*agreements)})
+    output = fields({"name": text, "agreement": _agreement})
     fields({"name": text, "ranks": maybe(text), "outputs": items(output, 1, MOST_OUTPUTS)})(
         facts, at
     )
+
+
+def _agreement(value: Any, at: str) -> None:
+    if not isinstance(value, str) or value not in agreements:
+        raise Misfit(f"{at} must be one of {', '.join(agreements)}, not {str(value)[:60]!r}")
 
 
 def check_stated(manifest: Mapping[str, Any]) -> None:
