@@ -59,10 +59,15 @@ bool parse(int count, char** values, Arguments& found) {
 
 void classify(const Arguments& arguments) {
   const atm::Session session(arguments.run, arguments.options);
+  if (session.ranks().empty()) {
+    throw atm::Error(ATM_ARGUMENT, arguments.run + " answers the task '" + session.task() +
+                                       "', which ranks no classes");
+  }
   for (const std::string& path : arguments.images) {
-    const auto logits = session.predict({atm::read_jpeg(path)});
+    const auto answers = session.predict_all({atm::read_jpeg(path)});
+    const std::vector<float>& row = answers.at(session.ranks());
     std::printf("%s\n", path.c_str());
-    for (const atm::Label& label : session.top_k(logits.data(), arguments.top)) {
+    for (const atm::Label& label : session.top_k(row.data(), arguments.top)) {
       std::printf("  %6.2f %%  %s\n", 100 * label.probability, label.name.c_str());
     }
   }

@@ -7,11 +7,13 @@
 
 namespace atm {
 
+using Answers = std::vector<std::vector<float>>;
+
 class Backend {
  public:
   virtual ~Backend() = default;
-  // Logits [images, classes] of prepared images. Safe from any thread.
-  virtual std::vector<float> run(const void* image, std::size_t images) = 0;
+  // The task's outputs [images, ...] of prepared images, in its order. Safe from any thread.
+  virtual Answers run(const void* image, std::size_t images) = 0;
   std::string about;
 };
 

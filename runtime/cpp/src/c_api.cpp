@@ -10,6 +10,19 @@ struct atm_session {
   }
   atm::Session session;
   std::vector<std::string> labels;
+  std::vector<atm::Output> outputs = session.outputs();
+
+  // The output that ranks classes; Error ATM_ARGUMENT where none does.
+  const std::string& ranks() const {
+    if (!session.ranks().empty()) return session.ranks();
+    throw atm::Error(ATM_ARGUMENT, "the task '" + session.task() + "' ranks no classes; take " +
+                                       "atm_run_output");
+  }
+  const std::string& name(std::size_t index) const {
+    if (index < outputs.size()) return outputs[index].name;
+    throw atm::Error(ATM_ARGUMENT, "output " + std::to_string(index) + ": the run has " +
+                                       std::to_string(outputs.size()));
+  }
 };
 
 namespace {
@@ -94,7 +107,8 @@ atm_status atm_predict_jpeg(const atm_session* session, const uint8_t* data, siz
                             float* logits) {
   return guarded([&] {
     require(session != nullptr && data != nullptr && logits != nullptr);
-    copy(session->session.predict({atm::decode_jpeg(data, size)}), logits);
+    const std::string& name = session->ranks();
+    copy(session->session.predict_all({atm::decode_jpeg(data, size)}).at(name), logits);
   });
 }
 
@@ -105,14 +119,17 @@ atm_status atm_predict_rgb(const atm_session* session, const uint8_t* rgb, size_
     if (width == 0 || height == 0 || width > atm::kMostPixels / height) {
       throw atm::Error(ATM_IMAGE, "the image has no pixels, or too many");
     }
-    copy(session->session.predict({{width, height, {rgb, rgb + width * height * 3}}}), logits);
+    const std::string& name = session->ranks();
+    const atm::Picture picture{width, height, {rgb, rgb + width * height * 3}};
+    copy(session->session.predict_all({picture}).at(name), logits);
   });
 }
 
 atm_status atm_run(const atm_session* session, const void* image, size_t images, float* logits) {
   return guarded([&] {
     require(session != nullptr && logits != nullptr);
-    copy(session->session.run(image, images), logits);
+    const std::string& name = session->ranks();
+    copy(session->session.run_all(image, images).at(name), logits);
   });
 }
 
@@ -136,6 +153,46 @@ atm_status atm_check_golden(const atm_session* session) {
       throw atm::Error(ATM_GOLDEN_MISMATCH,
                        found.what + " differ by " + std::to_string(found.difference));
     }
+  });
+}
+
+size_t atm_output_count(const atm_session* session) {
+  return session == nullptr ? 0 : session->outputs.size();
+}
+
+const char* atm_output_name(const atm_session* session, size_t index) {
+  if (session == nullptr || index >= session->outputs.size()) return "";
+  return session->outputs[index].name.c_str();
+}
+
+size_t atm_output_axis(const atm_session* session, size_t index, size_t axis) {
+  if (session == nullptr || index >= session->outputs.size()) return 0;
+  const auto& shape = session->outputs[index].shape;
+  return axis < shape.size() ? shape[axis] : 0;
+}
+
+size_t atm_output_size(const atm_session* session, size_t index) {
+  if (session == nullptr || index >= session->outputs.size()) return 0;
+  size_t numbers = 1;
+  for (const size_t n : session->outputs[index].shape) numbers *= n;
+  return numbers;
+}
+
+atm_status atm_run_output(const atm_session* session, const void* image, size_t images,
+                          size_t index, float* values) {
+  return guarded([&] {
+    require(session != nullptr && values != nullptr);
+    const std::string& name = session->name(index);
+    copy(session->session.run_all(image, images).at(name), values);
+  });
+}
+
+atm_status atm_predict_jpeg_output(const atm_session* session, const uint8_t* data, size_t size,
+                                   size_t index, float* values) {
+  return guarded([&] {
+    require(session != nullptr && data != nullptr && values != nullptr);
+    const std::string& name = session->name(index);
+    copy(session->session.predict_all({atm::decode_jpeg(data, size)}).at(name), values);
   });
 }
 

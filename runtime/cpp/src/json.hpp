@@ -1,9 +1,11 @@
 // The one door for JSON: of bounded size and depth, each key once.
 #pragma once
 
+#include <cstdint>
+
 #include <nlohmann/json.hpp>
 
-#include "run.hpp"
+#include "atm_runtime/atm_runtime.hpp"
 
 namespace atm {
 

@@ -44,7 +44,7 @@ class OnnxBackend final : public Backend {
     about = "ONNX Runtime " + Ort::GetVersionString() + (options.cuda ? ", CUDA" : ", CPU");
   }
 
-  std::vector<float> run(const void* image, std::size_t images) override {
+  Answers run(const void* image, std::size_t images) override {
     try {
       return run_or_throw(image, images);
     } catch (const Ort::Exception& error) {
@@ -53,19 +53,30 @@ class OnnxBackend final : public Backend {
   }
 
  private:
-  std::vector<float> run_or_throw(const void* image, std::size_t images) {
+  Answers run_or_throw(const void* image, std::size_t images) {
     const Ort::Value input = tensor(image, images);
     const char* in = facts_.input.c_str();
-    const char* out = "logits";
-    const auto outputs = session_.Run(Ort::RunOptions{nullptr}, &in, &input, 1, &out, 1);
-    const auto made = outputs[0].GetTensorTypeAndShapeInfo();
-    if (made.GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
-      throw Error(ATM_BACKEND, "logits of another type than float32");
+    std::vector<const char*> out;
+    for (const OutputFacts& output : facts_.task.outputs) out.push_back(output.name.c_str());
+    const auto made =
+        session_.Run(Ort::RunOptions{nullptr}, &in, &input, 1, out.data(), out.size());
+    Answers found;
+    for (std::size_t i = 0; i < made.size(); ++i) {
+      found.push_back(values(made[i], facts_.task.outputs[i], images));
     }
-    const std::size_t count = made.GetElementCount();
-    if (count != images * facts_.classes) throw Error(ATM_BACKEND, "logits of another shape");
-    const float* logits = outputs[0].GetTensorData<float>();
-    return {logits, logits + count};
+    return found;
+  }
+
+  static std::vector<float> values(const Ort::Value& made, const OutputFacts& output,
+                                   std::size_t images) {
+    const auto facts = made.GetTensorTypeAndShapeInfo();
+    if (facts.GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
+      throw Error(ATM_BACKEND, output.name + " of another type than float32");
+    }
+    const std::size_t count = facts.GetElementCount();
+    if (count != images * output.row()) throw Error(ATM_BACKEND, output.name + " of another shape");
+    const float* first = made.GetTensorData<float>();
+    return {first, first + count};
   }
 
   // A view of the caller's image; ONNX Runtime does not write to inputs.

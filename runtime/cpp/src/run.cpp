@@ -15,7 +15,6 @@ using nlohmann::json;
 
 constexpr int kFormat = 2;
 constexpr std::int64_t kLargestSide = 4096;
-constexpr std::int64_t kMostClasses = 10'000'000;
 constexpr std::uint64_t kMostManifest = 16 << 20;
 const std::string kSealKey = "\"seal\": \"";
 
@@ -80,12 +79,11 @@ Preprocessing preprocessing_of(const json& facts) {
 
 Golden golden_of(const json& facts) {
   const json& tolerance = facts.at("tolerance");
-  return {facts.at("file").get<std::string>(), tolerance.at("logits").get<double>(),
-          tolerance.at("picture_logits").get<double>(),
-          tolerance.at("picture_grey_levels").get<double>()};
+  return {facts.at("file").get<std::string>(), tolerance.at("picture_grey_levels").get<double>()};
 }
 
-EngineFacts engine_of(const json& facts, const std::map<std::string, FileFacts>& files) {
+EngineFacts engine_of(const json& facts, const std::map<std::string, FileFacts>& files,
+                      const std::string& main) {
   EngineFacts engine;
   engine.flavor = facts.at("flavor").get<std::string>();
   engine.tensorrt = facts.at("tensorrt").get<std::string>();
@@ -96,7 +94,7 @@ EngineFacts engine_of(const json& facts, const std::map<std::string, FileFacts>&
   const auto source = files.find(facts.at("source").at("file").get<std::string>());
   engine.fits_source = source != files.end() &&
                        source->second.sha256 == facts.at("source").at("sha256").get<std::string>();
-  engine.cosine = facts.at("validation").at("tolerance").at("min_cosine_logits").get<double>();
+  engine.cosine = facts.at("validation").at("tolerance").at("min_cosine_" + main).get<double>();
   return engine;
 }
 
@@ -107,18 +105,24 @@ Facts facts_of(const json& manifest, const std::map<std::string, FileFacts>& fil
   whole(manifest.at("opset"), 1, 1000);
   facts.input = input.at("name").get<std::string>();
   facts.uint8 = input.at("dtype").get<std::string>() == "uint8";
-  const json& logits = manifest.at("interface").at("outputs").at("logits");
-  facts.classes = static_cast<std::size_t>(whole(logits.at("shape").at(1), 1, kMostClasses));
+  facts.task = task_of(manifest);
   facts.preprocessing = preprocessing_of(manifest.at("preprocessing"));
   if (!manifest.at("labels").is_null()) {
     facts.labels = manifest.at("labels").get<std::vector<std::string>>();
-    if (facts.labels.size() != facts.classes) throw Error(ATM_MANIFEST, "labels");
+    if (facts.labels.size() != facts.task.classes()) throw Error(ATM_MANIFEST, "labels");
   }
   facts.has_golden = !manifest.at("golden").is_null();
-  if (facts.has_golden) facts.golden = golden_of(manifest.at("golden"));
+  if (facts.has_golden) {
+    facts.golden = golden_of(manifest.at("golden"));
+    const json& tolerance = manifest.at("golden").at("tolerance");
+    for (OutputFacts& output : facts.task.outputs) {
+      output.allowed = tolerance.at(output.name).get<double>();
+      output.picture = tolerance.at("picture_" + output.name).get<double>();
+    }
+  }
   if (manifest.contains("engines")) {
     for (const auto& [name, engine] : manifest.at("engines").items()) {
-      facts.engines[name] = engine_of(engine, files);
+      facts.engines[name] = engine_of(engine, files, facts.task.outputs[0].name);
     }
   }
   return facts;

@@ -1,4 +1,4 @@
-// A run folder, trusted only when every byte is what the export wrote (as atm_export/runfolder.py).
+// A run folder, trusted only when every byte is what the export wrote (as atm_export/runs).
 #pragma once
 
 #include <cstddef>
@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "atm_runtime/atm_runtime.hpp"
+#include "task.hpp"
 
 namespace atm {
 
@@ -24,7 +25,7 @@ struct Preprocessing {
 
 struct Golden {
   std::string file;
-  double logits = 0, picture_logits = 0, grey_levels = 0;  // what may differ
+  double grey_levels = 0;  // of the picture: what may differ; of outputs: `OutputFacts`
 };
 
 struct EngineFacts {
@@ -32,7 +33,7 @@ struct EngineFacts {
   std::vector<int> sms;
   bool any_version = false, any_gpu = false;  // built compatible
   bool fits_source = false;                   // built from a graph of this folder
-  double cosine = 0;                          // least cosine of logits with PyTorch's
+  double cosine = 0;                          // least cosine of outputs with PyTorch's
 };
 
 // What the manifest says, in the types that the runtime uses.
@@ -40,7 +41,7 @@ struct Facts {
   std::string policy;
   std::string input;
   bool uint8 = false;
-  std::size_t classes = 0;
+  TaskFacts task;
   Preprocessing preprocessing;
   std::vector<std::string> labels;  // empty: none known
   bool has_golden = false;

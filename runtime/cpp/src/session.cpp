@@ -18,11 +18,21 @@ std::unique_ptr<Backend> backend_of(const Run& run, const Options& options) {
   return make_onnx_backend(run.read("model.onnx"), run.facts(), options);
 }
 
-std::vector<float> finite(std::vector<float> logits) {
-  if (!all_finite(logits.data(), logits.size())) {
-    throw Error(ATM_NOT_FINITE, "the logits are not finite (NaN or infinity)");
+Answers finite(Answers answers, const TaskFacts& task) {
+  for (std::size_t i = 0; i < answers.size(); ++i) {
+    if (all_finite(answers[i].data(), answers[i].size())) continue;
+    throw Error(ATM_NOT_FINITE,
+                "the " + task.outputs[i].name + " are not finite (NaN or infinity)");
   }
-  return logits;
+  return answers;
+}
+
+std::map<std::string, std::vector<float>> named(Answers answers, const TaskFacts& task) {
+  std::map<std::string, std::vector<float>> found;
+  for (std::size_t i = 0; i < answers.size(); ++i) {
+    found[task.outputs[i].name] = std::move(answers[i]);
+  }
+  return found;
 }
 
 // The golden file with its shapes checked against the manifest.
@@ -36,16 +46,22 @@ class GoldenVectors {
     tensors_ = tensors_of(file_);
     const Preprocessing& how = facts_.preprocessing;
     const std::size_t image = how.height * how.width * 3;
-    const std::size_t images = get("images").rows(), batch = get("batch_logits").rows();
-    const bool fits = images > 0 && batch > 0 && batch <= images && !get("images").floats &&
-                      get("images").count == images * image && !get("picture").floats &&
-                      get("picture").count > 0 &&
-                      get("logits").count == images * facts_.classes &&
-                      get("batch_logits").count == batch * facts_.classes &&
-                      get("picture_pixels").count == image && !get("picture_pixels").floats &&
-                      get("picture_logits").count == facts_.classes;
+    const std::size_t images = get("images").rows();
+    bool fits = images > 0 && batch() > 0 && batch() <= images && !get("images").floats &&
+                get("images").count == images * image && !get("picture").floats &&
+                get("picture").count > 0 && get("picture_pixels").count == image &&
+                !get("picture_pixels").floats;
+    for (const OutputFacts& output : facts_.task.outputs) {
+      const std::size_t row = output.row();
+      fits = fits && get(output.name).count == images * row &&
+             get("batch_" + output.name).count == batch() * row &&
+             get("picture_" + output.name).count == row;
+    }
     if (!fits) throw Error(ATM_CHANGED_FILE, "the golden vectors do not fit the manifest");
   }
+
+  // How many of the images were answered as one batch.
+  std::size_t batch() const { return get("batch_" + facts_.task.outputs[0].name).rows(); }
 
   const Tensor& get(const std::string& name) const {
     const auto found = tensors_.find(name);
@@ -76,60 +92,74 @@ Session::~Session() = default;
 void Session::warm_up() const {
   const GoldenVectors golden(*run_);
   const std::size_t count = std::min<std::size_t>(golden.get("images").rows(), 2);
-  const auto theirs = golden.get("logits").values();
+  const auto& outputs = run_->facts().task.outputs;
   for (std::size_t i = 0; i < count; ++i) {
-    const auto logits = answer_pixels(golden.get("images").data + i * pixel_bytes(), 1);
-    const auto row = theirs.begin() + static_cast<std::ptrdiff_t>(i * classes());
-    const Comparison found =
-        judge("logits", logits, {row, row + static_cast<std::ptrdiff_t>(classes())},
-              run_->facts().golden.logits);
-    if (found.ok()) continue;
-    throw Error(ATM_GOLDEN_MISMATCH, run_->folder() + ": logits differ by " +
-                                         std::to_string(found.difference) + "; this machine (" +
-                                         about() + ") does not compute what was exported");
+    const Answers ours = answer_pixels(golden.get("images").data + i * pixel_bytes(), 1);
+    for (std::size_t k = 0; k < outputs.size(); ++k) {
+      const auto theirs = golden.get(outputs[k].name).values();
+      const auto size = static_cast<std::ptrdiff_t>(outputs[k].row());
+      const auto row = theirs.begin() + static_cast<std::ptrdiff_t>(i) * size;
+      const Comparison found =
+          judge(outputs[k].name, k, ours[k], {row, row + size}, outputs[k].allowed);
+      if (found.ok()) continue;
+      throw Error(ATM_GOLDEN_MISMATCH, run_->folder() + ": " + outputs[k].name + " differ by " +
+                                           std::to_string(found.difference) + "; this machine (" +
+                                           about() + ") does not compute what was exported");
+    }
   }
 }
 
-Comparison Session::judge(const std::string& what, const std::vector<float>& ours,
-                       const std::vector<float>& theirs, double tolerance) const {
-  if (engine_.empty()) return compare(what, ours, theirs, classes(), tolerance);
-  return compare_angle(what, ours, theirs, classes(), run_->facts().engines.at(engine_).cosine);
+// By the output's agreement; of an engine, which may round more, by the angle.
+Comparison Session::judge(const std::string& what, std::size_t output,
+                          const std::vector<float>& ours, const std::vector<float>& theirs,
+                          double tolerance) const {
+  const OutputFacts& facts = run_->facts().task.outputs[output];
+  if (engine_.empty()) return compare(what, ours, theirs, facts, tolerance);
+  const double least = run_->facts().engines.at(engine_).cosine;
+  return compare_angle(what, ours, theirs, facts.length(), 1 - least);
 }
 
 std::vector<Comparison> Session::check_golden() const {
   const GoldenVectors golden(*run_);
-  const Golden& allowed = run_->facts().golden;
+  const auto& outputs = run_->facts().task.outputs;
   const Tensor& images = golden.get("images");
-  std::vector<float> alone;
+  Answers alone(outputs.size());
   for (std::size_t i = 0; i < images.rows(); ++i) {
-    const auto logits = answer_pixels(images.data + i * pixel_bytes(), 1);
-    alone.insert(alone.end(), logits.begin(), logits.end());
+    const Answers one = answer_pixels(images.data + i * pixel_bytes(), 1);
+    for (std::size_t k = 0; k < one.size(); ++k) {
+      alone[k].insert(alone[k].end(), one[k].begin(), one[k].end());
+    }
   }
-  const std::size_t batch = golden.get("batch_logits").rows();
+  const Answers batch = answer_pixels(images.data, golden.batch());
   const Tensor& file = golden.get("picture");
   const Bytes pixels = crop(decode_jpeg(file.data, file.count), run_->facts().preprocessing);
   int levels = 0;
   for (std::size_t i = 0; i < pixels.size(); ++i) {
     levels = std::max(levels, std::abs(pixels[i] - golden.get("picture_pixels").data[i]));
   }
-  const auto finding = [&](const char* what, const std::vector<float>& ours, const char* name,
-                           double tolerance) {
-    return judge(what, ours, golden.get(name).values(), tolerance);
-  };
-  return {finding("logits of single images", alone, "logits", allowed.logits),
-          finding("logits of a batch", answer_pixels(images.data, batch), "batch_logits",
-                  allowed.logits),
-          Comparison{"grey levels of a JPEG file", double(levels), allowed.grey_levels, true},
-          finding("logits of a JPEG file", answer_pixels(pixels.data(), 1), "picture_logits",
-                  allowed.picture_logits)};
+  const Answers shown = answer_pixels(pixels.data(), 1);
+  std::vector<Comparison> found = {
+      {"grey levels of a JPEG file", double(levels), run_->facts().golden.grey_levels, true}};
+  for (std::size_t k = 0; k < outputs.size(); ++k) {
+    const std::string& name = outputs[k].name;
+    const auto add = [&](const char* what, const Answers& ours, const char* kind,
+                         double tolerance) {
+      const auto theirs = golden.get(kind + name).values();
+      found.push_back(judge(name + what, k, ours[k], theirs, tolerance));
+    };
+    add(" of single images", alone, "", outputs[k].allowed);
+    add(" of a batch", batch, "batch_", outputs[k].allowed);
+    add(" of a JPEG file", shown, "picture_", outputs[k].picture);
+  }
+  return found;
 }
 
-std::vector<float> Session::answer_pixels(const std::uint8_t* pixels, std::size_t images) const {
+Session::Answers Session::answer_pixels(const std::uint8_t* pixels, std::size_t images) const {
   if (run_->facts().uint8) return answer(pixels, images);
   return answer(normalize(pixels, images, run_->facts().preprocessing).data(), images);
 }
 
-std::vector<float> Session::answer(const void* image, std::size_t images) const {
+Session::Answers Session::answer(const void* image, std::size_t images) const {
   if (image == nullptr || images == 0 || images > kMostImages) {
     throw Error(ATM_ARGUMENT, "give 1 to " + std::to_string(kMostImages) + " images");
   }
@@ -137,17 +167,33 @@ std::vector<float> Session::answer(const void* image, std::size_t images) const 
 }
 
 std::vector<float> Session::run(const void* image, std::size_t images) const {
-  return finite(answer(image, images));
+  return finite(answer(image, images), run_->facts().task)[0];
 }
 
 std::vector<float> Session::predict(const std::vector<Picture>& pictures) const {
+  return finite(answer_pictures(pictures), run_->facts().task)[0];
+}
+
+std::map<std::string, std::vector<float>> Session::run_all(const void* image,
+                                                           std::size_t images) const {
+  const TaskFacts& task = run_->facts().task;
+  return named(finite(answer(image, images), task), task);
+}
+
+std::map<std::string, std::vector<float>> Session::predict_all(
+    const std::vector<Picture>& pictures) const {
+  const TaskFacts& task = run_->facts().task;
+  return named(finite(answer_pictures(pictures), task), task);
+}
+
+Session::Answers Session::answer_pictures(const std::vector<Picture>& pictures) const {
   Bytes batch;
   for (const Picture& picture : pictures) {
     const Bytes pixels = crop(picture, run_->facts().preprocessing);
     batch.insert(batch.end(), pixels.begin(), pixels.end());
   }
   if (batch.empty()) throw Error(ATM_ARGUMENT, "no image given");
-  return finite(answer_pixels(batch.data(), pictures.size()));
+  return answer_pixels(batch.data(), pictures.size());
 }
 
 std::vector<std::uint8_t> Session::prepare(const Picture& picture) const {
@@ -158,26 +204,38 @@ std::vector<std::uint8_t> Session::prepare(const Picture& picture) const {
   return {bytes, bytes + image.size() * sizeof(float)};
 }
 
-std::vector<Label> Session::top_k(const float* logits, std::size_t k) const {
-  if (logits == nullptr || k == 0) throw Error(ATM_ARGUMENT, "top_k: give 1 or more");
+std::vector<Label> Session::top_k(const float* row, std::size_t k) const {
+  if (row == nullptr || k == 0) throw Error(ATM_ARGUMENT, "top_k: give 1 or more");
   const std::size_t n = classes();
-  if (!all_finite(logits, n)) throw Error(ATM_NOT_FINITE, "top_k: the logits are not finite");
+  if (n == 0) throw Error(ATM_ARGUMENT, "top_k: the task '" + task() + "' ranks no classes");
+  if (!all_finite(row, n)) throw Error(ATM_NOT_FINITE, "top_k: the row is not finite");
   k = std::min(k, n);
   std::vector<std::size_t> order(n);
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::stable_sort(order.begin(), order.end(),
-                   [&](std::size_t a, std::size_t b) { return logits[a] > logits[b]; });
+                   [&](std::size_t a, std::size_t b) { return row[a] > row[b]; });
   double sum = 0;
-  for (std::size_t i = 0; i < n; ++i) sum += std::exp(double{logits[i]} - logits[order[0]]);
+  for (std::size_t i = 0; i < n; ++i) sum += std::exp(double{row[i]} - row[order[0]]);
   std::vector<Label> labels;
   for (std::size_t i = 0; i < k; ++i) {
-    const double share = std::exp(double{logits[order[i]]} - logits[order[0]]) / sum;
+    const double share = std::exp(double{row[order[i]]} - row[order[0]]) / sum;
     labels.push_back({order[i], label(order[i]), share});
   }
   return labels;
 }
 
-std::size_t Session::classes() const { return run_->facts().classes; }
+std::size_t Session::classes() const { return run_->facts().task.classes(); }
+
+std::vector<Output> Session::outputs() const {
+  std::vector<Output> found;
+  for (const OutputFacts& output : run_->facts().task.outputs) {
+    found.push_back({output.name, output.shape});
+  }
+  return found;
+}
+
+const std::string& Session::task() const { return run_->facts().task.name; }
+const std::string& Session::ranks() const { return run_->facts().task.ranks; }
 
 std::size_t Session::pixel_bytes() const {
   return run_->facts().preprocessing.height * run_->facts().preprocessing.width * 3;

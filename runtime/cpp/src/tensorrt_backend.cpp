@@ -58,7 +58,7 @@ class DeviceBuffer {
 };
 
 // Where an output goes whose size TensorRT knows only while it runs.
-class Output final : public nvinfer1::IOutputAllocator {
+class EngineOutput final : public nvinfer1::IOutputAllocator {
  public:
   void* reallocateOutputAsync(const char*, void*, std::uint64_t size, std::uint64_t,
                               cudaStream_t) noexcept override {
@@ -80,7 +80,7 @@ struct Context {
   std::unique_ptr<nvinfer1::IExecutionContext> execution;
   cudaStream_t stream = nullptr;
   DeviceBuffer input;
-  Output output;
+  std::vector<std::unique_ptr<EngineOutput>> outputs;  // in the task's order
   cudaGraphExec_t graph = nullptr;
   std::size_t images = 0;  // of the last inference; the graph is for these
   bool capturable = false;
@@ -156,13 +156,14 @@ class TensorRtBackend final : public Backend {
     about = std::string("TensorRT ") + ATM_TENSORRT_FLAVOR + " " + version() + ", " + name;
   }
 
-  std::vector<float> run(const void* image, std::size_t images) override {
+  Answers run(const void* image, std::size_t images) override {
     std::unique_ptr<Context> context = take();
-    std::vector<float> logits(images * facts_.classes);
-    infer(*context, image, images, logits);  // a context that failed is not used again
+    Answers answers;
+    for (const OutputFacts& output : facts_.task.outputs) answers.emplace_back(images * output.row());
+    infer(*context, image, images, answers);  // a context that failed is not used again
     const std::lock_guard<std::mutex> guard(mutex_);
     free_.push_back(std::move(context));
-    return logits;
+    return answers;
   }
 
  private:
@@ -176,6 +177,9 @@ class TensorRtBackend final : public Backend {
       }
     }
     auto context = std::make_unique<Context>();
+    for (std::size_t i = 0; i < facts_.task.outputs.size(); ++i) {
+      context->outputs.push_back(std::make_unique<EngineOutput>());
+    }
     context->execution = new_execution();
     if (!context->execution) throw Error(ATM_BACKEND, "no context: " + logger_.last());
     check(cudaStreamCreateWithFlags(&context->stream, cudaStreamNonBlocking), "stream");
@@ -198,7 +202,7 @@ class TensorRtBackend final : public Backend {
 #endif
   }
 
-  void infer(Context& at, const void* image, std::size_t images, std::vector<float>& logits) {
+  void infer(Context& at, const void* image, std::size_t images, Answers& answers) {
     const Preprocessing& how = facts_.preprocessing;
     const std::size_t bytes = images * how.height * how.width * 3 * (facts_.uint8 ? 1 : 4);
     if (at.input.reserve(bytes) || at.images != images) at.forget_graph();
@@ -209,13 +213,22 @@ class TensorRtBackend final : public Backend {
     } else {
       bind(at, images);
       enqueue(at);
-      if (at.output.count != logits.size()) throw Error(ATM_BACKEND, "logits of another shape");
-      if (at.capturable && at.images == images && !at.output.moved) capture(at);
+      bool moved = false;
+      for (std::size_t i = 0; i < answers.size(); ++i) {
+        if (at.outputs[i]->count != answers[i].size()) {
+          throw Error(ATM_BACKEND, facts_.task.outputs[i].name + " of another shape");
+        }
+        moved = moved || at.outputs[i]->moved;
+      }
+      if (at.capturable && at.images == images && !moved) capture(at);
     }
     at.images = images;
-    at.output.moved = false;
-    check(cudaMemcpyAsync(logits.data(), at.output.buffer.data(), logits.size() * sizeof(float),
-                          cudaMemcpyDeviceToHost, at.stream), "out");
+    for (std::size_t i = 0; i < answers.size(); ++i) {
+      at.outputs[i]->moved = false;
+      check(cudaMemcpyAsync(answers[i].data(), at.outputs[i]->buffer.data(),
+                            answers[i].size() * sizeof(float), cudaMemcpyDeviceToHost, at.stream),
+            "out");
+    }
     check(cudaStreamSynchronize(at.stream), "run");
   }
 
@@ -227,9 +240,13 @@ class TensorRtBackend final : public Backend {
     dims.d[0] = static_cast<std::int64_t>(images);
     for (int i = 0; i < 3; ++i) dims.d[i + 1] = static_cast<std::int64_t>(sides[facts_.uint8][i]);
     const char* name = facts_.input.c_str();
-    if (!at.execution->setInputShape(name, dims) ||
-        !at.execution->setTensorAddress(name, at.input.data()) ||
-        !at.execution->setOutputAllocator("logits", &at.output)) {
+    bool taken = at.execution->setInputShape(name, dims) &&
+                 at.execution->setTensorAddress(name, at.input.data());
+    for (std::size_t i = 0; i < at.outputs.size(); ++i) {
+      const char* output = facts_.task.outputs[i].name.c_str();
+      taken = taken && at.execution->setOutputAllocator(output, at.outputs[i].get());
+    }
+    if (!taken) {
       throw Error(ATM_ARGUMENT, "the engine does not take a batch of " + std::to_string(images) +
                                     ": " + logger_.last());
     }

@@ -22,8 +22,8 @@ bool tied(const float* row, std::size_t classes, double allowed) {
 
 // What holds for no row at all, or for rows of another shape, is not shown.
 double first_difference(const std::vector<float>& ours, const std::vector<float>& theirs,
-                        std::size_t classes) {
-  const bool fits = !ours.empty() && ours.size() == theirs.size() && ours.size() % classes == 0;
+                        std::size_t row) {
+  const bool fits = !ours.empty() && ours.size() == theirs.size() && ours.size() % row == 0;
   return fits ? 0 : std::numeric_limits<double>::quiet_NaN();
 }
 
@@ -32,27 +32,31 @@ double first_difference(const std::vector<float>& ours, const std::vector<float>
 double worse(double one, double other) { return std::isnan(one) || other <= one ? one : other; }
 
 Comparison compare(const std::string& what, const std::vector<float>& ours,
-                   const std::vector<float>& theirs, std::size_t classes, double allowed) {
-  Comparison found{what, first_difference(ours, theirs, classes), allowed, true};
+                   const std::vector<float>& theirs, const OutputFacts& output, double allowed) {
+  if (output.agreement == Agreement::kCosine) {
+    return compare_angle(what, ours, theirs, output.length(), allowed);
+  }
+  const std::size_t row = output.row();
+  Comparison found{what, first_difference(ours, theirs, row), allowed, true};
   if (std::isnan(found.difference)) return found;
   for (std::size_t i = 0; i < ours.size(); ++i) {
     found.difference = worse(found.difference, std::fabs(static_cast<double>(ours[i]) - theirs[i]));
   }
-  for (std::size_t at = 0; at < ours.size(); at += classes) {
-    const bool same = top1(&ours[at], classes) == top1(&theirs[at], classes);
-    found.same_top1 = found.same_top1 && (same || tied(&theirs[at], classes, allowed));
+  if (output.agreement != Agreement::kTop1) return found;
+  for (std::size_t at = 0; at < ours.size(); at += row) {
+    const bool same = top1(&ours[at], row) == top1(&theirs[at], row);
+    found.same_top1 = found.same_top1 && (same || tied(&theirs[at], row, allowed));
   }
   return found;
 }
 
 Comparison compare_angle(const std::string& what, const std::vector<float>& ours,
-                         const std::vector<float>& theirs, std::size_t classes, double least) {
-  Comparison found{what + " (1 - cosine)", first_difference(ours, theirs, classes), 1 - least,
-                   true};
+                         const std::vector<float>& theirs, std::size_t length, double allowed) {
+  Comparison found{what + " (1 - cosine)", first_difference(ours, theirs, length), allowed, true};
   if (std::isnan(found.difference)) return found;
-  for (std::size_t at = 0; at < ours.size(); at += classes) {
+  for (std::size_t at = 0; at < ours.size(); at += length) {
     double product = 0, one = 0, two = 0;
-    for (std::size_t k = at; k < at + classes; ++k) {
+    for (std::size_t k = at; k < at + length; ++k) {
       product += static_cast<double>(ours[k]) * theirs[k];
       one += static_cast<double>(ours[k]) * ours[k];
       two += static_cast<double>(theirs[k]) * theirs[k];

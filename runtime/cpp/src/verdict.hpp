@@ -8,13 +8,13 @@ namespace atm {
 // The larger of two differences; NaN once either is.
 double worse(double one, double other);
 
-// Logits [rows, classes] by their largest difference, and the top-1 of every row.
+// Answers to images by their output's agreement.
 Comparison compare(const std::string& what, const std::vector<float>& ours,
-                   const std::vector<float>& theirs, std::size_t classes, double allowed);
+                   const std::vector<float>& theirs, const OutputFacts& output, double allowed);
 
-// Of an engine, which may round more, the angle counts: 1 - the least cosine of a row.
+// Rows of `length` numbers by their angle: 1 - the least cosine of two.
 Comparison compare_angle(const std::string& what, const std::vector<float>& ours,
-                         const std::vector<float>& theirs, std::size_t classes, double least);
+                         const std::vector<float>& theirs, std::size_t length, double allowed);
 
 bool all_finite(const float* values, std::size_t count);
 

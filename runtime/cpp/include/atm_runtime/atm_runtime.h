@@ -44,7 +44,7 @@ typedef enum atm_status {
   ATM_BACKEND = 12,         /* ONNX Runtime or TensorRT failed */
   ATM_NO_MEMORY = 13,
   ATM_OTHER = 14,
-  ATM_NOT_FINITE = 15       /* logits that hold NaN or infinity */
+  ATM_NOT_FINITE = 15       /* an answer that holds NaN or infinity */
 } atm_status;
 
 typedef struct atm_session atm_session;
@@ -72,6 +72,8 @@ ATM_API int atm_abi_version(void);
 ATM_API atm_status atm_open(const char* folder, const atm_options* options, atm_session** session);
 ATM_API void atm_close(atm_session* session);
 
+/* How many classes are ranked; 0 where the task ranks none, and atm_predict_*, atm_run and atm_top_k
+ * answer ATM_ARGUMENT: take atm_run_output. */
 ATM_API size_t atm_classes(const atm_session* session);
 ATM_API size_t atm_image_bytes(const atm_session* session);
 ATM_API const char* atm_about(const atm_session* session);
@@ -92,6 +94,19 @@ ATM_API atm_status atm_top_k(const atm_session* session, const float* logits, si
                              size_t* indices, double* probabilities);
 /* ATM_OK only if every golden vector holds. */
 ATM_API atm_status atm_check_golden(const atm_session* session);
+
+/* What is answered, by index, the main output first: float32 [images, axis 0, axis 1, ...]. Beyond the
+ * last: "", and 0. */
+ATM_API size_t atm_output_count(const atm_session* session);
+ATM_API const char* atm_output_name(const atm_session* session, size_t index);
+ATM_API size_t atm_output_axis(const atm_session* session, size_t index, size_t axis);
+/* Numbers an image. */
+ATM_API size_t atm_output_size(const atm_session* session, size_t index);
+/* values: room for images * atm_output_size(). */
+ATM_API atm_status atm_run_output(const atm_session* session, const void* image, size_t images,
+                                  size_t index, float* values);
+ATM_API atm_status atm_predict_jpeg_output(const atm_session* session, const uint8_t* data,
+                                           size_t size, size_t index, float* values);
 
 /* What went wrong in this thread's last call, in words. */
 ATM_API const char* atm_last_error(void);

@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -71,6 +72,12 @@ struct Label {
   double probability = 0;  // softmax over all classes
 };
 
+// One output of a run: float32 [images, shape...].
+struct Output {
+  std::string name;
+  std::vector<std::size_t> shape;  // of one image's answer
+};
+
 // One comparison with the numbers that PyTorch gave at export time.
 struct Comparison {
   std::string what;
@@ -91,35 +98,49 @@ class ATM_API Session {
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
 
-  // Finite logits [pictures, classes], row by row. All pictures go in as one batch; with the policy
-  // "adaptive" what shares a batch shares its number of merges. Safe from any thread.
+  // The task's main output, all finite (of a classifier logits [pictures, classes], row by row).
+  // All pictures go in as one batch; with the policy "adaptive" what shares a batch shares its
+  // number of merges. Safe from any thread.
   std::vector<float> predict(const std::vector<Picture>& pictures) const;
 
-  // Finite logits of what the graph takes: float32 [n, 3, H, W] normalised, or uint8 [n, H, W, 3].
+  // The same of what the graph takes: float32 [n, 3, H, W] normalised, or uint8 [n, H, W, 3].
   std::vector<float> run(const void* image, std::size_t images) const;
+
+  // All outputs by name, of pictures and of what the graph takes.
+  std::map<std::string, std::vector<float>> predict_all(const std::vector<Picture>& pictures) const;
+  std::map<std::string, std::vector<float>> run_all(const void* image, std::size_t images) const;
+
+  // What is answered, the main output first.
+  std::vector<Output> outputs() const;
+  const std::string& task() const;   // classify, or another's name
+  const std::string& ranks() const;  // the output whose rows rank classes; empty: none does
 
   // The array that `run` takes, for one picture: bytes of float32 or uint8.
   std::vector<std::uint8_t> prepare(const Picture& picture) const;
 
-  // The k likeliest classes of one row of logits.
-  std::vector<Label> top_k(const float* logits, std::size_t k) const;
+  // The k likeliest classes of one row of the output that ranks them; Error ATM_ARGUMENT where the
+  // task has none.
+  std::vector<Label> top_k(const float* row, std::size_t k) const;
 
   // Every golden vector: each image alone, a batch, a JPEG file.
   std::vector<Comparison> check_golden() const;
 
-  std::size_t classes() const;
+  std::size_t classes() const;      // how many are ranked; 0: none
   std::size_t image_bytes() const;  // of one prepared image
   std::string label(std::size_t index) const;
   const std::string& about() const;   // what runs the model
   const std::string& policy() const;  // adaptive, per-image or frozen
 
  private:
-  // Logits as the backend gives them, for a comparison to judge.
-  ATM_LOCAL std::vector<float> answer(const void* image, std::size_t images) const;
-  ATM_LOCAL std::vector<float> answer_pixels(const std::uint8_t* pixels, std::size_t images) const;
+  // Outputs as the backend gives them, for a comparison to judge.
+  using Answers = std::vector<std::vector<float>>;
+  ATM_LOCAL Answers answer(const void* image, std::size_t images) const;
+  ATM_LOCAL Answers answer_pixels(const std::uint8_t* pixels, std::size_t images) const;
+  ATM_LOCAL Answers answer_pictures(const std::vector<Picture>& pictures) const;
   ATM_LOCAL std::size_t pixel_bytes() const;  // of one image after the crop
-  ATM_LOCAL Comparison judge(const std::string& what, const std::vector<float>& ours,
-                             const std::vector<float>& theirs, double tolerance) const;
+  ATM_LOCAL Comparison judge(const std::string& what, std::size_t output,
+                             const std::vector<float>& ours, const std::vector<float>& theirs,
+                             double tolerance) const;
   ATM_LOCAL void warm_up() const;
 
   std::unique_ptr<Run> run_;
