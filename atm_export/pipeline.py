@@ -119,11 +119,11 @@ def export(
 
 def _images(config: RunConfig, model: LoadedModel) -> tuple[ImageSet, ImageSet]:
     """The images to prove and measure on, and those to calibrate a frozen schedule on."""
-    name, how = config.model.name, model.preprocessing
-    images = load_images(config.images or config.calibrate, name, how)
+    how, own = model.preprocessing, model.own_images
+    images = load_images(config.images or config.calibrate, how, own)
     if config.images is None or config.calibrate is None:
         return images, images
-    return images, load_images(config.calibrate, name, how)
+    return images, load_images(config.calibrate, how, own)
 
 
 def _export(

@@ -19,7 +19,7 @@ def shipped_graph(**options: Any) -> onnx.ModelProto:
     """`model.onnx` of a choice (the main command's options), proven or not."""
     config = resolve(Choice(**options))
     model = load_model(config.model)
-    images = load_images(None, config.model.name, model.preprocessing)
+    images = load_images(None, model.preprocessing, model.own_images)
     subject = subject_of(config, model, images.pixels)
     graph = with_outputs(subject.graph(subject.plan), shipped_outputs(subject))
     return with_facts(graph, graph_facts(config, model, subject.plan))

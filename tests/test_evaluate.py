@@ -16,6 +16,7 @@ from atm_export.errors import DataError
 from atm_export.measure.data.imagenet import imagenet_labels, synset_index
 from atm_export.measure.data.images import LIMIT, load_images
 from atm_export.measure.speed.latency import compare, interleave
+from atm_export.model.demo import digits
 from atm_export.preprocess import Preprocessing
 
 HOW = Preprocessing((16, 16), 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -45,14 +46,14 @@ def folder_of(path: Path, count: int) -> Path:
 
 
 def test_few_images_are_all_taken_in_sorted_order(tmp_path: Path) -> None:
-    found = load_images(str(folder_of(tmp_path, 7)), "demo", HOW)
+    found = load_images(str(folder_of(tmp_path, 7)), HOW)
     assert found.pixels[:, 0, 0, 0].tolist() == [0, 3, 6, 1, 4, 2, 5]
     assert found.labels is None
     assert found.pixels.shape == (7, 16, 16, 3) and found.pixels.dtype == np.uint8
 
 
 def test_many_images_are_spread_over_the_folder(tmp_path: Path) -> None:
-    found = load_images(str(folder_of(tmp_path, 200)), "deit_t", HOW)
+    found = load_images(str(folder_of(tmp_path, 200)), HOW)
     assert len(found.pixels) == LIMIT
     taken = found.pixels[:, 0, 0, 0].astype(int)
     assert len(set(taken.tolist())) == LIMIT
@@ -61,14 +62,14 @@ def test_many_images_are_spread_over_the_folder(tmp_path: Path) -> None:
 
 def test_the_digest_follows_the_pixels(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, 3)
-    first = load_images(str(folder), "demo", HOW).digest()
-    assert load_images(str(folder), "demo", HOW).digest() == first
+    first = load_images(str(folder), HOW).digest()
+    assert load_images(str(folder), HOW).digest() == first
     Image.new("RGB", (20, 20), (9, 9, 9)).save(folder / "0" / "0000.png")
-    assert load_images(str(folder), "demo", HOW).digest() != first
+    assert load_images(str(folder), HOW).digest() != first
 
 
 def test_without_a_folder_what_ships_serves() -> None:
-    own, other = load_images(None, "demo", HOW), load_images(None, "deit_t", HOW)
+    own, other = load_images(None, HOW, digits), load_images(None, HOW)
     assert own.labels is not None and len(own.labels) == len(own.pixels) == 360
     assert other.labels is None and len(other.pixels) == 32
 

@@ -71,7 +71,7 @@ def test_pipes_and_dangling_links_are_named(tmp_path: Path) -> None:
         read_image(folder / "pipe.png", HOW)
     os.mkfifo(tmp_path / "n01440764" / "a.jpg")
     with pytest.raises(DataError, match=r"a\.jpg|pipe\.png"):
-        load_images(str(tmp_path), "deit_t", HOW)
+        load_images(str(tmp_path), HOW)
 
 
 def test_printable_names_are_unambiguous() -> None:
@@ -106,7 +106,7 @@ def written_back(text: str) -> bytes:
 
 def test_names_of_the_images_of_a_run_can_be_written(tmp_path: Path) -> None:
     save(tmp_path / "images" / os.fsdecode(b"caf\xe9.png"))
-    assert load_images(str(tmp_path / "images"), "demo", HOW).names == ("caf\\xe9.png",)
+    assert load_images(str(tmp_path / "images"), HOW).names == ("caf\\xe9.png",)
 
 
 def test_paths_that_the_manifest_cannot_state_are_refused_at_once(

@@ -16,6 +16,8 @@ from atm_export.cli import main
 from atm_export.config import ModelSpec, load_model_config
 from atm_export.errors import ConfigError
 from atm_export.measure.data.images import load_images
+from atm_export.model.backbone import LoadedModel
+from atm_export.model.demo import digits
 from atm_export.model.zoo import load_model
 from atm_export.pipeline import _images, _run_key
 from atm_export.preprocess import Preprocessing, crop
@@ -69,19 +71,24 @@ def test_views_are_distinct_and_the_same_each_time(preprocessing: Preprocessing)
 
 
 def test_natural_image_models_take_them_and_the_demo_its_digits() -> None:
-    for model in ("deit_t", "timm:vit_tiny_patch16_224", "lvvit_s"):
-        found = load_images(None, model, how(224))
-        assert found.pixels.shape == (32, 224, 224, 3) and found.labels is None
-        assert "photographs that ship" in found.source
-        assert found.names[3] == "temple (danielbuechele, CC BY 2.0)"
-    assert load_images(None, "demo", how(56)).source == "held-out digits"
+    found = load_images(None, how(224))
+    assert found.pixels.shape == (32, 224, 224, 3) and found.labels is None
+    assert "photographs that ship" in found.source
+    assert found.names[3] == "temple (danielbuechele, CC BY 2.0)"
+    assert load_images(None, how(56), digits).source == "held-out digits"
+    for name, own in (("demo", digits), ("deit_t", None)):
+        assert model(name).own_images is own
+
+
+def model(name: str) -> LoadedModel:
+    return load_model(resolve(Choice(model=name, weights="random")).model)
 
 
 def test_golden_pictures_are_those_that_may_travel_without_conditions() -> None:
     free = {name for name, row in photos.card().items() if not row["licence"].startswith("CC BY")}
-    assert len(_pictures("deit_t")) == sum(view.photo in free for view in photos.VIEWS)
+    assert len(_pictures(model("deit_t"))) == sum(view.photo in free for view in photos.VIEWS)
     assert {photo for photo in photos.card() if photos.unconditional(photo)} == free
-    assert {picture.size for picture in _pictures("demo")} == {(8, 8)}
+    assert {picture.size for picture in _pictures(model("demo"))} == {(8, 8)}
 
 
 def test_they_are_made_of_pinned_packages() -> None:
@@ -133,7 +140,7 @@ def test_images_to_calibrate_on_are_not_those_to_prove_on(tmp_path: Path) -> Non
     proven, calibrated = _images(config, model)
     assert proven.pixels.min() == 255 and calibrated.pixels.max() == 0
     assert _run_key(config, model, proven, calibrated) != _run_key(config, model, proven, proven)
-    digits = load_images(None, "demo", model.preprocessing)
+    heldout = load_images(None, model.preprocessing, digits)
     black = subject_of(config, model, calibrated.pixels).plan
-    assert black != subject_of(config, model, digits.pixels).plan
+    assert black != subject_of(config, model, heldout.pixels).plan
     assert black == subject_of(config, model, calibrated.pixels).plan

@@ -40,7 +40,7 @@ def source(model: str, merge: str) -> Export:
     weights = shared("data", "weights", WEIGHTS[model])
     config = resolve(Choice(model=model, weights=str(weights), merge=merge))
     loaded = load_model(config.model)
-    images = load_images(config.images, model, loaded.preprocessing)
+    images = load_images(config.images, loaded.preprocessing, loaded.own_images)
     subject = subject_of(config, loaded, images.pixels)
     return Export(subject, subject.graph(subject.plan), images.pixels)
 

@@ -173,7 +173,7 @@ def prepare(args: argparse.Namespace) -> Subject:
         Choice(model=args.model, weights=args.weights, preset=args.preset, images=args.images)
     )
     model = load_model(config.model)
-    images = load_images(args.images, config.model.name, model.preprocessing)
+    images = load_images(args.images, model.preprocessing, model.own_images)
     pixels = normalize(images.pixels, model.preprocessing)
     return Subject(
         config,

@@ -83,7 +83,7 @@ def bench(
     console = Console(stderr=True)
     with console.status("loading the model") as status:
         subject = exported_subject(opened.manifest, f"{run}/manifest.json", weights)
-        found = load_images(images, subject.config.model.name, subject.model.preprocessing)
+        found = load_images(images, subject.model.preprocessing, subject.model.own_images)
         pixels = found.pixels[:64]
         chosen = candidates(opened, subject, pixels, against, policies)
         facts = measure(chosen, pixels, sweep, count, status.update)

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from atm_export.config import ModelSpec
@@ -144,8 +147,23 @@ class Backbone(nn.Module, ABC):
 
 
 @dataclass(frozen=True)
+class OwnImages:
+    """Images of a model's own kind, where photographs are none: they prove and measure it, and some
+    travel with its run folders. labels [n]: their classes; source: what they are; terms: the same
+    with the licence, as golden vectors state it."""
+
+    images: Sequence[Image.Image]
+    labels: NDArray[np.int64]
+    source: str
+    terms: str
+
+
+@dataclass(frozen=True)
 class LoadedModel:
-    """A backbone with its weights and the facts that travel with every artifact."""
+    """A backbone with its weights and the facts that travel with every artifact.
+
+    own_images: reads what proves it in the place of the photographs that ship.
+    """
 
     name: str
     backbone: Backbone
@@ -154,6 +172,7 @@ class LoadedModel:
     labels: tuple[str, ...] | None = None
     licence: str | None = None
     notes: tuple[str, ...] = field(default=())
+    own_images: Callable[[], OwnImages] | None = None
 
 
 LARGEST = 2**31 - 2**26  # bytes: protobuf's limit, less room for the graph itself

@@ -7,7 +7,7 @@ from timm.models.vision_transformer import VisionTransformer
 from atm_export import demo
 from atm_export.config import ModelSpec
 from atm_export.errors import ConfigError
-from atm_export.model.backbone import LoadedModel, families
+from atm_export.model.backbone import LoadedModel, OwnImages, families
 from atm_export.model.vit import TimmBackbone
 from atm_export.model.weights import load_strictly, randomize, read_checkpoint, state_digest
 from atm_export.preprocess import Preprocessing
@@ -44,6 +44,15 @@ def build_demo(spec: ModelSpec) -> LoadedModel:
         },
         labels=tuple(str(digit) for digit in range(10)),
         licence="Apache-2.0 (weights); CC BY 4.0 (digits)",
+        own_images=digits,
+    )
+
+
+def digits() -> OwnImages:
+    """The handwritten digits that the demo's model has not seen in training."""
+    images, labels = demo.heldout()
+    return OwnImages(
+        images, labels, "held-out digits", "handwritten digits (CC BY 4.0) and drawn scenes"
     )
 
 

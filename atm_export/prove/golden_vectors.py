@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from atm_export import demo, photos
+from atm_export import photos
 from atm_export.comparison import largest
 from atm_export.methods.plan import MergePlan
 from atm_export.methods.rule import NotFollowed
@@ -37,11 +37,9 @@ from atm_export.runs.tensors import packed
 
 Pixels = NDArray[np.uint8]
 FILE = "golden.safetensors"
-DEMO = "demo"
 MOST_BYTES = 1_300_000
 TRIES = 8
 PICTURE = (400, 300)
-DIGITS = "handwritten digits (CC BY 4.0) and drawn scenes"
 PHOTOS = "photographs (CC0 or public domain) and drawn scenes"
 
 
@@ -124,8 +122,8 @@ def golden_vectors(model: LoadedModel, plan: MergePlan) -> tuple[bytes, dict[str
         picture_pixels=shown.pixels[0],
         shown=shown.outputs,
     )
-    source = DIGITS if model.name == DEMO else PHOTOS
-    return packed(golden.arrays()), _facts(len(images), len(batch.pixels), source, model.backbone)
+    terms = PHOTOS if model.own_images is None else model.own_images().terms
+    return packed(golden.arrays()), _facts(len(images), len(batch.pixels), terms, model.backbone)
 
 
 def _cropped(jpeg: bytes, how: Preprocessing) -> Pixels:
@@ -170,15 +168,15 @@ def _firm(answers: Iterator[Answer], count: int) -> list[Answer]:
 def _candidates(model: LoadedModel) -> Iterator[Pixels]:
     """Real pictures and scenes by turns, [1, H, W, 3]."""
     how = model.preprocessing
-    for i, picture in enumerate(_pictures(model.name)[: TRIES // 2]):
+    for i, picture in enumerate(_pictures(model)[: TRIES // 2]):
         yield crop(picture, how)[None]
         yield crop(scene(how.size[::-1], i), how)[None]
 
 
-def _pictures(model: str) -> list[Image.Image]:
-    """Pictures that may go anywhere with a run folder: digits for the demo, else photographs."""
-    if model == DEMO:
-        return demo.heldout()[0]
+def _pictures(model: LoadedModel) -> Sequence[Image.Image]:
+    """Pictures that may go anywhere with a run folder: the model's own, else photographs."""
+    if model.own_images is not None:
+        return model.own_images().images
     return [view.image() for view in photos.VIEWS if photos.unconditional(view.photo)]
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atm_export import demo, photos
+from atm_export import photos
 from atm_export.imagefiles import printable
+from atm_export.model.backbone import OwnImages
 from atm_export.preprocess import Preprocessing, crop, list_images, read_images
 
 LIMIT = 64
@@ -29,19 +31,21 @@ class ImageSet:
         return hashlib.sha256(np.ascontiguousarray(self.pixels).data).hexdigest()
 
 
-def load_images(folder: str | None, model: str, how: Preprocessing) -> ImageSet:
-    """Up to 64 images of `folder`, evenly spread over its sorted files; without a folder, the
-    photographs that ship, or for the demo model its held-out digits (all of them, labelled)."""
+def load_images(
+    folder: str | None, how: Preprocessing, own: Callable[[], OwnImages] | None = None
+) -> ImageSet:
+    """Up to 64 images of `folder`, evenly spread over its sorted files; without a folder the
+    model's own ones, all of them, or else the photographs that ship."""
     if folder is not None:
         files = list_images(Path(folder))
         step = max(1, len(files) / LIMIT)
         chosen = [files[int(i * step)] for i in range(min(LIMIT, len(files)))]
         names = tuple(printable(file.name) for file in chosen)
         return ImageSet(read_images(chosen, how), "images of the given folder", names=names)
-    if model == "demo":
-        digits, labels = demo.heldout()
-        pixels = np.stack([crop(digit, how) for digit in digits])
-        return ImageSet(pixels, "held-out digits", labels)
+    if own is not None:
+        brought = own()
+        pixels = np.stack([crop(image, how) for image in brought.images])
+        return ImageSet(pixels, brought.source, brought.labels)
     pixels = np.stack([crop(view.image(), how) for view in photos.VIEWS])
     names = tuple(photos.credit(view.photo) for view in photos.VIEWS)
     return ImageSet(
