@@ -204,7 +204,7 @@ class RunConfig(Settings):
 
     def digest(self) -> str:
         """A hash of every setting that shapes the artifacts."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        text = json.dumps(stamped(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def to_yaml(self) -> str:
@@ -253,9 +253,14 @@ def upgraded(method: Mapping[str, Any]) -> dict[str, Any]:
 def stamped(config: RunConfig) -> dict[str, Any]:
     """The config as graphs state it; methods that were there before format 3 keep their bytes."""
     values = config.model_dump(mode="json")
-    if values["method"].keys() <= FORMAT_2.keys():
-        values["method"] = {**FORMAT_2, **values["method"]}
-    return values
+    return {**values, "method": of_format_2(values["method"])}
+
+
+def of_format_2(method: Any) -> Any:
+    """A method's plain values with all fields that format 2 has, where it has no others."""
+    if not isinstance(method, Mapping) or not method.keys() <= FORMAT_2.keys():
+        return method
+    return {**FORMAT_2, **method}
 
 
 def exported_config(manifest: Mapping[str, Any], where: str) -> RunConfig:

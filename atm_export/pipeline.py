@@ -15,7 +15,7 @@ from atm_export.backends import ONNXRUNTIME, backends
 from atm_export.backends.onnxruntime.door import use_threads
 from atm_export.backends.tensorrt.settings import EngineSettings
 from atm_export.bounds import checked_threads
-from atm_export.config import RunConfig
+from atm_export.config import RunConfig, of_format_2, stamped
 from atm_export.errors import ConfigError
 from atm_export.graph import lint
 from atm_export.graph.optimize import with_facts, with_outputs
@@ -314,9 +314,7 @@ def _reusable(config: RunConfig, out: Path, key: str, on: Sequence[str]) -> Outc
         return Outcome(out, read_report(out), manifest, reused=True)
     if manifest.get("status") == "proven":
         differs = [
-            name
-            for name, value in config.model_dump(mode="json").items()
-            if _setting(manifest, name) != value
+            name for name, value in stamped(config).items() if _setting(manifest, name) != value
         ]
         what = ", ".join(differs) or "weights, images or versions"
         raise ConfigError(
@@ -327,6 +325,7 @@ def _reusable(config: RunConfig, out: Path, key: str, on: Sequence[str]) -> Outc
 
 
 def _setting(manifest: Mapping[str, Any], name: str) -> Any:
-    """One setting of a finished run; None where the manifest has none."""
+    """One setting of a finished run, as graphs state it; None where the manifest has none."""
     config = manifest.get("config")
-    return config.get(name) if isinstance(config, dict) else None
+    value = config.get(name) if isinstance(config, dict) else None
+    return of_format_2(value) if name == "method" else value

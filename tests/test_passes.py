@@ -13,7 +13,7 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper, parser
 
-from atm_export.graph.optimize import FoldConstants, optimize, with_facts, with_outputs
+from atm_export.graph.optimize import Fixpoint, FoldConstants, optimize, with_facts, with_outputs
 from atm_export.graph.passes.fold_weights import FoldTransposedWeights
 from atm_export.graph.passes.keep_outputs import KeepOutputs
 from atm_export.graph.passes.name_nodes import NameNodes
@@ -305,3 +305,26 @@ def test_with_outputs_and_with_facts_leave_the_given_model_alone() -> None:
     assert traced.SerializeToString(deterministic=True) == before
     assert output_names(shipped) == ["logits"]
     assert len(shipped.graph.node) < len(traced.graph.node)
+
+
+class Counted(ir.passes.InPlacePass):
+    """Modifies the model so many times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.left, self.calls = times, 0
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        self.calls += 1
+        self.left -= 1
+        return ir.passes.PassResult(model, modified=self.left >= 0)
+
+
+def test_a_fixpoint_ends_where_nothing_is_left_to_do() -> None:
+    model = ir.from_proto(exported("class token").assembled)
+    first, last = Counted(0), Counted(5)
+    result = Fixpoint(first, last)(model)
+    assert result.modified and (first.calls, last.calls) == (6, 6)
+    assert not Fixpoint(first, last)(model).modified
+    with pytest.raises(Exception, match="have not come to an end"):
+        Fixpoint(Counted(10**6))(model)

@@ -90,7 +90,7 @@ class EngineOptions:
 
     def chosen(self) -> tuple[str, ...]:
         """Names of backends, each once; ConfigError for one that is unknown."""
-        names = [part for text in self.backend for part in text.split(",")]
+        names = [part.strip() for text in self.backend for part in text.split(",") if part.strip()]
         found = dict.fromkeys([*names, *([TENSORRT] if self.trt else [])])
         for name in found:
             backends[name]

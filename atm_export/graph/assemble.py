@@ -23,6 +23,7 @@ from atm_export.graph import translations, translations_ragged
 from atm_export.graph.translation_cache import parsed_once
 from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import Answer, Backbone
+from atm_export.rewrite import names as named
 from atm_export.rewrite.block import Merge, TwinBlock
 from atm_export.rewrite.twin import Twin
 
@@ -133,7 +134,9 @@ def onnx_from_model(
     where = _first_map(sheet, tokens)
     sheet.constant("tokens", np.array([tokens], dtype=np.int64))
     entry = Entry(backbone, mean, std, uint8_input, whole=not plan.merges)
-    answer = _place(sheet, "model" if entry.whole else "embed", entry, [sample], [(0,)], ["image"])
+    answer = _place(
+        sheet, named.MODEL if entry.whole else named.EMBED, entry, [sample], [(0,)], [named.IMAGE]
+    )
     counts, maps = ["tokens"] * len(plan.blocks), [where] * len(plan.blocks)
     if plan.merges:
         answer, counts, maps = _place_blocks(sheet, Twin(backbone, plan), answer[0], where)
@@ -182,7 +185,9 @@ def _place_blocks(
         elif len(out) == 2:
             where = out[1]
         if len(out) < 4 and block.count is not None:
-            count = sheet.constant(f"blocks.{i}.count", np.array([block.count], dtype=np.int64))
+            count = sheet.constant(
+                named.of_block(i, "count"), np.array([block.count], dtype=np.int64)
+            )
         counts.append(count)
         maps.append(where)
     return _place_head(sheet, twin, tokens, sizes), counts, maps
@@ -201,7 +206,7 @@ def _place_block(
         torch.ones(2, n, 1) if inputs[1] else None,
         torch.zeros(2, embedded).long(),
     ]
-    return _place(sheet, f"blocks.{i}", Block(block), example, [axes, axes, (0,)], inputs)
+    return _place(sheet, named.block(i), Block(block), example, [axes, axes, (0,)], inputs)
 
 
 def _place_head(sheet: Sheet, twin: Twin, tokens: str, sizes: str) -> list[str]:
@@ -210,7 +215,7 @@ def _place_head(sheet: Sheet, twin: Twin, tokens: str, sizes: str) -> list[str]:
     if last.kept is None and sizes:
         example[1] = torch.ones(2, EXAMPLE_TOKENS, 1)
     axes = [(0,) if last.kept else (0, 1), (0, 1)]
-    return _place(sheet, "head", Head(twin.backbone), example, axes, [tokens, sizes])
+    return _place(sheet, named.HEAD, Head(twin.backbone), example, axes, [tokens, sizes])
 
 
 def _place(
@@ -295,7 +300,7 @@ def _first_map(sheet: Sheet, tokens: int) -> str:
     sheet.constant("positions", np.arange(tokens, dtype=np.int64)[None])
     sheet.constant("axis_0", np.array([0], dtype=np.int64))
     sheet.constant("one", np.array([1], dtype=np.int64))
-    sheet.node("Shape", ["image"], "batch", start=0, end=1)
+    sheet.node("Shape", [named.IMAGE], "batch", start=0, end=1)
     sheet.node("Concat", ["batch", "one"], "map_shape", axis=0)
     return sheet.node("Expand", ["positions", "map_shape"], "map")
 
@@ -310,7 +315,7 @@ def _model(sheet: Sheet, backbone: Backbone, plan: MergePlan, uint8_input: bool)
     graph = helper.make_graph(
         sheet.nodes,
         "atm_export",
-        [info("image", kind, size)],
+        [info(named.IMAGE, kind, size)],
         [
             *(info(spec.name, TensorProto.FLOAT, list(spec.shape)) for spec in backbone.outputs),
             info(

@@ -20,8 +20,10 @@ from atm_export.graph.passes.quantize import LIMITS, Quantize
 from atm_export.graph.passes.set_precision import SetPrecision
 from atm_export.graph.passes.short_slices import ShortSlices
 from atm_export.graph.passes.stamp import Stamp
+from atm_export.rewrite.names import is_limit
 
 SMALL = 1024  # elements; folding larger constants would swell the file
+MOST_ROUNDS = 64  # a block's lengths may become known only after those of the one before
 LARGE = 8192  # elements; above the ramps of the merges, below the weights
 
 
@@ -42,15 +44,32 @@ class Deduplicate(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
         before, count = list(graph.inputs), len(graph.initializers)
-        limits = [v for name, v in graph.initializers.items() if name.endswith(".limit")]
+        limits = [v for name, v in graph.initializers.items() if is_limit(name)]
         graph.inputs.extend(limits)  # what is an input is left alone
         common.DeduplicateInitializersPass(size_limit=LARGE)(model)
         graph.inputs[:] = before
         return ir.passes.PassResult(model, modified=len(graph.initializers) != count)
 
 
+class Fixpoint(ir.passes.InPlacePass):
+    """Passes in turn until the last of them finds nothing more to do."""
+
+    def __init__(self, *steps: ir.passes.PassBase) -> None:
+        super().__init__()
+        self.steps = steps
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = False
+        for _ in range(MOST_ROUNDS):
+            results = [step(model) for step in self.steps]
+            if not results[-1].modified:
+                return ir.passes.PassResult(model, modified=modified)
+            modified = True
+        raise RuntimeError(f"{self.steps} have not come to an end in {MOST_ROUNDS} rounds")
+
+
 # Lengths become known one after the other: a shape gives a length, which gives the next shape.
-STATIC_SHAPES = (common.ShapeInferencePass(data_prop=True), FoldConstants())
+STATIC_SHAPES = Fixpoint(common.ShapeInferencePass(data_prop=True), FoldConstants())
 
 
 def optimize(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -61,7 +80,7 @@ def optimize(model: onnx.ModelProto) -> onnx.ModelProto:
             common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
             FoldTransposedWeights(),
             OneBatch(),
-            *STATIC_SHAPES * 3,
+            STATIC_SHAPES,
             common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
             ShortSlices(),
             Deduplicate(),

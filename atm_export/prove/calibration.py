@@ -9,9 +9,8 @@ import onnx
 
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.backends.runner import Array
+from atm_export.rewrite.names import may_be_quantized
 
-# Keys decide which tokens merge, and the head is small: both keep their precision.
-KEPT = (".k.weight", "head.")
 # Percentile; what lies above is clipped, which costs less than a coarser grid. At 99.99 pictures of
 # other content than most lost what tells them apart (ViT-Tiny: gravel, logits cosine 0.74).
 CLIPPED = 99.999
@@ -25,7 +24,7 @@ def linear_inputs(model: onnx.ModelProto) -> Mapping[str, str]:
         if node.op_type not in ("Gemm", "MatMul") or node.input[1] not in weights:
             continue
         name = node.input[1]
-        if "blocks." in name and not any(part in name for part in KEPT):
+        if may_be_quantized(name):
             found[name] = node.input[0]
     return found
 

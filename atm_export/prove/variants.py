@@ -11,6 +11,7 @@ import onnx
 from onnx import numpy_helper
 
 from atm_export.methods.plan import MergePlan
+from atm_export.rewrite.names import of_block
 
 
 def variants(
@@ -25,7 +26,7 @@ def variants(
             for each, rule in zip(ends, plan.blocks, strict=True)
         )
         constants = {
-            f"blocks.{i}.{name}": value
+            of_block(i, name): value
             for i, each in enumerate(ends)
             if label in each
             for name, value in each[label].constants.items()

@@ -9,6 +9,7 @@ from atm_export.methods import methods
 from atm_export.methods.base import MergePolicy
 from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import LoadedModel
+from atm_export.rewrite.names import IMAGE
 from atm_export.subject import Subject, schedule_from
 from atm_export.tasks import tasks
 from atm_export.tasks.stated import CLASSIFIER
@@ -27,7 +28,7 @@ def manifest_facts(config: RunConfig, model: LoadedModel, plan: MergePlan) -> di
         "method": summarize_method(config, plan),
         "interface": {
             "input": {
-                "name": "image",
+                "name": IMAGE,
                 "shape": image,
                 "dtype": "uint8" if config.uint8_input else "float32",
                 "normalised": not config.uint8_input,

@@ -60,6 +60,7 @@ class TensorRTRunner:
             raise AtmExportError(f"{self.plan}: no GPU memory for an execution context")
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         is_input = {n: engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT for n in names}
+        (self.input,) = (n for n in names if is_input[n])
         self.outputs = {n: _Output(trt) for n in names if not is_input[n]}
         self.types = {n: _torch_type(engine.get_tensor_dtype(n).name) for n in names}
         for name, output in self.outputs.items():
@@ -84,17 +85,17 @@ class TensorRTRunner:
         loaded, context = self.loaded, self.loaded.context
         pinned = torch.from_numpy(np.ascontiguousarray(image)).pin_memory()
         with torch.cuda.stream(loaded.stream):
-            device = loaded.inputs.get("image")
+            device = loaded.inputs.get(self.input)
             if device is None or device.shape != pinned.shape:
                 device = torch.empty_like(pinned, device="cuda")
-                loaded.inputs["image"] = device
+                loaded.inputs[self.input] = device
                 self._choose_profile(len(image))
-                if not context.set_input_shape("image", tuple(pinned.shape)):
+                if not context.set_input_shape(self.input, tuple(pinned.shape)):
                     raise AtmExportError(
                         f"batch {len(image)} of shape {tuple(pinned.shape)} fits no profile of "
                         f"the engine ({', '.join(self.facts['profiles'])})"
                     )
-                context.set_tensor_address("image", device.data_ptr())
+                context.set_tensor_address(self.input, device.data_ptr())
             device.copy_(pinned, non_blocking=True)
             self._execute(len(image))
             host = {name: self._fetch(name) for name in self.outputs}

@@ -1,0 +1,34 @@
+"""What values and weights are called, from the twin to the passes: one contract.
+
+A block's weights are `blocks.3.mlp.fc1.weight`, its values `blocks.3/...`; numbers of its rule
+(a merge's `limit`) are weights too.
+"""
+
+from __future__ import annotations
+
+IMAGE = "image"
+MODEL, EMBED, HEAD = "model", "embed", "head"
+LIMIT = "limit"  # a threshold: kept under its own name, so that it can be changed in the graph
+_BLOCKS = "blocks"
+_KEYS = ".k.weight"
+
+
+def block(i: int) -> str:
+    """The block of index i, from 0."""
+    return f"{_BLOCKS}.{i}"
+
+
+def of_block(i: int, name: str) -> str:
+    """A weight or number of a block."""
+    return f"{block(i)}.{name}"
+
+
+def is_limit(name: str) -> bool:
+    """Whether this is a threshold of some block."""
+    return name.endswith(f".{LIMIT}")
+
+
+def may_be_quantized(name: str) -> bool:
+    """Whether this is the weight of a block's linear layer but the keys': those decide which tokens
+    merge. The head is small, and keeps its precision too."""
+    return f"{_BLOCKS}." in name and _KEYS not in name and f"{HEAD}." not in name
