@@ -94,7 +94,7 @@ def test_the_reference_is_built_again_and_compared(
     run = Path(shutil.copytree(demo_folder, tmp_path / "run"))
     manifest = dict(load(run).manifest)
     reseal(run, weights={**manifest["weights"], "sha256": "0" * 64})
-    with pytest.raises(WeightsError, match="not the weights of the export"):
+    with pytest.raises(WeightsError, match="not the weights of this export"):
         finished.prove_again(run)
     gone = {**manifest["config"], "model": {**manifest["config"]["model"], "weights": "gone.pth"}}
     reseal(run, config=gone)

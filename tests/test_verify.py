@@ -204,6 +204,7 @@ def test_engines_without_tensorrt_name_the_extra(
 ) -> None:
     import sys
 
+    monkeypatch.delattr("atm_export.backends.tensorrt.api", raising=False)  # if imported before
     monkeypatch.setitem(sys.modules, "atm_export.backends.tensorrt.api", None)
     with pytest.raises(errors.MissingDependencyError, match="trt"):
         load(run, engine="auto")

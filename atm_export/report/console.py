@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,61 +15,76 @@ from atm_export.report.evaluation import counted_text, parity_text
 
 def print_report(console: Console, out: Path, report: Mapping[str, Any]) -> None:
     """A dozen lines: what was exported, whether it is proven, and what it saves."""
-    flops, parity = report["gflops"], report["parity"]
-    say = console.print
-    say(f"[bold]{report['model']}[/]  {report['method']['summary']}", highlight=False)
+    for line in _lines(out, report):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _lines(out: Path, report: Mapping[str, Any]) -> Iterator[str]:
+    yield f"[bold]{report['model']}[/]  {report['method']['summary']}"
     if report["weights"].get("meaningless_accuracy"):
-        say("[bold yellow]random weights: accuracy means nothing[/]")
+        yield "[bold yellow]random weights: accuracy means nothing[/]"
+    yield from _proof(report)
+    yield from _cost(report)
+    if "accuracy" in report:
+        yield _accuracy(report["accuracy"])
+    latency = report.get("latency", {})
+    for row in latency.get("rows", []):
+        yield _latency(row, latency["threads"])
+    main = output_names(report)[0]
+    for name, engine in report.get("engines", {}).items():
+        yield _engine(name, engine, main)
+    yield f"written   {out}/"
+
+
+def _proof(report: Mapping[str, Any]) -> Iterator[str]:
+    parity = report["parity"]
     proof = "[bold green]proven[/]" if parity["proven"] else "[bold red]UNPROVEN[/]"
-    say(
+    yield (
         f"parity    {proof}: {parity['comparisons']} comparisons on {parity['inputs']} inputs, "
-        f"{parity_text(report)}, decisions that differ: "
-        f"{parity['decisions_that_differ']}",
-        highlight=False,
+        f"{parity_text(report)}, decisions that differ: {parity['decisions_that_differ']}"
     )
     others = [about for name, about in parity.get("backends", {}).items() if name != ONNXRUNTIME]
     if others:
-        say(f"proven    on {', '.join(others)} too", highlight=False)
+        yield f"proven    on {', '.join(others)} too"
+
+
+def _cost(report: Mapping[str, Any]) -> Iterator[str]:
+    flops = report["gflops"]
     merged, plain = flops["mean"], flops["unmerged"]
     paper = f"; paper {flops['paper']:g}" if flops.get("paper") else ""
-    say(
+    yield (
         f"GFLOPs    {merged:.3f} of {plain:.3f} an image ({100 * (merged / plain - 1):+.0f} %) on "
-        f"{flops['images']} {report['images']['source']}{paper}",
-        highlight=False,
+        f"{flops['images']} {report['images']['source']}{paper}"
     )
     if "note" in flops:
-        say(f"          {flops['note']}", highlight=False, soft_wrap=True)
-    say(
-        f"tokens    {' '.join(f'{n:.0f}' for n in report['tokens']['mean_after_block'])}",
-        highlight=False,
+        yield f"          {flops['note']}"
+    yield f"tokens    {' '.join(f'{n:.0f}' for n in report['tokens']['mean_after_block'])}"
+
+
+def _accuracy(accuracy: Mapping[str, Any]) -> str:
+    return (
+        f"accuracy  {accuracy['top1']:.2f} % top-1, unmerged {accuracy['unmerged_top1']:.2f} %, "
+        f"agreement {accuracy['agreement']:.2f} % on {accuracy['images']} held-out images"
     )
-    accuracy = report.get("accuracy")
-    if accuracy:
-        say(
-            f"accuracy  {accuracy['top1']:.2f} % top-1, unmerged "
-            f"{accuracy['unmerged_top1']:.2f} %, "
-            f"agreement {accuracy['agreement']:.2f} % on {accuracy['images']} held-out images",
-            highlight=False,
-        )
-    for row in report.get("latency", {}).get("rows", []):
-        ms, speed = row["median_ms"], row["speedup"]["merged"]
-        say(
-            f"latency   batch {row['batch']}: {ms['merged']:.1f} ms, "
-            f"unmerged {ms['unmerged']:.1f} ms, "
-            f"speed-up {speed:.2f} (FLOPs ratio {row['flops_ratio']:.2f}), "
-            f"{report['latency']['threads']} threads, median of {row['rounds']}",
-            highlight=False,
-        )
-    for name, engine in report.get("engines", {}).items():
-        checked, main = engine["validation"], output_names(report)[0]
-        equal = checked.get("top1_agreement")
-        top1 = "" if equal is None else f"top-1 equal in {counted_text(equal)}, "
-        say(
-            f"engine    {name}: {engine['bytes'] / 1e6:.1f} MB, batch "
-            f"{', '.join(engine['profiles'])}; {engine['run']['status']}; against FP32: {main} "
-            f"cosine {checked[f'cosine_{main}_of_nine_tenths']:.5f} in nine of ten images "
-            f"({checked[f'min_cosine_{main}']:.5f} at worst), {top1}tokens differing "
-            f"{counted_text(checked['tokens_differing'])}",
-            highlight=False,
-        )
-    say(f"written   {out}/", highlight=False, soft_wrap=True)
+
+
+def _latency(row: Mapping[str, Any], threads: int) -> str:
+    ms = row["median_ms"]
+    return (
+        f"latency   batch {row['batch']}: {ms['merged']:.1f} ms, unmerged {ms['unmerged']:.1f} ms, "
+        f"speed-up {row['speedup']['merged']:.2f} (FLOPs ratio {row['flops_ratio']:.2f}), "
+        f"{threads} threads, median of {row['rounds']}"
+    )
+
+
+def _engine(name: str, engine: Mapping[str, Any], main: str) -> str:
+    checked = engine["validation"]
+    equal = checked.get("top1_agreement")
+    top1 = "" if equal is None else f"top-1 equal in {counted_text(equal)}, "
+    return (
+        f"engine    {name}: {engine['bytes'] / 1e6:.1f} MB, batch "
+        f"{', '.join(engine['profiles'])}; {engine['run']['status']}; against FP32: {main} "
+        f"cosine {checked[f'cosine_{main}_of_nine_tenths']:.5f} in nine of ten images "
+        f"({checked[f'min_cosine_{main}']:.5f} at worst), {top1}tokens differing "
+        f"{counted_text(checked['tokens_differing'])}"
+    )

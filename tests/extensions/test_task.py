@@ -28,12 +28,13 @@ from atm_export.model.zoo import load_model
 from atm_export.photos import VIEWS
 from atm_export.prove.compare import compare
 from atm_export.prove.judging import own_noise
-from atm_export.runs.reading import open_run
+from atm_export.runs.reading import MANIFEST, open_run, sealed
 from atm_export.runs.tensors import packed, read_tensors
 from atm_export.runtime import Session, load
 from atm_export.subject import Subject, exported_subject
 from atm_export.tasks import tasks
 from atm_export.tasks.base import Output, OutputSpec, measured
+from atm_export.tasks.stated import CLASSIFIER
 from tests.extensions.vector import FP32, SIZE, YAML, Pooled, Vector
 from tests.runs import ended
 from tests.test_verify import reseal
@@ -305,6 +306,46 @@ def test_cpp_proves_it_and_gives_it_by_name(folder: Path, tmp_path: Path) -> Non
     reseal(folder)
     done = subprocess.run([build / "plain" / "atm_self_test", folder], capture_output=True)
     assert done.returncode == 19 and b"vector" in done.stderr
+
+
+def test_a_run_without_a_word_about_its_task_is_a_classifier(
+    demo_folder: Path, tmp_path: Path
+) -> None:
+    """Run folders that were written before there were tasks."""
+    old = Path(shutil.copytree(demo_folder, tmp_path / "run"))
+    manifest = json.loads((old / MANIFEST).read_text())
+    assert manifest.pop("task") == CLASSIFIER
+    del manifest["seal"]
+    (old / MANIFEST).write_bytes(sealed(manifest))
+    assert main(["verify", str(old)]) == 0
+    session = load(old)
+    assert (session.classes, session.answers.task) == (10, "classify")
+    assert len(session.classify([np.zeros((56, 56, 3), np.uint8)], 3)[0]) == 3
+    graph = onnx.load(old / "model.onnx")
+    assert "atm_export.task" not in {fact.key for fact in graph.metadata_props}
+    if BUILD is not None:
+        ended(subprocess.run([Path(BUILD) / "plain" / "atm_self_test", old], capture_output=True))
+
+
+@pytest.mark.skipif(BUILD is None, reason="run by tools/check_cpp.sh, which builds the runtime")
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"outputs": [{"name": "vector", "agreement": "taste"}]},
+        {"outputs": [{"name": "else", "agreement": "cosine"}]},
+        {"outputs": []},
+        {"outputs": [{"name": "vector", "agreement": "cosine"}] * 2},
+        {"ranks": "vector"},
+        {"name": None},
+    ],
+)
+def test_cpp_refuses_a_task_that_cannot_be_meant(folder: Path, task: dict[str, Any]) -> None:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    reseal(folder, task={**manifest["task"], **task})
+    for kind in ("plain", "sanitized"):
+        program = Path(str(BUILD)) / kind / "atm_self_test"
+        done = subprocess.run([program, folder], capture_output=True)
+        assert done.returncode == 12 and done.stderr.count(b"\n") == 1
 
 
 def test_it_is_registered() -> None:
