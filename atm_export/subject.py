@@ -45,11 +45,7 @@ class Subject:
     @property
     def policy(self) -> str:
         """What it merges by: adaptive, frozen, per-image or unmerged."""
-        if not self.plan.merges:
-            return "unmerged"
-        if self.plan.per_image:
-            return "per-image"
-        return "adaptive" if self.plan.adaptive else "frozen"
+        return self.plan.policy if self.plan.merges else "unmerged"
 
     @property
     def unmerged(self) -> MergePlan:

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from atm_export import place
+from atm_export.backends import TENSORRT, backends
+from atm_export.backends.base import AUTO
 from atm_export.errors import ConfigError
 from atm_export.preprocess import normalize
 from atm_export.runs.golden import read_golden
@@ -154,8 +156,10 @@ def config_text(run: Run, graph: Graph, name: str) -> str:
 
 def _engine(run: Run, name: str) -> Graph:
     facts: Mapping[str, Any] = run.manifest.get("engines", {})
-    if name == "auto":
-        name = next(iter(sorted(facts)), "")
+    if name == AUTO:  # where Triton runs is not known here: the first by the rule of every backend
+        known = backends[TENSORRT].artifacts(run)
+        served = [each for each in known if facts[each]["flavor"] == SERVED_FLAVOR]
+        name = next(iter([*served, *known]), "")
     if name not in facts:
         raise ConfigError(
             f"{run.folder} has no engine '{name}'; it has: {', '.join(facts) or 'none (add --trt)'}"

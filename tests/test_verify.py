@@ -266,3 +266,7 @@ def test_the_slim_command_labels_images(
     assert slim(["classify", str(demo_folder), str(tmp_path / "a.png"), "--top-k", "2"]) == 0
     assert capsys.readouterr().out.count("%") == 2
     assert slim(["classify", str(demo_folder), "absent.png"]) == errors.DataError.exit_code
+    assert slim(["verify", str(demo_folder), "--backend", "onnxruntime"]) == 0
+    assert (
+        slim(["verify", str(demo_folder), "--backend", "nothing"]) == errors.ConfigError.exit_code
+    )

@@ -19,7 +19,9 @@ def triton(
     triton_repo: Annotated[Path, Parameter(help="The model repository to write into.")],
     engine: Annotated[
         str | None,
-        Parameter(help="Serve this TensorRT engine of the run (auto: the first) instead."),
+        Parameter(
+            help="Serve this TensorRT engine of the run (auto: the first, FP32 before lower precisions) instead."
+        ),
     ] = None,
     name: Annotated[str | None, Parameter(help="The model's name (default: the run's).")] = None,
 ) -> int:

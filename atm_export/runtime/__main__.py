@@ -29,6 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (("verify", "check a run folder"), ("classify", "label images")):
         command = commands.add_parser(name, help=text)
         command.add_argument("run", help="the folder that `atm-export MODEL` wrote")
+        command.add_argument("--backend", help="what runs the graph (default: onnxruntime)")
         command.add_argument("--providers", help="in order, such as cuda,cpu")
         command.add_argument("--threads", type=int, default=0, help="0: all cores")
         if name == "classify":
@@ -44,7 +45,12 @@ def _providers(options: argparse.Namespace) -> list[str] | None:
 def _verify(options: argparse.Namespace) -> int:
     from atm_export.runtime.prove import verify
 
-    checked = verify(options.run, providers=_providers(options), threads=options.threads)
+    checked = verify(
+        options.run,
+        backend=options.backend,
+        providers=_providers(options),
+        threads=options.threads,
+    )
     print("\n".join(checked.lines))
     checked.require()
     return 0
@@ -53,7 +59,12 @@ def _verify(options: argparse.Namespace) -> int:
 def _classify(options: argparse.Namespace) -> int:
     from atm_export.runtime import load
 
-    session = load(options.run, providers=_providers(options), threads=options.threads)
+    session = load(
+        options.run,
+        backend=options.backend,
+        providers=_providers(options),
+        threads=options.threads,
+    )
     for path in options.images:
         print(path)
         for label in session.classify(path, options.top_k)[0]:

@@ -16,12 +16,13 @@ from atm_export.backends.runner import Runner
 from atm_export.errors import AtmExportError
 from atm_export.measure.speed.candidates import UNMERGED, Candidate, feed_of, open_runner
 from atm_export.measure.speed.latency import interleave, row_of
+from atm_export.methods import methods
+from atm_export.methods.base import MergePolicy
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.reference import run_reference
 from atm_export.subject import Pixels
 
 Progress = Callable[[str], None]
-POLICIES = ("adaptive", "frozen", "per-image", "tome")  # what a user can deploy
 FEEDS = 4  # different batches of images, taken in turn
 
 
@@ -128,11 +129,16 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
+def deployable() -> set[str]:
+    """Names of candidates that an export of this model can be; others are compared with it."""
+    return {policy.value for policy in MergePolicy} | set(methods)
+
+
 def recommend(rows: Sequence[Mapping[str, Any]]) -> str:
     """One sentence: what to deploy, at which batch, and how sure that is."""
     if not rows:
         return "Nothing could be measured."
-    merged = [row for row in rows if "speedup" in row and row["candidate"] in POLICIES]
+    merged = [row for row in rows if "speedup" in row and row["candidate"] in deployable()]
     sure = [row for row in merged if row["speedup"]["low"] > 1]
     if not sure:
         plain = [row for row in rows if row["candidate"] == UNMERGED]
