@@ -20,7 +20,8 @@ def triton(
     engine: Annotated[
         str | None,
         Parameter(
-            help="Serve this TensorRT engine of the run (auto: the first, FP32 before lower precisions) instead."
+            help="Serve this TensorRT engine of the run instead (auto: the first, FP32 before "
+            "lower precisions)."
         ),
     ] = None,
     name: Annotated[str | None, Parameter(help="The model's name (default: the run's).")] = None,
