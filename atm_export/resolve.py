@@ -54,7 +54,7 @@ USES = (
         "--method atm or tome",
         lambda choice: _takes(choice, "proportional"),
     ),
-    Use(("calibrate",), "--merge frozen", lambda choice: choice.merge == MergePolicy.FROZEN),
+    Use(("calibrate",), "--merge frozen", lambda choice: _policy(choice) == MergePolicy.FROZEN),
 )
 
 
@@ -62,6 +62,12 @@ def _takes(choice: Choice, field: str) -> bool:
     """Whether the chosen method has such a setting."""
     method = methods[choice.method or USUAL_METHOD]
     return field in method.settings.model_fields and field not in method.ignores
+
+
+def _policy(choice: Choice) -> str:
+    """Who shares r, by option or by --set."""
+    given = parse_settings(choice.settings, choice.method or USUAL_METHOD)
+    return str(given.get("merge", choice.merge))
 
 
 def _refuse_in_vain(choice: Choice) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from atm_export.config import (
     validated,
 )
 from atm_export.errors import ConfigError, ManifestError
-from atm_export.methods.atm import OperatingPoint
+from atm_export.methods.atm import AtmSettings, OperatingPoint
+from atm_export.methods.tome import TomeSettings
 from atm_export.resolve import default_out, resolve
 from tests.shared_data import shared
 
@@ -237,3 +239,66 @@ def test_a_method_that_cannot_be_meant_is_refused(change: dict[str, Any], says: 
     flat["method"] |= change
     with pytest.raises(ManifestError, match=says):
         exported_config({"config": flat}, "here")
+
+
+def test_set_gives_any_setting_of_a_method() -> None:
+    found = resolve(Choice(model="demo", settings=("theta_min=0.9", "merge=per-image"))).method
+    assert isinstance(found, AtmSettings) and found.point is not None
+    assert found.merge == "per-image" and found.preset is None
+    assert found.point.model_dump() == {
+        "alpha": 1.0,
+        "beta": 0.035,
+        "theta_min": 0.9,
+        "split": None,
+    }
+    same = resolve(Choice(model="demo", theta_min=0.9, merge="per-image")).method
+    assert same == found
+    tome = resolve(Choice(model="demo", method="tome", settings=("r=3,2", "proportional=false")))
+    assert isinstance(tome.method, TomeSettings)
+    assert tome.method.r == (3, 2) and tome.method.proportional is False
+    assert resolve(Choice(model="demo", method="tome", settings=("r=4",))).method == (
+        resolve(Choice(model="demo", method="tome", r="4")).method
+    )
+
+
+@pytest.mark.parametrize(
+    ("choice", "says"),
+    [
+        ({"settings": ("thetamin=1",)}, "unknown setting of method atm 'thetamin'; nearest: theta"),
+        ({"settings": ("alpha=1", "alpha=1")}, "given twice"),
+        ({"settings": ("alpha=1",), "alpha": 0.9}, "--alpha and --set alpha=... say the same"),
+        ({"settings": ("alpha",)}, "give NAME=VALUE"),
+        ({"settings": ("alpha=[",)}, "is no value"),
+        ({"settings": ("alpha=2",)}, "alpha"),
+        ({"method": "none", "settings": ("proportional=1",)}, "method none has no settings"),
+        ({"method": "tome", "r": "1", "settings": ("r=1",)}, "-r and --set r=... say the same"),
+        ({"method": "tome", "settings": ("r=1,2", "schedule=decreasing")}, "of one number"),
+        ({"settings": ("merge=adaptive",), "calibrate": "."}, "--calibrate belongs to --merge"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_meant_are_refused(choice: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        resolve(Choice(model="demo", **choice))
+
+
+def test_a_preset_names_its_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATM_EXPORT_CONFIGS", str(tmp_path))
+    text = (
+        "family: demo\narchitecture: demo\ndefault_preset: lossless\npresets:\n"
+        "  lossless: {alpha: 1.0, beta: 0.035, theta_min: 0.88}\n"
+        "  static: {method: tome, settings: {r: [8]}, gflops: 0.1}\n"
+    )
+    (tmp_path / "own.yaml").write_text(text)
+    found = resolve(Choice(model="own", preset="static"))
+    assert found.method == TomeSettings(r=(8,), preset="static")
+    assert default_out(found).name == "own-tome-r8"
+    given = resolve(Choice(model="own", preset="static", settings=("schedule=decreasing",)))
+    assert isinstance(given.method, TomeSettings) and given.method.schedule == "decreasing"
+    with pytest.raises(ConfigError, match="--preset static is one of --method tome, not of atm"):
+        resolve(Choice(model="own", preset="static", method="atm"))
+    with pytest.raises(ConfigError, match="no presets with GFLOPs"):
+        resolve(Choice(model="own", gflops=0.1))
+    (tmp_path / "bad.yaml").write_text(text.replace("r: [8]", "r: [-8]"))
+    with pytest.raises(ConfigError, match=r"r\.0"):
+        resolve(Choice(model="bad"))

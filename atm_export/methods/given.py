@@ -24,6 +24,8 @@ def parse_settings(texts: Sequence[str], method: str) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not name or not equals or not value:
             raise ConfigError(f"--set {text}: give NAME=VALUE, for example theta_min=0.9")
+        if not known:
+            raise ConfigError(f"--set {text}: method {method} has no settings")
         if name not in known:
             raise unknown_name(f"setting of method {method}", name, known)
         if name in found:

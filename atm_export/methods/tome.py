@@ -25,6 +25,8 @@ class TomeSettings(MethodSettings):
     def _needs_r(self) -> TomeSettings:
         if not self.r:
             raise ValueError("method tome needs -r, the tokens merged per block (for example -r 8)")
+        if len(self.r) > 1 and self.schedule != "constant":
+            raise ValueError("a schedule belongs to an r of one number")
         return self
 
     @property
