@@ -1,4 +1,4 @@
-"""Frozen, validated settings, and the model configs in `export_configs/`.
+"""Frozen, validated settings: of a preset, a model, a run.
 
 Unknown keys and impossible values fail here, with the name of the field.
 """
@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping
-from functools import cache
-from importlib import resources
-from pathlib import Path
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 import yaml
@@ -20,79 +16,66 @@ from pydantic import (
     BeforeValidator,
     Field,
     SerializeAsAny,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
     model_validator,
 )
 
-from atm_export import place
 from atm_export.errors import ConfigError, ManifestError, unknown_name
-from atm_export.methods import methods
-from atm_export.methods.atm import Atm, OperatingPoint
+from atm_export.methods import USUAL_METHOD, methods
 from atm_export.methods.base import MethodSettings
+from atm_export.methods.flat import flattened, grouped
 from atm_export.settings import Gflops, Percent, Settings
 
-OTHER_CONFIGS = "set ATM_EXPORT_CONFIGS to a folder of yours"
 
+class Preset(Settings):
+    """Settings of a method under a name, with what is known of them (GFLOPs = 1e9 multiply-adds).
 
-class Preset(OperatingPoint):
-    """A named operating point with what the paper says of it (GFLOPs = 1e9 multiply-adds)."""
+    A file has those of the usual method beside the figures, and those of any other, which it names,
+    under `settings`.
+    """
 
+    method: str = USUAL_METHOD
+    settings: Mapping[str, Any]
     table: str | None = None
     gflops: Gflops | None = None
     top1: Percent | None = None
     fine_tuned: bool = False
 
-    @property
-    def point(self) -> OperatingPoint:
-        return OperatingPoint(**self.model_dump(include=set(OperatingPoint.model_fields)))
+    @model_validator(mode="before")
+    @classmethod
+    def _gathered(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or "settings" in values or "method" in values:
+            return values
+        figures = {name: value for name, value in values.items() if name in cls.model_fields}
+        return {**figures, "settings": {n: v for n, v in values.items() if n not in figures}}
+
+    @field_validator("settings", mode="after")
+    @classmethod
+    def _of_the_method(cls, settings: Any, info: ValidationInfo) -> Any:
+        method = info.data.get("method")
+        if method is None:  # named already as the field at fault
+            return settings
+        try:
+            return flattened(settings_of(method, settings, f"method {method}"))
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+
+    @model_serializer(mode="wrap")
+    def _as_in_a_file(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if self.method != USUAL_METHOD:
+            return values
+        values.pop("method", None)
+        return {**values.pop("settings"), **values}
 
     @property
-    def method_name(self) -> str:
-        return Atm.name
-
-    @property
-    def method_settings(self) -> Mapping[str, Any]:
-        """What it sets of its method."""
-        return {"point": self.point.model_dump()}
-
-
-class MethodPreset(Settings):
-    """Settings of any method under a name, with what is known of them."""
-
-    method: str
-    settings: Mapping[str, Any]
-    gflops: Gflops | None = None
-    top1: Percent | None = None
-    fine_tuned: bool = False
-
-    @model_validator(mode="after")
-    def _settings_of_a_method(self) -> MethodPreset:
-        method_settings({**self.settings, "name": self.method}, "settings")
-        return self
-
-    @property
-    def method_name(self) -> str:
-        return self.method
-
-    @property
-    def method_settings(self) -> Mapping[str, Any]:
-        """What it sets of its method."""
-        return self.settings
-
-
-def _preset(values: Any) -> Any:
-    """A preset that names its method, or an operating point."""
-    if not isinstance(values, Mapping):
-        return values
-    kind = MethodPreset if "method" in values else Preset
-    return validated(kind, values, "preset")
-
-
-AnyPreset = Annotated[SerializeAsAny[Preset | MethodPreset], BeforeValidator(_preset)]
-
-
-# Lossless for DeiT-T in table A2, and for ViT-Tiny as measured in the README; others should tune.
-DEFAULT_POINT = Preset(alpha=1.0, beta=0.035, theta_min=0.88)
+    def chosen(self) -> MethodSettings:
+        """The method's settings."""
+        return settings_of(self.method, self.settings)
 
 
 class PaperFigures(Settings):
@@ -131,7 +114,7 @@ class ModelConfig(Settings):
     paper: PaperFigures | None = None
     measured: MeasuredFigures | None = None
     default_preset: str | None = None
-    presets: Mapping[str, AnyPreset] = Field(default_factory=dict)
+    presets: Mapping[str, Preset] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _default_exists(self) -> ModelConfig:
@@ -155,7 +138,7 @@ WrittenPath = Annotated[str, AfterValidator(_written)]
 class TunedPresets(Settings):
     """A file of presets that tune found for one model."""
 
-    presets: Mapping[str, AnyPreset]
+    presets: Mapping[str, Preset]
 
 
 class ModelSpec(Settings):
@@ -167,14 +150,17 @@ class ModelSpec(Settings):
     image_size: Annotated[int, Field(gt=0, le=4096)] | None = None
 
 
-def method_settings(values: Mapping[str, Any], where: str = "method") -> MethodSettings:
-    """Settings of the method that `values` names; ConfigError names the first bad field."""
+def method_settings(
+    values: Mapping[str, Any], where: str = "method", groups: Collection[str] = ()
+) -> MethodSettings:
+    """Settings of the method that `values` names; ConfigError names the first bad field, without
+    the groups that it lies in."""
     name = values.get("name")
     if not isinstance(name, str):
         raise ConfigError(f"{where}: name: give one of {', '.join(methods)}")
     if name not in methods:
         raise ConfigError(f"{where}: {unknown_name('method', name, methods)}")
-    found: MethodSettings = validated(methods[name].settings, values, where)
+    found: MethodSettings = validated(methods[name].settings, values, where, groups)
     return found
 
 
@@ -186,6 +172,18 @@ def _method(values: Any) -> Any:
         return method_settings(values)
     except ConfigError as error:
         raise ValueError(str(error)) from error
+
+
+def settings_of(
+    method: str, flat: Mapping[str, Any], where: str = "method", **more: Any
+) -> MethodSettings:
+    """Settings of a method from flat names, as presets and searches hold them; `more`: fields as
+    they are. ConfigError names the first bad one."""
+    if method not in methods:
+        raise ConfigError(f"{where}: {unknown_name('method', method, methods)}")
+    values = grouped(methods[method].settings, flat)
+    groups = values.keys() - flat.keys()
+    return method_settings({**values, **more, "name": method}, where, groups)
 
 
 AnyMethod = Annotated[SerializeAsAny[MethodSettings], BeforeValidator(_method)]
@@ -211,17 +209,23 @@ class RunConfig(Settings):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=True, allow_unicode=True)
 
 
-def validated(kind: type[Settings], values: Mapping[str, Any], where: str) -> Any:
+def validated(
+    kind: type[Settings],
+    values: Mapping[str, Any],
+    where: str,
+    groups: Collection[str] = (),
+) -> Any:
     """Build settings from plain values; ConfigError names the first bad field and its value."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
+        field = ".".join(str(part) for part in first["loc"] if part not in groups)
         text = first["msg"].removeprefix("Value error, ")
         value = repr(first["input"])
         value = value if len(value) < 80 else f"{value[:77]}..."
-        shown = f" (got {value})" if field and first["type"] != "missing" else ""
+        inner = isinstance(first["input"], Mapping) and first["type"] == "value_error"
+        shown = f" (got {value})" if field and first["type"] != "missing" and not inner else ""
         raise ConfigError(f"{where}: {field + ': ' if field else ''}{text}{shown}") from error
 
 
@@ -273,152 +277,3 @@ def exported_config(manifest: Mapping[str, Any], where: str) -> RunConfig:
     except ConfigError as error:
         raise ManifestError(f"{error}; export again with --force") from error
     return config
-
-
-def user_config_folder() -> Path:
-    """Where a user's own configs and the presets of `tune` lie: $ATM_EXPORT_CONFIGS, else
-    atm-export in the user's config folder."""
-    given = os.environ.get("ATM_EXPORT_CONFIGS")
-    if given:
-        return Path(given)
-    base = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(base) if base else Path.home() / ".config") / "atm-export"
-
-
-def config_folders() -> list[Path]:
-    """Folders that hold model configs: the user's, then the shipped ones."""
-    shipped = Path(str(resources.files("atm_export"))) / "export_configs"
-    if not shipped.is_dir():
-        shipped = Path(__file__).resolve().parent.parent / "export_configs"
-    return [user_config_folder(), shipped]
-
-
-def _there(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(
-        f"cannot read {path}: {error.strerror}; set ATM_EXPORT_CONFIGS to a folder of yours"
-    )
-
-
-@cache
-def _read_yaml(path: Path, kind: type[Settings]) -> Any:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a mapping of settings")
-    return validated(kind, values, str(path))
-
-
-def model_names() -> list[str]:
-    """Every configured model, sorted."""
-    return sorted({path.stem for folder in config_folders() for path in folder.glob("*.yaml")})
-
-
-def file_name(model: str) -> str:
-    """A model's name as the stem of a file."""
-    return model.replace(":", "_").replace("/", "_")
-
-
-def preset_file(model: str) -> Path:
-    """Where `tune` keeps the presets of a model that it found: beside the user's configs, which it
-    never changes."""
-    return user_config_folder() / "presets" / f"{file_name(model)}.yaml"
-
-
-def check_preset(model: str, name: str) -> None:
-    """Before a long search: ConfigError or OutputError if its preset could not be written."""
-    place.plain_name(name, "--name")
-    if name in _written_config(model).presets:
-        raise ConfigError(f"--name {name}: {model} has a preset of that name; give another")
-    path = preset_file(model)
-    place.refuse_loss(path.parent, [path.name], remedy=OTHER_CONFIGS)
-
-
-def add_user_preset(model: str, name: str, preset: Preset) -> Path:
-    """Write `preset` into the user's preset file of `model`; returns its path. An earlier preset of
-    that name that tune wrote is replaced. Raises ConfigError, OutputError."""
-    check_preset(model, name)
-    presets = _tuned_presets(model) | {name: preset}
-    values = {
-        name: one.model_dump(mode="json", exclude_defaults=True) for name, one in presets.items()
-    }
-    path = preset_file(model)
-    text = yaml.safe_dump({"presets": values}, sort_keys=False)
-    place.put_files(path.parent, {path.name: text.encode()}, OTHER_CONFIGS)
-    _read_yaml.cache_clear()
-    return path
-
-
-def load_model_config(name: str) -> ModelConfig:
-    """The config of `name`, or of any timm VisionTransformer as `timm:NAME`; with the presets that
-    tune found."""
-    config = _written_config(name)
-    tuned = _tuned_presets(name)
-    return (
-        config.model_copy(update={"presets": {**config.presets, **tuned, **config.presets}})
-        if tuned
-        else config
-    )
-
-
-def _written_config(name: str) -> ModelConfig:
-    if name.startswith("timm:"):
-        own = user_config_folder() / f"{file_name(name)}.yaml"
-        if _there(own):
-            return _read_yaml(own, ModelConfig)
-        return ModelConfig(
-            family="timm",
-            architecture=name.removeprefix("timm:"),
-            default_preset="default",
-            presets={"default": DEFAULT_POINT},
-        )
-    for folder in config_folders():
-        path = folder / f"{name}.yaml"
-        if path.parent == folder and _there(path):
-            return _read_yaml(path, ModelConfig)
-    raise unknown_name(
-        "model", name, model_names(), "or timm:NAME for any plain timm VisionTransformer"
-    )
-
-
-def _tuned_presets(model: str) -> dict[str, Preset]:
-    path = preset_file(model)
-    return dict(_read_yaml(path, TunedPresets).presets) if path.is_file() else {}
-
-
-def find_preset(name: str, model: str, config: ModelConfig) -> Preset | MethodPreset:
-    """A preset by name; ConfigError offers the nearest."""
-    if name not in config.presets:
-        if not config.presets:
-            raise ConfigError(
-                f"model '{model}' has no presets; give --alpha, --beta and --theta-min"
-            )
-        raise unknown_name(f"preset of {model}", name, config.presets)
-    return config.presets[name]
-
-
-def nearest_preset(gflops: float, model: str, config: ModelConfig) -> str:
-    """The preset with the most GFLOPs at or below `gflops`, fine-tuned rows left out."""
-    points = {n: p for n, p in config.presets.items() if isinstance(p, Preset)}
-    rows = {n: p.gflops for n, p in points.items() if p.gflops and not p.fine_tuned}
-    if not rows:
-        raise ConfigError(f"model '{model}' has no presets with GFLOPs; --gflops cannot choose one")
-    if not gflops > 0:
-        raise ConfigError(f"--gflops {gflops:g}: give a number above 0")
-    fitting = [(value, name) for name, value in rows.items() if value <= gflops]
-    if not fitting:
-        low = min(rows.values())
-        raise ConfigError(f"--gflops {gflops:g}: the lowest preset of {model} needs {low:g} GFLOPs")
-    return max(fitting)[1]

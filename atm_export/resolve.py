@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,81 +11,26 @@ import yaml
 
 from atm_export.bounds import whole
 from atm_export.choice import Choice
-from atm_export.config import (
-    ModelConfig,
-    ModelSpec,
-    RunConfig,
-    find_preset,
-    load_model_config,
-    method_settings,
-    nearest_preset,
-    validated,
-)
-from atm_export.errors import ConfigError, DataError, unknown_name
+from atm_export.config import ModelConfig, ModelSpec, RunConfig, settings_of, validated
+from atm_export.errors import ConfigError, DataError
 from atm_export.imagefiles import is_folder
-from atm_export.methods import methods
-from atm_export.methods.atm import Atm, OperatingPoint
+from atm_export.methods import USUAL_METHOD, methods
 from atm_export.methods.base import MergePolicy, MethodSettings
+from atm_export.methods.flat import known_settings, required_settings
 from atm_export.methods.given import parse_settings
+from atm_export.model_configs import file_name, find_preset, load_model_config, nearest_preset
+from atm_export.uses import is_given, refuse_in_vain, spelled
 
-USUAL_METHOD = Atm.name
-TIMM_OPTIONS = ("global_pool", "num_classes")  # timm takes many more, some of which load files
-
-
-@dataclass(frozen=True)
-class Use:
-    """Options that mean something in some choices alone."""
-
-    options: tuple[str, ...]
-    belongs_to: str
-    there: Callable[[Choice], bool]
-
-
-USES = (
-    Use(
-        ("gflops", "alpha", "beta", "theta_min", "split", "merge"),
-        "--method atm",
-        lambda choice: _takes(choice, "point"),
-    ),
-    Use(("r", "schedule"), "--method tome", lambda choice: _takes(choice, "r")),
-    Use(("schedule",), "an -r of one number", lambda choice: "," not in (choice.r or "")),
-    Use(
-        ("proportional",),
-        "--method atm or tome",
-        lambda choice: _takes(choice, "proportional"),
-    ),
-    Use(("calibrate",), "--merge frozen", lambda choice: _policy(choice) == MergePolicy.FROZEN),
-)
-
-
-def _takes(choice: Choice, field: str) -> bool:
-    """Whether the chosen method has such a setting."""
-    method = methods[choice.method or USUAL_METHOD]
-    return field in method.settings.model_fields and field not in method.ignores
-
-
-def _policy(choice: Choice) -> str:
-    """Who shares r, by option or by --set."""
-    given = parse_settings(choice.settings, choice.method or USUAL_METHOD)
-    return str(given.get("merge", choice.merge))
-
-
-def _refuse_in_vain(choice: Choice) -> None:
-    """ConfigError for options that were given and would be ignored."""
-    usual = {field.name: field.default for field in fields(Choice)}
-    for use in USES:
-        given = [name for name in use.options if getattr(choice, name) != usual[name]]
-        if given and not use.there(choice):
-            names = [f"{'-' if name == 'r' else '--'}{name.replace('_', '-')}" for name in given]
-            verb = "belongs" if len(names) == 1 else "belong"
-            raise ConfigError(f"{', '.join(names)} {verb} to {use.belongs_to}")
+# options that are a short form of --set
+SHORT = ("alpha", "beta", "theta_min", "split", "r", "schedule", "proportional", "merge")
+SHARED = ("merge", "proportional")  # settings with which a preset is still the same point
 
 
 def resolve(choice: Choice) -> RunConfig:
     """The RunConfig of a choice; ConfigError names the option at fault."""
     model = _with_options(load_model_config(choice.model), choice.option)
     choice = replace(choice, method=_method_name(choice, model))
-    _refuse_in_vain(choice)
+    refuse_in_vain(choice, model)
     for option, folder in (("--images", choice.images), ("--calibrate", choice.calibrate)):
         if folder is not None and not (folder.strip() and is_folder(Path(folder))):
             raise DataError(f"{option} {folder}: no such folder")
@@ -115,7 +60,7 @@ def resolve(choice: Choice) -> RunConfig:
 def _method_name(choice: Choice, config: ModelConfig) -> str:
     """The method: as given, else that of the preset; ConfigError where they differ."""
     preset = config.presets.get(choice.preset or "")
-    own = USUAL_METHOD if preset is None else preset.method_name
+    own = USUAL_METHOD if preset is None else preset.method
     if choice.method is None:
         return own
     methods[choice.method]
@@ -129,39 +74,50 @@ def _method_name(choice: Choice, config: ModelConfig) -> str:
 def _method(choice: Choice, config: ModelConfig) -> MethodSettings:
     """The settings of the chosen method: a preset's, and what was given on top."""
     name = str(choice.method)
-    known = methods[name].settings.model_fields
-    flags = {
-        "merge": choice.merge,
-        "r": _numbers(choice.r),
-        "schedule": choice.schedule,
-        "proportional": choice.proportional,
-    }
-    values: dict[str, Any] = {key: value for key, value in flags.items() if key in known}
-    given = parse_settings(choice.settings, name)
-    _refuse_twice(choice, given)
-    if "point" in known:
-        values |= _operating_point(choice, config, given)
-    else:
-        values |= _preset_settings(choice, config)
-    named = {key: value for key, value in given.items() if key in known}
-    return method_settings({"name": name, **values, **named})
+    given = _given(choice, name)
+    required = required_settings(methods[name].settings)
+    complete = bool(required) and given.keys() >= set(required)
+    preset = _preset_name(choice, config, required, complete)
+    base = {} if preset is None else find_preset(preset, choice.model, config).settings
+    if missing := [each for each in required if each not in {**base, **given}]:
+        raise ConfigError(
+            f"method {name} needs {', '.join(missing)}: give --preset, or --set NAME=VALUE for each"
+        )
+    same = given.keys() <= set(SHARED)
+    return settings_of(name, {**base, **given}, preset=preset if same else None)
 
 
-def _refuse_twice(choice: Choice, given: Mapping[str, Any]) -> None:
-    """ConfigError for a setting that has an option of its own and is given by both."""
-    usual = {field.name: field.default for field in fields(Choice)}
-    for name in given:
-        if name in usual and getattr(choice, name) != usual[name]:
-            option = "-r" if name == "r" else f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{option} and --set {name}=... say the same thing; give one")
+def _given(choice: Choice, method: str) -> dict[str, Any]:
+    """Settings by --set and by options that are short for it; ConfigError for one that is both."""
+    given = parse_settings(choice.settings, method)
+    known = known_settings(methods[method].settings)
+    short = [name for name in SHORT if name in known and is_given(choice, name)]
+    if twice := [name for name in short if name in given]:
+        name = twice[0]
+        raise ConfigError(f"{spelled(name)} and --set {name}=... say the same thing; give one")
+    values = {name: getattr(choice, name) for name in short}
+    if "r" in values:
+        values["r"] = _numbers(values["r"])
+    return values | given
 
 
-def _preset_settings(choice: Choice, config: ModelConfig) -> dict[str, Any]:
-    """Settings of a preset of a method that has no operating point."""
-    if choice.preset is None:
-        return {}
-    preset = find_preset(choice.preset, choice.model, config)
-    return {**preset.method_settings, "preset": choice.preset}
+def _preset_name(
+    choice: Choice, config: ModelConfig, required: tuple[str, ...], complete: bool
+) -> str | None:
+    """The preset that is named, that --gflops finds, or the model's usual one where it is one of
+    the method and something is left to say."""
+    named = [option for option in ("preset", "gflops") if is_given(choice, option)]
+    if len(named) == 2:
+        raise ConfigError("--preset and --gflops both choose an operating point; give one")
+    if named and complete:
+        names = ", ".join(spelled(name) for name in required)
+        raise ConfigError(f"{spelled(named[0])} and all of {names}; give one of both")
+    if choice.gflops is not None:
+        return nearest_preset(choice.gflops, choice.model, config, str(choice.method))
+    usual = config.default_preset
+    if choice.preset is not None or usual is None or complete:
+        return choice.preset
+    return usual if config.presets[usual].method == choice.method else None
 
 
 def _with_options(config: ModelConfig, given: tuple[str, ...]) -> ModelConfig:
@@ -171,43 +127,21 @@ def _with_options(config: ModelConfig, given: tuple[str, ...]) -> ModelConfig:
         name, equals, value = text.partition("=")
         if not name or not equals or not value:
             raise ConfigError(f"--option {text}: give NAME=VALUE, for example aux_head=always")
-        if config.family == "demo":
-            raise ConfigError(f"--option {text}: the demo has no options")
-        if config.family == "timm" and name not in TIMM_OPTIONS:
-            raise unknown_name("option of timm models", name, TIMM_OPTIONS)
         try:
             options[name] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise ConfigError(f"--option {text}: {value} is no value") from None
     if not options:
         return config
+    _refuse_options(config, options)
     return config.model_copy(update={"options": {**config.options, **options}})
 
 
-def _operating_point(
-    choice: Choice, config: ModelConfig, settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    """ATM's numbers: a preset's, with those on top that were given by option or by --set."""
-    options = {name: getattr(choice, name) for name in OperatingPoint.model_fields}
-    given = {name: value for name, value in options.items() if value is not None}
-    given |= {name: settings[name] for name in OperatingPoint.model_fields if name in settings}
-    chosen = {"--preset": choice.preset, "--gflops": choice.gflops}
-    named = [option for option, value in chosen.items() if value is not None]
-    if len(named) == 2:
-        raise ConfigError("--preset and --gflops both choose an operating point; give one")
-    name = choice.preset
-    if choice.gflops is not None:
-        name = nearest_preset(choice.gflops, choice.model, config)
-    complete = {"alpha", "beta", "theta_min"} <= given.keys()
-    if named and complete:
-        raise ConfigError(f"{named[0]} and all of --alpha, --beta, --theta-min; give one of both")
-    if name is None and not complete:
-        name = config.default_preset
-    base: dict[str, Any] = {}
-    if name is not None:
-        base = find_preset(name, choice.model, config).method_settings["point"]
-    point = validated(OperatingPoint, base | given, "operating point")
-    return {"point": point, "preset": name if base and not given else None}
+def _refuse_options(config: ModelConfig, given: Mapping[str, Any]) -> None:
+    """ConfigError for options that the family does not take from a command line."""
+    from atm_export.model.zoo import check_options
+
+    check_options(config, given)
 
 
 def _numbers(text: str | None) -> tuple[int, ...] | None:
@@ -225,7 +159,7 @@ def default_out(config: RunConfig) -> Path:
     """build/<model>-<preset>, with what differs from the preset in the name."""
     method = config.method
     label = methods[method.name].label(method)
-    parts = [config.model.name.replace(":", "_").replace("/", "_"), label]
+    parts = [file_name(config.model.name), label]
     if method.policy not in (None, MergePolicy.ADAPTIVE):
         parts.append(method.policy.value)
     if config.model.image_size:

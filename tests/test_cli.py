@@ -16,10 +16,11 @@ from atm_export import demo, pipeline
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.choice import Choice
 from atm_export.cli import main
-from atm_export.config import ModelSpec, load_model_config
+from atm_export.config import ModelSpec
 from atm_export.model.flops import trace_gmacs
 from atm_export.model.reference import run_reference
 from atm_export.model.zoo import load_model
+from atm_export.model_configs import load_model_config
 from atm_export.preprocess import crop, normalize
 from atm_export.prove.results import Difference, LadderResult
 from atm_export.resolve import resolve

@@ -20,11 +20,12 @@ import pytest
 from atm_export import cli, pipeline, subject
 from atm_export.choice import Choice
 from atm_export.cli import HELP, main
-from atm_export.config import ModelSpec, RunConfig, load_model_config
+from atm_export.config import ModelSpec, RunConfig
 from atm_export.errors import AtmExportError
 from atm_export.model.zoo import load_model
-from atm_export.resolve import USES
+from atm_export.model_configs import load_model_config
 from atm_export.runs.writing import broken_files, read_manifest
+from atm_export.uses import USES
 from tests.runs import run_command
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,22 +11,19 @@ import pytest
 
 from atm_export.choice import Choice
 from atm_export.config import (
-    DEFAULT_POINT,
     FORMAT_2,
     ModelConfig,
+    Preset,
     RunConfig,
     exported_config,
-    find_preset,
-    load_model_config,
     method_settings,
-    model_names,
-    nearest_preset,
     stamped,
     validated,
 )
 from atm_export.errors import ConfigError, ManifestError
-from atm_export.methods.atm import AtmSettings, OperatingPoint
+from atm_export.methods.atm import USUAL, AtmSettings, OperatingPoint
 from atm_export.methods.tome import TomeSettings
+from atm_export.model_configs import find_preset, load_model_config, model_names, nearest_preset
 from atm_export.resolve import default_out, resolve
 from tests.shared_data import shared
 
@@ -93,7 +90,7 @@ def test_unknown_names_offer_the_nearest() -> None:
 
 def test_any_timm_name_gets_the_default_point() -> None:
     config = load_model_config("timm:vit_tiny_patch16_224")
-    assert config.presets == {"default": DEFAULT_POINT}
+    assert config.presets == {"default": Preset(settings=USUAL)}
 
 
 @pytest.mark.parametrize(
@@ -141,7 +138,7 @@ def test_a_misspelt_key_in_a_config_file_is_named(
 
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        DEFAULT_POINT.alpha = 0.5  # type: ignore[misc]
+        Preset(settings=USUAL).gflops = 0.5  # type: ignore[misc]
     with pytest.raises(ValueError, match="default_preset"):
         ModelConfig(family="timm", architecture="a", default_preset="none")
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from atm_export import demo
-from atm_export.config import ModelSpec, load_model_config
+from atm_export.config import ModelSpec
 from atm_export.errors import ConfigError
-from atm_export.methods.atm import AtmSettings
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.reference import run_reference
 from atm_export.model.zoo import load_model
+from atm_export.model_configs import load_model_config
 from atm_export.preprocess import crop, normalize
 from tests.tiny import planned
 
@@ -59,8 +59,8 @@ def test_merged_it_is_as_accurate_and_much_cheaper(
 ) -> None:
     backbone = load().backbone
     pixels, labels = images
-    point = load_model_config("demo").presets["lossless"].point
-    plan = planned(AtmSettings(point=point), 12, pooled=False, proportional=True)
+    point = load_model_config("demo").presets["lossless"].chosen
+    plan = planned(point, 12, pooled=False, proportional=True)
     with torch.inference_mode():
         plain = torch.cat([backbone.plain(part).argmax(1) for part in pixels.split(20)])
     traces = [run_reference(backbone, plan, part) for part in pixels.split(20)]

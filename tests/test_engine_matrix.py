@@ -15,7 +15,7 @@ import pytest
 from atm_export.backends.tensorrt.build import Engine, engine_from_onnx
 from atm_export.backends.tensorrt.settings import EngineSettings, Flavor
 from atm_export.choice import Choice
-from atm_export.config import ModelSpec, load_model_config, model_names
+from atm_export.config import ModelSpec
 from atm_export.graph.assemble import onnx_from_model
 from atm_export.graph.optimize import optimize, with_outputs, with_precision
 from atm_export.methods.plan import MergePlan
@@ -23,6 +23,7 @@ from atm_export.model.backbone import LoadedModel
 from atm_export.model.calibrate import paper_r
 from atm_export.model.plan import plan_for
 from atm_export.model.zoo import load_model
+from atm_export.model_configs import load_model_config, model_names
 from atm_export.resolve import resolve
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from atm_export.config import ModelSpec, load_model_config
+from atm_export.config import ModelSpec
 from atm_export.measure.data.imagenet import imagenet_labels
-from atm_export.methods.atm import AtmSettings
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.reference import Trace, run_reference
 from atm_export.model.zoo import load_model
+from atm_export.model_configs import load_model_config
 from atm_export.preprocess import normalize, read_images
 from tests.shared_data import sample_images, shared
 from tests.tiny import planned
@@ -44,8 +44,8 @@ def images() -> tuple[torch.Tensor, torch.Tensor]:
 def run(preset: str) -> Trace:
     """One batch of 100, as the paper evaluates."""
     backbone = deit_t().backbone
-    point = load_model_config("deit_t").presets[preset].point
-    plan = planned(AtmSettings(point=point), len(backbone.parts()), pooled=False, proportional=True)
+    point = load_model_config("deit_t").presets[preset].chosen
+    plan = planned(point, len(backbone.parts()), pooled=False, proportional=True)
     return run_reference(backbone, plan, images()[0])
 
 

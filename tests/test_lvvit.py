@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from atm_export.choice import Choice
-from atm_export.config import load_model_config
 from atm_export.errors import ConfigError, WeightsError
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.lvvit import SHAPES, LvVit, LvVitBackbone, LvVitShape
 from atm_export.model.reference import run_reference
 from atm_export.model.weights import randomize
 from atm_export.model.zoo import load_model
+from atm_export.model_configs import load_model_config
 from atm_export.resolve import resolve
 from tests.families import (
     agrees_with_twin,

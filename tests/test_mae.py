@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from atm_export.choice import Choice
-from atm_export.config import ModelSpec, load_model_config
+from atm_export.config import ModelSpec
 from atm_export.errors import WeightsError
 from atm_export.model.flops import unmerged_gmacs
 from atm_export.model.reference import run_reference
 from atm_export.model.vit import TimmBackbone
 from atm_export.model.zoo import load_model
+from atm_export.model_configs import load_model_config
 from atm_export.resolve import resolve
 from tests.families import (
     agrees_with_twin,

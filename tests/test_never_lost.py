@@ -18,9 +18,10 @@ import pytest
 from atm_export import engines, pipeline, place
 from atm_export.backends.tensorrt.build import BuildFailedError, check_timing_cache
 from atm_export.cli import main
-from atm_export.config import Preset, add_user_preset
+from atm_export.config import Preset
 from atm_export.errors import ConfigError, OutputError
 from atm_export.measure.accuracy.journal import journal
+from atm_export.model_configs import add_user_preset
 from atm_export.pipeline import FILES
 from atm_export.runs.reading import MANIFEST, open_run
 from tests.snapshots import snapshot
@@ -412,10 +413,11 @@ def test_a_preset_never_touches_a_config_of_the_user(tmp_path: Path) -> None:
     shipped = (ROOT / "export_configs" / "demo.yaml").read_text()
     own.write_text(shipped + "# mine\n")
     before = snapshot(tmp_path)
-    preset = Preset(alpha=0.99, beta=0.02, theta_min=0.9)
+    point = {"alpha": 0.99, "beta": 0.02, "theta_min": 0.9}
+    preset = Preset(settings=point)
     path = add_user_preset("demo", "tuned", preset)
     add_user_preset("demo", "other", preset)
-    add_user_preset("demo", "tuned", Preset(alpha=0.98, beta=0.02, theta_min=0.9))
+    add_user_preset("demo", "tuned", Preset(settings={**point, "alpha": 0.98}))
     assert {name: what for name, what in snapshot(tmp_path).items() if name in before} == before
     path.write_text(path.read_text() + "# mine\n")
     before = snapshot(tmp_path)

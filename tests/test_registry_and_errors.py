@@ -8,8 +8,8 @@ import re
 import pytest
 
 from atm_export import errors
-from atm_export.config import load_model_config, model_names
 from atm_export.errors import AtmExportError, ConfigError, RunFolderError, unknown_name
+from atm_export.model_configs import load_model_config, model_names
 from atm_export.registry import Registry
 
 CODES = {

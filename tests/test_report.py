@@ -12,13 +12,14 @@ from markupsafe import escape
 from rich.console import Console
 
 from atm_export.choice import Choice
-from atm_export.config import ModelSpec, load_model_config
+from atm_export.config import ModelSpec
 from atm_export.measure.data.images import ImageSet
 from atm_export.measure.export import measure
 from atm_export.methods.atm import thresholds
 from atm_export.methods.plan import MergePlan
 from atm_export.model.flops import linear_weights
 from atm_export.model.zoo import load_model
+from atm_export.model_configs import load_model_config
 from atm_export.report.console import print_report
 from atm_export.report.facts import manifest_facts, summarize_method
 from atm_export.report.page import page

@@ -11,13 +11,14 @@ from timm.data import resolve_data_config
 from timm.layers import resample_abs_pos_embed
 from torch import nn
 
-from atm_export.config import ModelSpec, load_model_config
+from atm_export.config import ModelSpec
 from atm_export.errors import ConfigError, UnsupportedModelError, WeightsError
 from atm_export.model.backbone import Backbone, LoadedModel
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.reference import run_reference
 from atm_export.model.vit import TimmBackbone, refuse_unsupported
 from atm_export.model.zoo import load_model
+from atm_export.model_configs import load_model_config
 from tests.tiny import no_merges, random_images, threshold_plan
 
 # name, image size, prefix tokens, rows that the head reads

@@ -15,31 +15,31 @@ import pytest
 import torch
 
 from atm_export.cli import main
-from atm_export.config import (
-    OperatingPoint,
-    Preset,
-    add_user_preset,
-    load_model_config,
-    user_config_folder,
-)
+from atm_export.config import Preset
 from atm_export.measure.tune.objective import Known, Limits, know, score, violation
 from atm_export.measure.tune.search import (
-    SPACE,
     LocalWorkers,
-    Search,
     finished,
     open_study,
     pareto,
     search,
     winner,
 )
+from atm_export.measure.tune.space import Search
+from atm_export.methods.atm import KNOBS, USUAL, AtmSettings, OperatingPoint
+from atm_export.methods.base import MethodSettings
+from atm_export.model_configs import add_user_preset, load_model_config, user_config_folder
 from atm_export.preprocess import Preprocessing
 from tests.runs import run_command
 from tests.tiny import SIZE, class_token_vit
 
 HOW = Preprocessing((SIZE, SIZE), 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 EASY = Limits(100.0, 10.0, 2.0)
-PLAN = Search(trials=6, minutes=5, split=False, depth=4)
+PLAN = Search(trials=6, minutes=5, method="atm", knobs=KNOBS)
+
+
+def settings(alpha: float, beta: float, theta_min: float) -> MethodSettings:
+    return AtmSettings(point=OperatingPoint(alpha=alpha, beta=beta, theta_min=theta_min))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def facts_of(known: Known) -> dict[str, Any]:
 
 
 def test_a_point_that_merges_nothing_costs_and_loses_nothing(known: Known) -> None:
-    point = OperatingPoint(alpha=1.0, beta=0.0, theta_min=1.0)
+    point = settings(1.0, 0.0, 1.0)
     found = score(class_token_vit(), point, known, EASY)
     assert found.agree == found.images == 24 and not found.hopeless
     assert found.distance == pytest.approx(0, abs=1e-6)
@@ -67,11 +67,11 @@ def test_a_point_that_merges_nothing_costs_and_loses_nothing(known: Known) -> No
 
 
 def test_hopeless_points_stop_early(known: Known) -> None:
-    everything = OperatingPoint(alpha=-0.9, beta=0.0, theta_min=-0.9)
+    everything = settings(-0.9, 0.0, -0.9)
     whole = score(class_token_vit(), everything, known, EASY)
     strict = score(class_token_vit(), everything, known, Limits(0, 100, 2))
     assert whole.agree < 24 and strict.hopeless and strict.images < 24
-    nothing = OperatingPoint(alpha=1.0, beta=0.0, theta_min=1.0)
+    nothing = settings(1.0, 0.0, 1.0)
     dear = score(class_token_vit(), nothing, known, EASY, best=0.5 * known.gmacs)
     assert dear.hopeless and dear.images == 8
 
@@ -86,17 +86,17 @@ def test_limits_count_in_points_of_percent() -> None:
 class DyingWorkers(LocalWorkers):
     """Dies in the middle of the third trial."""
 
-    def submit(self, point: OperatingPoint, best: float) -> Any:
+    def submit(self, settings: MethodSettings, best: float) -> Any:
         self.count = getattr(self, "count", 0) + 1
         if self.count == 3:
             raise KeyboardInterrupt
-        return super().submit(point, best)
+        return super().submit(settings, best)
 
 
 def test_a_killed_search_goes_on_where_it_was(known: Known, tmp_path: Path) -> None:
     pytest.importorskip("optuna", reason="needs atm-export[tune]")
     backbone, journal = class_token_vit(), tmp_path / "journal"
-    first = [OperatingPoint(alpha=1.0, beta=0.035, theta_min=0.88)]
+    first = [USUAL]
     with pytest.raises(KeyboardInterrupt):
         workers = DyingWorkers(backbone, known, EASY)
         search(open_study(journal, "key"), workers, facts_of(known), EASY, PLAN, first)
@@ -107,8 +107,8 @@ def test_a_killed_search_goes_on_where_it_was(known: Known, tmp_path: Path) -> N
     results = search(study, workers, facts_of(known), EASY, PLAN, first)
     assert results[:2] == before and len(results) == PLAN.trials
     for result in results:
-        for name, (low, high) in SPACE.items():
-            assert low <= result["point"][name] <= high
+        for knob in KNOBS:
+            assert knob.low <= result["point"][knob.name] <= knob.high
     assert not finished(open_study(journal, "another key"))
 
 
@@ -147,7 +147,7 @@ def test_tune_writes_a_preset_that_works_by_name(
     assert "--preset tuned" in printed and "confirmed 16 images" in " ".join(printed.split())
     facts = json.loads((out / "tune.json").read_text())
     preset = load_model_config("demo").presets["tuned"]
-    assert preset.point.model_dump() == facts["chosen"]["point"]
+    assert preset.settings == facts["chosen"]["point"]
     assert "lossless" in load_model_config("demo").presets
     with (out / "pareto.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(facts["pareto"])
@@ -158,7 +158,7 @@ def test_tune_writes_a_preset_that_works_by_name(
 
 def test_presets_of_timm_models(own_configs: Path) -> None:
     name = "timm:vit_tiny_patch16_224"
-    add_user_preset(name, "mine", Preset(alpha=0.99, beta=0.02, theta_min=0.9))
+    add_user_preset(name, "mine", Preset(settings={"alpha": 0.99, "beta": 0.02, "theta_min": 0.9}))
     config = load_model_config(name)
     assert config.family == "timm" and set(config.presets) == {"default", "mine"}
     assert list(own_configs.glob("*/*.yaml")) == [
@@ -228,12 +228,12 @@ def test_two_ray_nodes_and_one_of_them_dies(known: Known, tmp_path: Path) -> Non
                 cluster.remove_node(second, allow_graceful=False)
 
         study = open_study(tmp_path / "journal", "key")
-        plan = Search(trials=12, minutes=30, split=False, depth=4)
+        plan = Search(trials=12, minutes=30, method="atm", knobs=KNOBS)
         results = search(study, workers, facts_of(known), EASY, plan, [], kill_in_the_middle)
         assert len(results) == 12 and len(seen) >= 8
         for result in results:  # the same numbers as here
             if not result["hopeless"]:
-                point = OperatingPoint(**result["point"])
+                point = plan.settings(result["point"])
                 here = score(class_token_vit(), point, known, EASY, math.inf)
                 assert result["gflops"] == pytest.approx(here.gflops, abs=1e-6)
         assert alone_within(ray, seconds=120)

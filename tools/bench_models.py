@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from atm_export.config import load_model_config, model_names
+from atm_export.model_configs import load_model_config, model_names
 
 SPEED = Path(__file__).with_name("bench_speed.py")
 COLUMNS = {

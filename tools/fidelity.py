@@ -14,14 +14,14 @@ from pathlib import Path
 
 import torch
 
-from atm_export.config import ModelSpec, load_model_config
+from atm_export.config import ModelSpec
 from atm_export.measure.data.imagenet import imagenet_labels
-from atm_export.methods.atm import AtmSettings
 from atm_export.model import vit  # noqa: F401  (registers the family)
 from atm_export.model.backbone import families
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
+from atm_export.model_configs import load_model_config
 from atm_export.preprocess import list_images, normalize, read_images
 
 
@@ -56,7 +56,8 @@ def main() -> None:
     for name, preset in config.presets.items():
         if preset.fine_tuned:
             continue
-        plan = plan_for(backbone, AtmSettings(point=preset.point))
+        point = preset.settings
+        plan = plan_for(backbone, preset.chosen)
         traces = [run_reference(backbone, plan, b) for b in batches]
         gmacs = float(torch.cat([trace_gmacs(backbone, t) for t in traces]).mean())
         predicted = torch.cat([t.outputs["logits"].argmax(1) for t in traces])
@@ -64,8 +65,8 @@ def main() -> None:
         agree = 100 * float((predicted == plain).double().mean())
         error = 100 * (gmacs / (preset.gflops or gmacs) - 1)
         print(
-            f"{name:9s} alpha {preset.alpha:<6g} beta {preset.beta:<6g} theta_min "
-            f"{preset.theta_min:<6g} GFLOPs {preset.gflops:.2f} -> {gmacs:.3f} ({error:+.1f} %)  "
+            f"{name:9s} alpha {point['alpha']:<6g} beta {point['beta']:<6g} theta_min "
+            f"{point['theta_min']:<6g} GFLOPs {preset.gflops:.2f} -> {gmacs:.3f} ({error:+.1f} %)  "
             f"top-1 {preset.top1:.2f} -> {top1:.1f}  agreement {agree:.1f}",
             flush=True,
         )

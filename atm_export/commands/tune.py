@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,17 +14,76 @@ from rich.console import Console
 
 from atm_export import place
 from atm_export.bounds import checked_threads
-from atm_export.config import Preset, add_user_preset, check_preset, file_name
+from atm_export.config import Preset
 from atm_export.measure.data.classes import ClassOrder
 from atm_export.measure.tune.objective import Known, Limits
 from atm_export.measure.tune.search import LocalWorkers, Workers, load_optuna, pareto
-from atm_export.measure.tune.tune import Task, Tuned, require
+from atm_export.measure.tune.space import said
+from atm_export.measure.tune.tune import Tuned, Tuning, require
 from atm_export.measure.tune.tune import tune as run_tune
+from atm_export.methods import USUAL_METHOD
+from atm_export.model_configs import add_user_preset, check_preset, file_name
 from atm_export.numbers import Whole
 from atm_export.report.front import front_csv, front_svg
 
 FILES = ("pareto.csv", "pareto.svg", "tune.json")
 JOURNAL = "journal"
+
+
+def _shown(text: str) -> Any:
+    return Parameter(help=text)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions:
+    """How to search, on what and within which limits."""
+
+    weights: Annotated[str, _shown("pretrained, or a checkpoint file.")] = "pretrained"
+    labels: Annotated[Path | None, _shown("Labels file, as for evaluate.")] = None
+    class_order: Annotated[
+        ClassOrder | None, _shown("What class folders mean, as for evaluate.")
+    ] = None
+    use: Annotated[
+        Whole | None,
+        _shown("Tune on this many images; the others then confirm the result."),
+    ] = None
+    max_drop: Annotated[
+        float, _shown("Top-1 that may be lost, in points (where labels are known).")
+    ] = 0.0
+    min_agreement: Annotated[
+        float, _shown("Least agreement with the unmerged model, in percent.")
+    ] = 96.0
+    max_distance: Annotated[float, _shown("Largest mean cosine distance of the class token.")] = 1.0
+    trials: Annotated[Whole, _shown("Operating points to try, resumed ones included.")] = 80
+    minutes: Annotated[float, _shown("Stop after this time.")] = 30.0
+    method: Annotated[str, _shown("The method to tune.")] = USUAL_METHOD
+    split: Annotated[
+        bool, _shown("Search the split too (the last block that groups alternately).")
+    ] = False
+    batch: Annotated[Whole, _shown("Images a batch, which share r.")] = 32
+    workers: Annotated[Whole | None, _shown("Decoding processes.")] = None
+
+    def tuning(self, model: str, images: str) -> Tuning:
+        """The task, with the number of cores where none is said."""
+        return Tuning(
+            model=model,
+            weights=self.weights,
+            images=images,
+            labels=self.labels,
+            class_order=self.class_order,
+            use=self.use,
+            batch=self.batch,
+            workers=(os.cpu_count() or 1) if self.workers is None else self.workers,
+            limits=Limits(self.max_drop, self.min_agreement, self.max_distance),
+            trials=self.trials,
+            minutes=self.minutes,
+            method=self.method,
+            optional=("split",) if self.split else (),
+        )
+
+
+USUAL = TuneOptions()
 
 
 def tune(
@@ -37,51 +97,25 @@ def tune(
             "files or hfds/NAME. A few hundred are enough."
         ),
     ],
-    weights: Annotated[str, Parameter(help="pretrained, or a checkpoint file.")] = "pretrained",
-    labels: Annotated[Path | None, Parameter(help="Labels file, as for evaluate.")] = None,
-    class_order: Annotated[
-        ClassOrder | None, Parameter(help="What class folders mean, as for evaluate.")
-    ] = None,
-    use: Annotated[
-        Whole | None,
-        Parameter(help="Tune on this many images; the others then confirm the result."),
-    ] = None,
-    max_drop: Annotated[
-        float, Parameter(help="Top-1 that may be lost, in points (where labels are known).")
-    ] = 0.0,
-    min_agreement: Annotated[
-        float, Parameter(help="Least agreement with the unmerged model, in percent.")
-    ] = 96.0,
-    max_distance: Annotated[
-        float, Parameter(help="Largest mean cosine distance of the class token.")
-    ] = 1.0,
+    options: TuneOptions = USUAL,
     name: Annotated[str, Parameter(help="Name of the preset.")] = "tuned",
-    trials: Annotated[
-        Whole, Parameter(help="Operating points to try, resumed ones included.")
-    ] = 80,
-    minutes: Annotated[float, Parameter(help="Stop after this time.")] = 30.0,
-    split: Annotated[
-        bool, Parameter(help="Search the split too (the last block that groups alternately).")
-    ] = False,
-    batch: Annotated[Whole, Parameter(help="Images a batch, which share r.")] = 32,
     ray: Annotated[
         str | None,
         Parameter(help="Run trials on the Ray cluster at this address (auto: the local one)."),
     ] = None,
-    workers: Annotated[Whole | None, Parameter(help="Decoding processes.")] = None,
     threads: Annotated[Whole, Parameter(help="CPU threads (0: all).")] = 0,
     out: Annotated[
         Path | None, Parameter(help="Folder of journal and results (build/tune-MODEL).")
     ] = None,
 ) -> int:
-    """Find alpha, beta and theta_min: the fewest GFLOPs that lose next to nothing on your images.
+    """Find the operating point with the fewest GFLOPs that loses next to nothing on your images.
 
     With labels top-1 may drop by --max-drop; always the merged model must agree with the unmerged
     one (by a standard error more than --min-agreement, so that it holds on other images too).
-    Searches the paper's grid with Optuna; hopeless points are stopped after a few batches. Killed,
-    the same command goes on. Writes the preset into presets/ of your config folder
-    ($ATM_EXPORT_CONFIGS, else ~/.config/atm-export), and pareto.csv, pareto.svg and tune.json into
-    --out.
+    Searches the method's settings (alpha, beta and theta_min on the paper's grid) with Optuna;
+    hopeless points are stopped after a few batches. Killed, the same command goes on. Writes the
+    preset into presets/ of your config folder ($ATM_EXPORT_CONFIGS, else ~/.config/atm-export), and
+    pareto.csv, pareto.svg and tune.json into --out.
 
         atm-export tune deit_s --images photos --use 200
         atm-export deit_s --preset tuned
@@ -89,28 +123,24 @@ def tune(
     checked_threads(threads, "--threads")
     load_optuna()
     torch.set_num_threads(threads or os.cpu_count() or 1)
-    out = out or Path("build") / f"tune-{file_name(model)}"
     check_preset(model, name)
+    out = _checked(out or Path("build") / f"tune-{file_name(model)}")
+    tuned = _search(options.tuning(model, images), out / JOURNAL, ray)
+    _write(out, tuned)
+    point = said(require(tuned)["point"])
+    path = add_user_preset(model, name, Preset(method=options.method, settings=point))
+    _print(Console(soft_wrap=True), model, name, tuned, path)
+    return 0
+
+
+def _checked(out: Path) -> Path:
     place.refuse_loss(out, FILES)
     out = place.plain(out)
     place.refuse_other_folder(out / JOURNAL)
-    limits = Limits(max_drop, min_agreement, max_distance)
-    decoders = (os.cpu_count() or 1) if workers is None else workers
-    task = Task(
-        model=model,
-        weights=weights,
-        images=images,
-        labels=labels,
-        class_order=class_order,
-        use=use,
-        batch=batch,
-        workers=decoders,
-        limits=limits,
-        trials=trials,
-        minutes=minutes,
-        split=split,
-    )
+    return out
 
+
+def _search(task: Tuning, journal: Path, ray: str | None) -> Tuned:
     def make_workers(backbone: Any, known: Known, limits: Limits) -> Workers:
         if ray is None:
             return LocalWorkers(backbone, known, limits)
@@ -122,21 +152,19 @@ def tune(
     with console.status("starting") as status:
 
         def progress(results: list[dict[str, Any]]) -> None:
-            kept = [r["gflops"] for r in results if r["keeps_limits"]]
-            best = f"best {min(kept):.3f} GFLOPs" if kept else "none keeps the limits yet"
-            stopped = sum(r["hopeless"] for r in results)
-            text = f"trial {len(results)} of {trials}: {best}; {stopped} stopped early"
+            text = _so_far(results, task.trials)
             status.update(text)
             if not console.is_terminal and len(results) % 10 == 0:
                 print(text, flush=True)
 
-        tuned = run_tune(task, out / JOURNAL, make_workers, status.update, progress)
-    _write(out, tuned)
-    chosen = require(tuned)
-    preset = Preset(**chosen["point"])
-    path = add_user_preset(model, name, preset)
-    _print(Console(soft_wrap=True), model, name, tuned, path)
-    return 0
+        return run_tune(task, journal, make_workers, status.update, progress)
+
+
+def _so_far(results: list[dict[str, Any]], trials: int) -> str:
+    kept = [r["gflops"] for r in results if r["keeps_limits"]]
+    best = f"best {min(kept):.3f} GFLOPs" if kept else "none keeps the limits yet"
+    stopped = sum(r["hopeless"] for r in results)
+    return f"trial {len(results)} of {trials}: {best}; {stopped} stopped early"
 
 
 def _write(out: Path, tuned: Tuned) -> None:
@@ -151,7 +179,7 @@ def _write(out: Path, tuned: Tuned) -> None:
     }
     svg = front_svg(tuned.results, front, tuned.known, tuned.chosen)
     text = json.dumps(facts, indent=1, sort_keys=True) + "\n"
-    written = (front_csv(front), svg, text)
+    written = (front_csv(front, tuned.names), svg, text)
     place.put_files(out, {n: t.encode() for n, t in zip(FILES, written, strict=True)})
 
 

@@ -11,3 +11,5 @@ from atm_export.registry import Registry
 methods: Registry[Method] = Registry("method")
 for _method in (Atm(), Tome(), Unmerged()):
     methods.add(_method.name, _method)
+
+USUAL_METHOD = Atm.name

@@ -29,6 +29,8 @@ KNOBS = (  # the paper's grid
     Knob("beta", 0.015, 0.05, STEP),
     Knob("theta_min", 0.8, 0.945, STEP),
 )
+# Lossless for DeiT-T in table A2, and for ViT-Tiny as measured in the README; others should tune.
+USUAL = {"alpha": 1.0, "beta": 0.035, "theta_min": 0.88}
 STARTS = (  # near-lossless rows of table A2, worth a trial on any model
     {"alpha": 0.995, "beta": 0.025, "theta_min": 0.895},
     {"alpha": 0.975, "beta": 0.025, "theta_min": 0.91},
@@ -63,6 +65,7 @@ class Atm(Method):
 
     name = "atm"
     settings = AtmSettings
+    usual = USUAL
 
     def plan(self, settings: AtmSettings, shape: ModelShape) -> MergePlan:
         """Merges in the last block only if the head pools: else the class token alone leaves it."""
@@ -108,9 +111,14 @@ class Atm(Method):
             return plan
         return refrozen(plan, facts.get("r_per_block", ()))
 
+    def columns(self, settings: Mapping[str, Any]) -> Mapping[str, str]:
+        split = settings.get("split")
+        return super().columns({**settings, "split": "3/4" if split is None else split})
+
     def search_space(self, shape: ModelShape, settings: Any = None) -> SearchSpace:
         """The paper's grid, and the last block that groups alternately."""
-        split = Knob("split", shape.depth // 2, shape.depth - 1, 1, whole=True)
+        usual = default_split(shape.depth)
+        split = Knob("split", shape.depth // 2, shape.depth - 1, 1, whole=True, usual=usual)
         return SearchSpace((*KNOBS, split), STARTS)
 
 

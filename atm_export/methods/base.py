@@ -60,18 +60,26 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Knob:
-    """One number that a search may turn: low to high in steps; whole: integers alone."""
+    """One setting that a search may turn: low to high in steps; whole: integers alone. usual: its
+    value where nothing says it; such a knob is turned only where it is asked for."""
 
     name: str
     low: float
     high: float
     step: float
     whole: bool = False
+    usual: float | None = None
+
+    def nearest(self, value: float) -> float:
+        """The value of its grid nearest to `value`."""
+        steps = round((value - self.low) / self.step)
+        found = round(min(max(self.low + self.step * steps, self.low), self.high), 6)
+        return round(found) if self.whole else found
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """What tune searches: values of settings, and points that are worth a first trial."""
+    """What tune searches: values of settings, and points that are worth a trial on any model."""
 
     knobs: tuple[Knob, ...]
     starts: tuple[Mapping[str, float], ...] = ()
@@ -84,6 +92,7 @@ class Method(ABC):
     settings: ClassVar[type[MethodSettings]]
     about: ClassVar[str] = ""  # a sentence for the report's page
     ignores: ClassVar[tuple[str, ...]] = ()  # settings of every method that mean nothing to it
+    usual: ClassVar[Mapping[str, Any]] = {}  # flat settings of models that have no presets
 
     @abstractmethod
     def plan(self, settings: Any, shape: ModelShape) -> MergePlan:
@@ -106,6 +115,10 @@ class Method(ABC):
         ManifestError where they do not fit."""
         return plan
 
+    def columns(self, settings: Mapping[str, Any]) -> Mapping[str, str]:
+        """A preset's flat settings as `atm-export list` shows them."""
+        return {name: shown(value) for name, value in settings.items()}
+
     def shorthand(self, text: str) -> MethodSettings:
         """Settings from the part behind NAME: (as in `bench --against tome:8`)."""
         raise ConfigError(f"method {self.name} has no short form")
@@ -113,6 +126,13 @@ class Method(ABC):
     def search_space(self, shape: ModelShape, settings: Any = None) -> SearchSpace | None:
         """What tune may search; None: nothing."""
         return None
+
+
+def shown(value: Any) -> str:
+    """A setting in a table."""
+    if isinstance(value, list | tuple):
+        return ",".join(shown(each) for each in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def proportional(settings: MethodSettings, shape: ModelShape) -> bool:

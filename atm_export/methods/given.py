@@ -9,9 +9,7 @@ import yaml
 
 from atm_export.errors import ConfigError, unknown_name
 from atm_export.methods import methods
-from atm_export.settings import Settings
-
-RESERVED = ("name", "preset")
+from atm_export.methods.flat import known_settings
 
 
 def parse_settings(texts: Sequence[str], method: str) -> dict[str, Any]:
@@ -31,22 +29,6 @@ def parse_settings(texts: Sequence[str], method: str) -> dict[str, Any]:
         if name in found:
             raise ConfigError(f"--set {name}=... is given twice")
         found[name] = _value(name, value, known[name])
-    return found
-
-
-def known_settings(kind: type[Settings]) -> dict[str, Any]:
-    """Names and types of all settings; those of a group stand beside the others."""
-    found: dict[str, Any] = {}
-    for name, field in kind.model_fields.items():
-        groups = [
-            part
-            for part in (field.annotation, *get_args(field.annotation))
-            if isinstance(part, type) and issubclass(part, Settings)
-        ]
-        if groups:
-            found |= known_settings(groups[0])
-        elif name not in RESERVED:
-            found[name] = field.annotation
     return found
 
 

@@ -189,4 +189,18 @@ def refuse_large(parameters: int, name: str) -> None:
 
 
 Family = Callable[[ModelSpec], LoadedModel]
+
+
+@dataclass(frozen=True)
+class Limited:
+    """A family of which `--option` may give these alone; a config's `options` may hold others."""
+
+    build: Family
+    title: str
+    options: tuple[str, ...]
+
+    def __call__(self, spec: ModelSpec) -> LoadedModel:
+        return self.build(spec)
+
+
 families: Registry[Family] = Registry("model family")

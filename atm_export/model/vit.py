@@ -26,7 +26,14 @@ from atm_export.errors import (
     WeightsError,
     unknown_name,
 )
-from atm_export.model.backbone import Backbone, BlockParts, LoadedModel, families, refuse_large
+from atm_export.model.backbone import (
+    Backbone,
+    BlockParts,
+    Limited,
+    LoadedModel,
+    families,
+    refuse_large,
+)
 from atm_export.model.flops import linear_weights, module_macs
 from atm_export.model.published import (
     imagenet_labels,
@@ -278,4 +285,5 @@ def _preprocessing(config: ModelConfig, cfg: Any, size: tuple[int, int]) -> Prep
     return Preprocessing(size=size, **overridden(values, config))
 
 
-families.add("timm", build_timm)
+OPTIONS = ("global_pool", "num_classes")  # timm takes many more, some of which load files
+families.add("timm", Limited(build_timm, "timm models", OPTIONS))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from atm_export.config import ModelSpec
-from atm_export.errors import UnsupportedModelError
+from collections.abc import Iterable
+
+from atm_export.config import ModelConfig, ModelSpec
+from atm_export.errors import ConfigError, UnsupportedModelError, unknown_name
 from atm_export.model import SHIPPED
-from atm_export.model.backbone import Family, LoadedModel, families, refuse_large
+from atm_export.model.backbone import Family, Limited, LoadedModel, families, refuse_large
 
 MOST_TOKENS = 4096
 
 
 def load_model(spec: ModelSpec) -> LoadedModel:
     """The model with its weights; errors name the file, key or setting at fault."""
-    model = _family(spec)(spec)
+    model = _family(spec.name, spec.config.family)(spec)
     refuse_large(sum(t.numel() for t in model.backbone.state_dict().values()), spec.name)
     tokens = model.backbone.tokens
     if tokens > MOST_TOKENS:
@@ -23,12 +25,23 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     return model
 
 
-def _family(spec: ModelSpec) -> Family:
-    name = spec.config.family
+def check_options(config: ModelConfig, names: Iterable[str]) -> None:
+    """ConfigError for options of an architecture that a command line may not give."""
+    family = _family(config.architecture, config.family)
+    if not isinstance(family, Limited):
+        return  # it refuses what it does not know when it builds
+    for name in names:
+        if not family.options:
+            raise ConfigError(f"--option {name}=...: {family.title} has no options")
+        if name not in family.options:
+            raise unknown_name(f"option of {family.title}", name, family.options)
+
+
+def _family(model: str, name: str) -> Family:
     _register_shipped(name)
     if name not in families:
         raise UnsupportedModelError(
-            f"{spec.name} needs the model family '{name}', which neither this version nor a plugin "
+            f"{model} needs the model family '{name}', which neither this version nor a plugin "
             f"has; it has: {', '.join(SHIPPED)}"
         )
     return families[name]

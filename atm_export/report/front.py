@@ -15,11 +15,11 @@ STYLE = """<style>svg{background:#fff}text{font:11.5px sans-serif;fill:#1b1b1b}
 .f0{fill:#0072b2}.f1{fill:#d55e00}.f2{fill:#007a5a}.f3{fill:#a0507f}</style>"""
 
 
-def front_csv(front: Sequence[Mapping[str, Any]]) -> str:
-    """One line a point, fewest GFLOPs first."""
-    rows = ["alpha,beta,theta_min,split," + ",".join(COLUMNS)]
+def front_csv(front: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """One line a point, fewest GFLOPs first; names: the settings that make a point."""
+    rows = [",".join([*names, *COLUMNS])]
     for r in front:
-        point = [r["point"][name] for name in ("alpha", "beta", "theta_min", "split")]
+        point = [r["point"][name] for name in names]
         values = [*point, *(r[name] for name in COLUMNS)]
         rows.append(",".join("" if value is None else str(value) for value in values))
     return "\n".join(rows) + "\n"

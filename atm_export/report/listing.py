@@ -6,8 +6,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from atm_export.config import MethodPreset, ModelConfig, Preset, load_model_config, model_names
+from atm_export.config import ModelConfig, Preset
+from atm_export.methods import USUAL_METHOD, methods
 from atm_export.model import SHIPPED
+from atm_export.model_configs import load_model_config, model_names
 
 COLUMNS = (
     *("model", "presets", "default", "paper GFLOPs", "paper top-1 %"),
@@ -56,49 +58,28 @@ def print_presets(console: Console, model: str) -> None:
     """One row a preset."""
     config = load_model_config(model)
     table = Table(box=box.SIMPLE, title_justify="left", title=f"Presets of {model}")
-    for column in (
-        "preset",
-        "alpha",
-        "beta",
-        "theta_min",
-        "split",
-        "paper GFLOPs",
-        "paper top-1 %",
-        "",
-    ):
+    rows = {name: _settings_row(preset) for name, preset in config.presets.items()}
+    settings = list(dict.fromkeys(column for row in rows.values() for column in row))
+    for column in ("preset", *settings, "paper GFLOPs", "paper top-1 %", ""):
         table.add_column(column, no_wrap=True)
     if config.paper is not None:
-        table.add_row(
-            "(unmerged)",
-            "",
-            "",
-            "",
-            "",
-            f"{config.paper.gflops:.2f}",
-            f"{config.paper.top1:.2f}",
-            "",
-        )
-    for name, preset in config.presets.items():
-        note = "default" if name == config.default_preset else ""
-        note = "fine-tuned weights" if preset.fine_tuned else note
-        table.add_row(name, *_numbers_of(preset), *_preset_notes(preset, note))
+        figures = (f"{config.paper.gflops:.2f}", f"{config.paper.top1:.2f}", "")
+        table.add_row("(unmerged)", *("" for _ in settings), *figures)
+    for name, row in rows.items():
+        figures = _figures(config.presets[name], default=name == config.default_preset)
+        table.add_row(name, *(row.get(column, "") for column in settings), *figures)
     console.print(table)
 
 
-def _numbers_of(preset: Preset | MethodPreset) -> list[str]:
-    """alpha, beta, theta_min, split; dashes for a method that has none of them."""
-    if isinstance(preset, MethodPreset):
-        return ["-"] * 4
-    split = "3/4" if preset.split is None else str(preset.split)
-    return [f"{preset.alpha:g}", f"{preset.beta:g}", f"{preset.theta_min:g}", split]
+def _settings_row(preset: Preset) -> dict[str, str]:
+    """What a preset sets, by column; its method where that is not the usual one."""
+    columns = dict(methods[preset.method].columns(preset.settings))
+    return columns if preset.method == USUAL_METHOD else {"method": preset.method, **columns}
 
 
-def _preset_notes(preset: Preset | MethodPreset, note: str) -> list[str]:
-    if isinstance(preset, MethodPreset):
-        settings = ", ".join(f"{name} {value}" for name, value in preset.settings.items())
-        note = f"{preset.method}: {settings}{'; ' + note if note else ''}"
-    return [
+def _figures(preset: Preset, *, default: bool) -> tuple[str, str, str]:
+    return (
         "-" if preset.gflops is None else f"{preset.gflops:.2f}",
         "-" if preset.top1 is None else f"{preset.top1:.2f}",
-        note,
-    ]
+        "fine-tuned weights" if preset.fine_tuned else "default" if default else "",
+    )

@@ -15,11 +15,12 @@ import pytest
 
 import atm_export
 from atm_export.choice import Choice
-from atm_export.config import ModelSpec, load_model_config, model_names
+from atm_export.config import ModelSpec
 from atm_export.errors import UnsupportedModelError
 from atm_export.model.backbone import families
 from atm_export.model.flops import unmerged_gmacs
 from atm_export.model.zoo import load_model
+from atm_export.model_configs import load_model_config, model_names
 from atm_export.pipeline import export
 from atm_export.resolve import resolve
 from atm_export.runtime import load

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from atm_export.cli import main
-from atm_export.config import ModelConfig, ModelSpec, RunConfig, exported_config, load_model_config
+from atm_export.config import ModelConfig, ModelSpec, RunConfig, exported_config
 from atm_export.errors import ConfigError, UnsupportedModelError
 from atm_export.methods.plan import MergePlan
 from atm_export.methods.rule import NotFollowed
@@ -23,6 +23,7 @@ from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.plan import plan_for, shape_of
 from atm_export.model.reference import attention, run_reference
 from atm_export.model.zoo import load_model
+from atm_export.model_configs import load_model_config
 from atm_export.pipeline import export
 from atm_export.preprocess import Preprocessing
 from atm_export.prove.follow import follow

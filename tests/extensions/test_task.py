@@ -20,11 +20,12 @@ from onnx import numpy_helper
 
 from atm_export import errors
 from atm_export.cli import main
-from atm_export.config import ModelSpec, load_model_config
+from atm_export.config import ModelSpec
 from atm_export.model.backbone import families
 from atm_export.model.plan import exported_plan
 from atm_export.model.reference import run_reference
 from atm_export.model.zoo import load_model
+from atm_export.model_configs import load_model_config
 from atm_export.photos import VIEWS
 from atm_export.prove.compare import compare
 from atm_export.prove.judging import own_noise

@@ -1,4 +1,4 @@
-"""What a trial of `tune` measures: one operating point on cached images, stopped when hopeless.
+"""What a trial of `tune` measures: one setting of a method on cached images, stopped when hopeless.
 
 Everything here is a plain value, so that a trial runs as well in another process.
 """
@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atm_export.comparison import largest
-from atm_export.config import OperatingPoint
-from atm_export.methods.atm import AtmSettings
+from atm_export.methods.base import MethodSettings
 from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import Backbone
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
@@ -98,15 +97,15 @@ def know(
 
 def score(
     backbone: Backbone,
-    point: OperatingPoint,
+    settings: MethodSettings,
     known: Known,
     limits: Limits,
     best: float = math.inf,
     report: Callable[[int, float], None] = lambda images, gflops: None,
 ) -> Score:
-    """Measure a point; stops where it can no longer win: too many answers differ already, or it
-    costs clearly more than `best` GFLOPs, which keeps the limits."""
-    plan, ranks = plan_for(backbone, AtmSettings(point=point)), backbone.require_ranks("tune")
+    """Measure a method's settings; stops where they can no longer win: too many answers differ
+    already, or they cost clearly more than `best` GFLOPs, which keeps the limits."""
+    plan, ranks = plan_for(backbone, settings), backbone.require_ranks("tune")
     spent, agree, hits, distance, done = 0.0, 0, 0, 0.0, 0
     for start in range(0, len(known), known.batch):
         rows = slice(start, start + known.batch)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from atm_export.config import OperatingPoint
+from atm_export.config import method_settings
 from atm_export.errors import AtmExportError, MissingDependencyError
 from atm_export.measure.tune.objective import Known, Limits, Score, score
+from atm_export.methods.base import MethodSettings
 from atm_export.model.backbone import Backbone
 
 RETRIES = -1  # as often as nodes die
@@ -35,8 +36,8 @@ class RayWorkers:
         self.shared = [self.ray.put(part) for part in (backbone, known, limits)]
         self.remote = self.ray.remote(num_cpus=cpus, max_retries=RETRIES)(_score_there)
 
-    def submit(self, point: OperatingPoint, best: float) -> Any:
-        return self.remote.remote(*self.shared, point.model_dump(), best)
+    def submit(self, settings: MethodSettings, best: float) -> Any:
+        return self.remote.remote(*self.shared, settings.model_dump(), best)
 
     def wait(self, waiting: Iterable[Any]) -> tuple[Any, Score]:
         """Raises AtmExportError with the node's own words where a trial fails for good."""
@@ -50,12 +51,12 @@ class RayWorkers:
 
 
 def _score_there(
-    backbone: Backbone, known: Known, limits: Limits, point: dict[str, Any], best: float
+    backbone: Backbone, known: Known, limits: Limits, settings: dict[str, Any], best: float
 ) -> Score:
     import torch
 
     torch.set_num_threads(1)
-    return score(backbone, OperatingPoint(**point), known, limits, best)
+    return score(backbone, method_settings(settings), known, limits, best)
 
 
 def load_ray() -> Any:

@@ -1,4 +1,4 @@
-"""The search for an operating point: Optuna asks, workers score, a journal remembers."""
+"""The search among a method's settings: Optuna asks, workers score, a journal remembers."""
 
 from __future__ import annotations
 
@@ -6,40 +6,25 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from atm_export.config import OperatingPoint
 from atm_export.errors import MissingDependencyError
 from atm_export.measure.tune.objective import Known, Limits, Score, score, violation
+from atm_export.measure.tune.space import Point, Search
+from atm_export.methods.base import MethodSettings
 from atm_export.model.backbone import Backbone
 from atm_export.place import output_errors, own_folder
 
-STEP = 0.005
-SPACE = {
-    "alpha": (0.945, 1.0),
-    "beta": (0.015, 0.05),
-    "theta_min": (0.8, 0.945),
-}  # the paper's grid
 NEAR = 1.04  # points within 4 % in GFLOPs count as equally cheap
-STARTS = tuple(  # near-lossless rows of table A2, worth a trial on any model
-    OperatingPoint(alpha=alpha, beta=beta, theta_min=theta_min)
-    for alpha, beta, theta_min in (
-        (0.995, 0.025, 0.895),
-        (0.975, 0.025, 0.91),
-        (0.985, 0.025, 0.885),
-        (0.995, 0.02, 0.91),
-    )
-)
 
 
 class Workers(Protocol):
-    """Scores points, `width` at a time."""
+    """Scores settings of a method, `width` at a time."""
 
     width: int
 
-    def submit(self, point: OperatingPoint, best: float) -> Any: ...
+    def submit(self, settings: MethodSettings, best: float) -> Any: ...
 
     def wait(self, waiting: Iterable[Any]) -> tuple[Any, Score]:
         """One of the tasks that is finished, and its score."""
@@ -54,24 +39,14 @@ class LocalWorkers:
     def __init__(self, backbone: Backbone, known: Known, limits: Limits) -> None:
         self.backbone, self.known, self.limits = backbone, known, limits
 
-    def submit(self, point: OperatingPoint, best: float) -> Future[Score]:
+    def submit(self, settings: MethodSettings, best: float) -> Future[Score]:
         task: Future[Score] = Future()
-        task.set_result(score(self.backbone, point, self.known, self.limits, best))
+        task.set_result(score(self.backbone, settings, self.known, self.limits, best))
         return task
 
     def wait(self, waiting: Iterable[Future[Score]]) -> tuple[Future[Score], Score]:
         task = next(iter(waiting))
         return task, task.result()
-
-
-@dataclass(frozen=True)
-class Search:
-    """How long to search: trials in all (those of an interrupted search count), and minutes."""
-
-    trials: int
-    minutes: float
-    split: bool
-    depth: int
 
 
 def load_optuna() -> Any:
@@ -116,14 +91,14 @@ def search(
     known: dict[str, Any],
     limits: Limits,
     plan: Search,
-    first: Iterable[OperatingPoint],
+    first: Iterable[Point],
     progress: Callable[[list[dict[str, Any]]], None] = lambda done: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[dict[str, Any]]:
     """Run trials until there are enough or time is over; returns every finished one."""
     if not study.trials:
         for point in first:
-            study.enqueue_trial(_params(point, plan))
+            study.enqueue_trial(plan.params(point))
     until = clock() + 60 * plan.minutes
     running: dict[Any, Any] = {}
     results = finished(study)
@@ -131,20 +106,20 @@ def search(
         enough = len(results) + len(running) >= plan.trials or clock() >= until
         if not enough and len(running) < workers.width:
             trial = study.ask()
-            point = _point(trial, plan)
-            same = next((r for r in results if r["point"] == point.model_dump()), None)
+            point = plan.suggested(trial)
+            same = next((r for r in results if r["point"] == point), None)
             if same is not None:  # the grid is finite: what is known is not measured again
                 _tell(study, trial, same, known, limits)
                 results = finished(study)
                 continue
-            running[workers.submit(point, _best(results))] = trial
+            running[workers.submit(plan.settings(point), _best(results))] = trial
             continue
         if not running:
             return results
         task, found = workers.wait(list(running))
         trial = running.pop(task)
-        point = _point_of(trial.params)
-        facts = {**found.facts(), "hopeless": found.hopeless, "point": point.model_dump()}
+        point = plan.point(trial.params)
+        facts = {**found.facts(), "hopeless": found.hopeless, "point": point}
         _tell(study, trial, facts, known, limits)
         results = finished(study)
         progress(results)
@@ -198,24 +173,3 @@ def pareto(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if not front or r["agreement"] > front[-1]["agreement"]:
             front.append(r)
     return front
-
-
-def _params(point: OperatingPoint, plan: Search) -> dict[str, float]:
-    """The nearest point of the grid."""
-    params: dict[str, float] = {}
-    for name, (low, high) in SPACE.items():
-        value = low + STEP * round((getattr(point, name) - low) / STEP)
-        params[name] = round(min(max(value, low), high), 6)
-    return params | ({"split": point.split or round(0.75 * plan.depth)} if plan.split else {})
-
-
-def _point(trial: Any, plan: Search) -> OperatingPoint:
-    for name, (low, high) in SPACE.items():
-        trial.suggest_float(name, low, high, step=STEP)
-    if plan.split:
-        trial.suggest_int("split", plan.depth // 2, plan.depth - 1)
-    return _point_of(trial.params)
-
-
-def _point_of(params: dict[str, Any]) -> OperatingPoint:
-    return OperatingPoint(**{name: round(value, 6) for name, value in params.items()})

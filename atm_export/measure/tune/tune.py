@@ -13,39 +13,34 @@ import numpy as np
 import torch
 
 from atm_export.bounds import MAX_BATCH, MAX_COUNT, MAX_WORKERS, whole
-from atm_export.config import (
-    DEFAULT_POINT,
-    ModelSpec,
-    OperatingPoint,
-    Preset,
-    load_model_config,
-    validated,
-)
+from atm_export.config import ModelConfig, ModelSpec, validated
 from atm_export.errors import AtmExportError, ClassOrderError, ConfigError, DataError
 from atm_export.measure.data.classes import ClassOrder
 from atm_export.measure.data.decode import decoded
 from atm_export.measure.data.samples import Samples, open_samples
 from atm_export.measure.tune.objective import Known, Limits, know, score
 from atm_export.measure.tune.search import (
-    STARTS,
     LocalWorkers,
-    Search,
     Workers,
     open_study,
     search,
     winner,
 )
+from atm_export.measure.tune.space import Search, first_points, space_of
 from atm_export.model.backbone import LoadedModel
+from atm_export.model.plan import shape_of
 from atm_export.model.zoo import load_model
+from atm_export.model_configs import load_model_config
 from atm_export.subject import Pixels
 
 Progress = Callable[[list[dict[str, Any]]], None]
 
 
 @dataclass(frozen=True)
-class Task:
+class Tuning:
     """What to tune, on what, and within which limits. use: images to tune on; the others, if there
-    are any, confirm the result."""
+    are any, confirm the result. optional: settings of the method that are searched where asked for.
+    """
 
     model: str
     weights: str
@@ -58,23 +53,35 @@ class Task:
     limits: Limits
     trials: int
     minutes: float
-    split: bool
+    method: str
+    optional: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Tuned:
     """Every trial, the unmerged model's facts, the chosen one, and how it does on images that the
-    search has not seen."""
+    search has not seen. names: the settings that make a point."""
 
     results: list[dict[str, Any]]
     known: dict[str, Any]
     chosen: dict[str, Any] | None
     confirmed: dict[str, Any] | None
     labelled: bool
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Material:
+    """The model, and what it makes unmerged of the images to tune on and of the others."""
+
+    model: LoadedModel
+    seen: Known
+    unseen: Known | None
+    labelled: bool
 
 
 def tune(
-    task: Task,
+    task: Tuning,
     journal: Path,
     make_workers: Callable[[Any, Known, Limits], Workers] = LocalWorkers,
     say: Callable[[str], None] = lambda text: None,
@@ -83,12 +90,31 @@ def tune(
     """Search, and confirm the winner on the images left over."""
     _check(task)
     config = load_model_config(task.model)
-    spec = validated(
-        ModelSpec, {"name": task.model, "config": config, "weights": task.weights}, "model"
-    )
+    model = _model(task, config, say)
+    space = space_of(task.method, shape_of(model.backbone), task.optional)
+    material = _material(task, model, say)
+    seen, facts = material.seen, known_facts(material.seen)
+    plan = Search(task.trials, task.minutes, task.method, space.knobs, task.optional)
+    study = open_study(journal, _key(task, model, seen.pixels, plan))
+    workers = make_workers(model.backbone, seen, task.limits)
+    say("searching")
+    first = first_points(config, task.method, space)
+    results = search(study, workers, facts, task.limits, plan, first, progress)
+    chosen = winner(results)
+    confirmed = _confirmed(chosen, plan, material, say)
+    return Tuned(results, facts, chosen, confirmed, material.labelled, plan.names)
+
+
+def _model(task: Tuning, config: ModelConfig, say: Callable[[str], None]) -> LoadedModel:
+    values = {"name": task.model, "config": config, "weights": task.weights}
+    spec = validated(ModelSpec, values, "model")
     say("loading the model")
     model = load_model(spec)
     model.backbone.require_ranks("tune")
+    return model
+
+
+def _material(task: Tuning, model: LoadedModel, say: Callable[[str], None]) -> Material:
     samples, labelled = _samples(task, model)
     say(f"decoding {len(samples)} images")
     pixels, right = _pixels(task, model, samples, labelled)
@@ -97,24 +123,20 @@ def tune(
     seen, unseen = _known(model, pixels, right, slice(0, cut), task), None
     if cut < len(pixels):
         unseen = _known(model, pixels, right, slice(cut, None), task)
-    facts = known_facts(seen)
-    study = open_study(journal, _key(task, model, pixels[:cut]))
-    presets = [p for p in config.presets.values() if isinstance(p, Preset)]
-    own = [p.point for p in presets if not p.fine_tuned]
-    points = [DEFAULT_POINT.point, *own[:6], *STARTS]
-    plan = Search(task.trials, task.minutes, task.split, len(model.backbone.parts()))
-    workers = make_workers(model.backbone, seen, task.limits)
-    say("searching")
-    first = list({json.dumps(p.model_dump()): p for p in points}.values())
-    results = search(study, workers, facts, task.limits, plan, first, progress)
-    chosen = winner(results)
-    confirmed = None
-    if chosen is not None and unseen is not None:
-        say("confirming on the other images")
-        anything = Limits(100, 0, 2)
-        found = score(model.backbone, OperatingPoint(**chosen["point"]), unseen, anything)
-        confirmed = {**found.facts(), "unmerged": known_facts(unseen)}
-    return Tuned(results, facts, chosen, confirmed, labelled)
+    return Material(model, seen, unseen, labelled)
+
+
+def _confirmed(
+    chosen: dict[str, Any] | None, plan: Search, material: Material, say: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """How the winner does on images that the search has not seen."""
+    unseen = material.unseen
+    if chosen is None or unseen is None:
+        return None
+    say("confirming on the other images")
+    anything = Limits(100, 0, 2)
+    found = score(material.model.backbone, plan.settings(chosen["point"]), unseen, anything)
+    return {**found.facts(), "unmerged": known_facts(unseen)}
 
 
 def known_facts(known: Known) -> dict[str, Any]:
@@ -125,7 +147,7 @@ def known_facts(known: Known) -> dict[str, Any]:
     return {"images": len(known), "gflops": round(known.gmacs, 6), "top1": top1}
 
 
-def _check(task: Task) -> None:
+def _check(task: Tuning) -> None:
     limits = task.limits
     for option, value, low, high in (
         ("--max-drop", limits.max_drop, 0.0, 100.0),
@@ -142,7 +164,7 @@ def _check(task: Task) -> None:
         whole(task.use, "--use", 1, MAX_COUNT)
 
 
-def _samples(task: Task, model: LoadedModel) -> tuple[Samples, bool]:
+def _samples(task: Tuning, model: LoadedModel) -> tuple[Samples, bool]:
     """The images, and whether each has one class. Without labels files, class folders that are none
     of the model are just folders; those that may be are refused where their order is ambiguous."""
     classes = model.backbone.classes
@@ -160,7 +182,7 @@ def _samples(task: Task, model: LoadedModel) -> tuple[Samples, bool]:
 
 
 def _pixels(
-    task: Task, model: LoadedModel, samples: Samples, labelled: bool
+    task: Tuning, model: LoadedModel, samples: Samples, labelled: bool
 ) -> tuple[Pixels, torch.Tensor | None]:
     """All images in an order that mixes the classes, the same every time."""
     order = np.random.default_rng(0).permutation(len(samples)).tolist()
@@ -179,20 +201,21 @@ def _pixels(
 
 
 def _known(
-    model: LoadedModel, pixels: Pixels, right: torch.Tensor | None, part: slice, task: Task
+    model: LoadedModel, pixels: Pixels, right: torch.Tensor | None, part: slice, task: Tuning
 ) -> Known:
     chosen = None if right is None else right[part]
     return know(model.backbone, pixels[part], model.preprocessing, chosen, task.batch)
 
 
-def _key(task: Task, model: LoadedModel, pixels: Pixels) -> str:
+def _key(task: Tuning, model: LoadedModel, pixels: Pixels, plan: Search) -> str:
     """Trials of the same key can be compared, and an interrupted search goes on among them."""
     facts = {
         "weights": model.weights["sha256"],
         "images": hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest(),
         "limits": asdict(task.limits),
         "batch": task.batch,
-        "split": task.split,
+        "method": plan.method,
+        "knobs": [asdict(knob) for knob in plan.turned],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
