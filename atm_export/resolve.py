@@ -115,11 +115,13 @@ def resolve(choice: Choice) -> RunConfig:
 def _method_name(choice: Choice, config: ModelConfig) -> str:
     """The method: as given, else that of the preset; ConfigError where they differ."""
     preset = config.presets.get(choice.preset or "")
-    own = USUAL_METHOD if preset is None else preset.method_name
+    default = config.presets.get(config.default_preset or "")
     if choice.method is None:
-        return own
+        chosen = preset or (None if choice.preset else default)
+        return USUAL_METHOD if chosen is None else chosen.method_name
     methods[choice.method]
-    if preset is not None and choice.method != own:
+    own = choice.method if preset is None else preset.method_name
+    if choice.method != own:
         raise ConfigError(
             f"--preset {choice.preset} is one of --method {own}, not of {choice.method}"
         )
@@ -136,13 +138,16 @@ def _method(choice: Choice, config: ModelConfig) -> MethodSettings:
         "schedule": choice.schedule,
         "proportional": choice.proportional,
     }
-    values: dict[str, Any] = {key: value for key, value in flags.items() if key in known}
+    usual = {field.name: field.default for field in fields(Choice)}
+    values: dict[str, Any] = {
+        key: value for key, value in flags.items() if key in known and value != usual[key]
+    }
     given = parse_settings(choice.settings, name)
     _refuse_twice(choice, given)
     if "point" in known:
         values |= _operating_point(choice, config, given)
     else:
-        values |= _preset_settings(choice, config)
+        values = _preset_settings(choice, config, {*values, *given}) | values
     named = {key: value for key, value in given.items() if key in known}
     return method_settings({"name": name, **values, **named})
 
@@ -156,12 +161,21 @@ def _refuse_twice(choice: Choice, given: Mapping[str, Any]) -> None:
             raise ConfigError(f"{option} and --set {name}=... say the same thing; give one")
 
 
-def _preset_settings(choice: Choice, config: ModelConfig) -> dict[str, Any]:
-    """Settings of a preset of a method that has no operating point."""
-    if choice.preset is None:
+def _preset_settings(choice: Choice, config: ModelConfig, changed: set[str]) -> dict[str, Any]:
+    """Settings of a preset of a method that has no operating point; changed: those that were given,
+    so that it is no longer the preset."""
+    name = choice.preset or _default_preset(choice, config)
+    if name is None:
         return {}
-    preset = find_preset(choice.preset, choice.model, config)
-    return {**preset.method_settings, "preset": choice.preset}
+    settings = find_preset(name, choice.model, config).method_settings
+    return {**settings, "preset": None if changed else name}
+
+
+def _default_preset(choice: Choice, config: ModelConfig) -> str | None:
+    """The model's default preset, where it is one of the chosen method."""
+    preset = config.presets.get(config.default_preset or "")
+    own = preset is not None and preset.method_name == choice.method
+    return config.default_preset if own else None
 
 
 def _with_options(config: ModelConfig, given: tuple[str, ...]) -> ModelConfig:
@@ -202,7 +216,7 @@ def _operating_point(
     if named and complete:
         raise ConfigError(f"{named[0]} and all of --alpha, --beta, --theta-min; give one of both")
     if name is None and not complete:
-        name = config.default_preset
+        name = _default_preset(choice, config)
     base: dict[str, Any] = {}
     if name is not None:
         base = find_preset(name, choice.model, config).method_settings["point"]

@@ -24,7 +24,6 @@ from atm_export.config import (
 )
 from atm_export.measure.tune.objective import Known, Limits, know, score, violation
 from atm_export.measure.tune.search import (
-    SPACE,
     LocalWorkers,
     Search,
     finished,
@@ -33,6 +32,7 @@ from atm_export.measure.tune.search import (
     search,
     winner,
 )
+from atm_export.methods.atm import KNOBS
 from atm_export.preprocess import Preprocessing
 from tests.runs import run_command
 from tests.tiny import SIZE, class_token_vit
@@ -107,7 +107,7 @@ def test_a_killed_search_goes_on_where_it_was(known: Known, tmp_path: Path) -> N
     results = search(study, workers, facts_of(known), EASY, PLAN, first)
     assert results[:2] == before and len(results) == PLAN.trials
     for result in results:
-        for name, (low, high) in SPACE.items():
+        for name, low, high in ((knob.name, knob.low, knob.high) for knob in KNOBS):
             assert low <= result["point"][name] <= high
     assert not finished(open_study(journal, "another key"))
 

@@ -10,28 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from atm_export.config import OperatingPoint
 from atm_export.errors import MissingDependencyError
 from atm_export.measure.tune.objective import Known, Limits, Score, score, violation
+from atm_export.methods.atm import KNOBS, OperatingPoint
 from atm_export.model.backbone import Backbone
 from atm_export.place import output_errors, own_folder
 
-STEP = 0.005
-SPACE = {
-    "alpha": (0.945, 1.0),
-    "beta": (0.015, 0.05),
-    "theta_min": (0.8, 0.945),
-}  # the paper's grid
 NEAR = 1.04  # points within 4 % in GFLOPs count as equally cheap
-STARTS = tuple(  # near-lossless rows of table A2, worth a trial on any model
-    OperatingPoint(alpha=alpha, beta=beta, theta_min=theta_min)
-    for alpha, beta, theta_min in (
-        (0.995, 0.025, 0.895),
-        (0.975, 0.025, 0.91),
-        (0.985, 0.025, 0.885),
-        (0.995, 0.02, 0.91),
-    )
-)
 
 
 class Workers(Protocol):
@@ -203,15 +188,16 @@ def pareto(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _params(point: OperatingPoint, plan: Search) -> dict[str, float]:
     """The nearest point of the grid."""
     params: dict[str, float] = {}
-    for name, (low, high) in SPACE.items():
-        value = low + STEP * round((getattr(point, name) - low) / STEP)
-        params[name] = round(min(max(value, low), high), 6)
+    for knob in KNOBS:
+        steps = round((getattr(point, knob.name) - knob.low) / knob.step)
+        value = knob.low + knob.step * steps
+        params[knob.name] = round(min(max(value, knob.low), knob.high), 6)
     return params | ({"split": point.split or round(0.75 * plan.depth)} if plan.split else {})
 
 
 def _point(trial: Any, plan: Search) -> OperatingPoint:
-    for name, (low, high) in SPACE.items():
-        trial.suggest_float(name, low, high, step=STEP)
+    for knob in KNOBS:
+        trial.suggest_float(knob.name, knob.low, knob.high, step=knob.step)
     if plan.split:
         trial.suggest_int("split", plan.depth // 2, plan.depth - 1)
     return _point_of(trial.params)

@@ -27,7 +27,6 @@ from atm_export.measure.data.decode import decoded
 from atm_export.measure.data.samples import Samples, open_samples
 from atm_export.measure.tune.objective import Known, Limits, know, score
 from atm_export.measure.tune.search import (
-    STARTS,
     LocalWorkers,
     Search,
     Workers,
@@ -35,6 +34,7 @@ from atm_export.measure.tune.search import (
     search,
     winner,
 )
+from atm_export.methods.atm import STARTS
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.zoo import load_model
 from atm_export.subject import Pixels
@@ -101,7 +101,7 @@ def tune(
     study = open_study(journal, _key(task, model, pixels[:cut]))
     presets = [p for p in config.presets.values() if isinstance(p, Preset)]
     own = [p.point for p in presets if not p.fine_tuned]
-    points = [DEFAULT_POINT.point, *own[:6], *STARTS]
+    points = [DEFAULT_POINT.point, *own[:6], *map(OperatingPoint.model_validate, STARTS)]
     plan = Search(task.trials, task.minutes, task.split, len(model.backbone.parts()))
     workers = make_workers(model.backbone, seen, task.limits)
     say("searching")
