@@ -28,6 +28,7 @@ def load_plugins() -> bool:
             if callable(found):
                 found()
         except Exception as error:  # whatever a stranger's code raises
+            _seen.discard(entry.value)
             line = (str(error).splitlines() or [""])[0]
             raise ConfigError(
                 f"the plugin {entry.name} ({entry.value}) does not load: "

@@ -60,13 +60,14 @@ def resolve(choice: Choice) -> RunConfig:
 def _method_name(choice: Choice, config: ModelConfig) -> str:
     """The method: as given, else that of the preset; ConfigError where they differ."""
     preset = config.presets.get(choice.preset or "")
-    own = USUAL_METHOD if preset is None else preset.method
+    default = config.presets.get(config.default_preset or "")
     if choice.method is None:
-        return own
+        chosen = preset or (None if choice.preset else default)
+        return USUAL_METHOD if chosen is None else chosen.method
     methods[choice.method]
-    if preset is not None and choice.method != own:
+    if preset is not None and choice.method != preset.method:
         raise ConfigError(
-            f"--preset {choice.preset} is one of --method {own}, not of {choice.method}"
+            f"--preset {choice.preset} is one of --method {preset.method}, not of {choice.method}"
         )
     return choice.method
 

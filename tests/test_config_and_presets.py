@@ -292,6 +292,16 @@ def test_a_preset_names_its_method(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert default_out(found).name == "own-tome-r8"
     given = resolve(Choice(model="own", preset="static", settings=("schedule=decreasing",)))
     assert isinstance(given.method, TomeSettings) and given.method.schedule == "decreasing"
+    assert given.method.preset is None and given.method.r == (8,)
+    fewer = resolve(Choice(model="own", preset="static", r="4")).method
+    assert fewer == TomeSettings(r=(4,))
+    assert resolve(Choice(model="own")).method.name == "atm"
+    (tmp_path / "other.yaml").write_text(text.replace("preset: lossless", "preset: static"))
+    assert resolve(Choice(model="other")).method == TomeSettings(r=(8,), preset="static")
+    assert resolve(Choice(model="other", method="tome")).method.preset == "static"
+    assert resolve(Choice(model="other", preset="lossless")).method.name == "atm"
+    with pytest.raises(ConfigError, match="alpha"):
+        resolve(Choice(model="other", method="atm"))
     with pytest.raises(ConfigError, match="--preset static is one of --method tome, not of atm"):
         resolve(Choice(model="own", preset="static", method="atm"))
     with pytest.raises(ConfigError, match="no presets with GFLOPs"):
