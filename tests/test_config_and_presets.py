@@ -295,6 +295,10 @@ def test_a_preset_names_its_method(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert given.method.preset is None and given.method.r == (8,)
     fewer = resolve(Choice(model="own", preset="static", r="4")).method
     assert fewer == TomeSettings(r=(4,))
+    nearest = resolve(Choice(model="own", method="tome", gflops=0.2)).method
+    assert nearest == TomeSettings(r=(8,), preset="static")
+    with pytest.raises(ConfigError, match=r"lowest preset of own needs 0\.1 GFLOPs"):
+        resolve(Choice(model="own", method="tome", gflops=0.05))
     assert resolve(Choice(model="own")).method.name == "atm"
     (tmp_path / "other.yaml").write_text(text.replace("preset: lossless", "preset: static"))
     assert resolve(Choice(model="other")).method == TomeSettings(r=(8,), preset="static")
@@ -309,3 +313,31 @@ def test_a_preset_names_its_method(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "bad.yaml").write_text(text.replace("r: [8]", "r: [-8]"))
     with pytest.raises(ConfigError, match=r"r\.0"):
         resolve(Choice(model="bad"))
+
+
+@pytest.mark.parametrize(
+    ("preset", "says"),
+    [
+        ("{alpha: 2, beta: 0, theta_min: 1}", "alpha: Input should be less than or equal to 1"),
+        ("{alpha: 1, beta: 0, theta_min: 1, gflop: 3}", "gflop: Extra inputs"),
+        ("{alpha: 1, beta: 0}", "theta_min: Field required"),
+        ("{method: tme, settings: {r: 8}}", "unknown method 'tme'; nearest: tome"),
+        ("{method: tome, r: 8}", "presets.a.settings: Field required"),
+        ("{method: tome, settings: 8}", "valid dictionary"),
+        ("{method: [tome], settings: {}}", "method: Input should be a valid string"),
+    ],
+)
+def test_a_preset_that_cannot_be_meant_is_named(
+    preset: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATM_EXPORT_CONFIGS", str(tmp_path))
+    (tmp_path / "own.yaml").write_text(f"family: demo\narchitecture: a\npresets:\n  a: {preset}\n")
+    with pytest.raises(ConfigError, match=r"own\.yaml: presets\.a\.") as error:
+        load_model_config("own")
+    assert says in str(error.value)
+
+
+def test_a_preset_survives_its_file() -> None:
+    for preset in (Preset(settings=USUAL), Preset(method="tome", settings={"r": (8, 4)})):
+        assert Preset.model_validate(preset.model_dump(mode="json")) == preset
+    assert Preset(settings=USUAL).model_dump()["alpha"] == 1.0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -55,31 +58,40 @@ def _model_row(config: ModelConfig) -> list[str]:
 
 
 def print_presets(console: Console, model: str) -> None:
-    """One row a preset."""
+    """One row a preset; columns: settings of the method that most of them are of."""
     config = load_model_config(model)
     table = Table(box=box.SIMPLE, title_justify="left", title=f"Presets of {model}")
-    rows = {name: _settings_row(preset) for name, preset in config.presets.items()}
+    named = Counter(preset.method for preset in config.presets.values())
+    method = named.most_common(1)[0][0] if named else USUAL_METHOD
+    rows = {n: _settings(p) for n, p in config.presets.items() if p.method == method}
     settings = list(dict.fromkeys(column for row in rows.values() for column in row))
     for column in ("preset", *settings, "paper GFLOPs", "paper top-1 %", ""):
         table.add_column(column, no_wrap=True)
     if config.paper is not None:
         figures = (f"{config.paper.gflops:.2f}", f"{config.paper.top1:.2f}", "")
         table.add_row("(unmerged)", *("" for _ in settings), *figures)
-    for name, row in rows.items():
-        figures = _figures(config.presets[name], default=name == config.default_preset)
-        table.add_row(name, *(row.get(column, "") for column in settings), *figures)
+    for name, preset in config.presets.items():
+        row = rows.get(name, {})
+        notes = [] if name in rows else [_in_words(preset)]
+        notes += ["fine-tuned weights"] if preset.fine_tuned else []
+        notes += ["default"] if name == config.default_preset and not preset.fine_tuned else []
+        cells = [row.get(column, "") for column in settings]
+        table.add_row(name, *cells, *_figures(preset), "; ".join(notes))
     console.print(table)
 
 
-def _settings_row(preset: Preset) -> dict[str, str]:
-    """What a preset sets, by column; its method where that is not the usual one."""
-    columns = dict(methods[preset.method].columns(preset.settings))
-    return columns if preset.method == USUAL_METHOD else {"method": preset.method, **columns}
+def _settings(preset: Preset) -> Mapping[str, str]:
+    """What a preset sets, by column."""
+    return methods[preset.method].columns(preset.settings)
 
 
-def _figures(preset: Preset, *, default: bool) -> tuple[str, str, str]:
+def _in_words(preset: Preset) -> str:
+    """A preset of another method than most, in one cell."""
+    return f"{preset.method}: {', '.join(f'{k} {v}' for k, v in _settings(preset).items())}"
+
+
+def _figures(preset: Preset) -> tuple[str, str]:
     return (
         "-" if preset.gflops is None else f"{preset.gflops:.2f}",
         "-" if preset.top1 is None else f"{preset.top1:.2f}",
-        "fine-tuned weights" if preset.fine_tuned else "default" if default else "",
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from atm_export.errors import ConfigError, UnsupportedModelError
 from atm_export.methods import methods
-from atm_export.methods.base import Method, MethodSettings, ModelShape
+from atm_export.methods.base import Knob, Method, MethodSettings, ModelShape, SearchSpace
 from atm_export.methods.plan import MergePlan
 from atm_export.methods.rule import (
     BlockRule,
@@ -141,6 +141,9 @@ class Halve(Method):
 
     def label(self, settings: HalveSettings) -> str:
         return f"halve-{settings.at}"
+
+    def search_space(self, shape: ModelShape, settings: Any = None) -> SearchSpace:
+        return SearchSpace((Knob("at", 1, shape.depth - 1, 1, whole=True),), ({"at": 6},))
 
 
 methods.add(Halve.name, Halve())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
+from atm_export.choice import Choice
 from atm_export.cli import main
 from atm_export.config import ModelConfig, ModelSpec, RunConfig, exported_config
 from atm_export.errors import ConfigError, UnsupportedModelError
@@ -29,12 +33,14 @@ from atm_export.preprocess import Preprocessing
 from atm_export.prove.follow import follow
 from atm_export.prove.ladder import climb
 from atm_export.prove.results import LadderResult
+from atm_export.resolve import resolve
 from atm_export.runtime import load
 from atm_export.subject import Subject
 from tests.exports import export as exported
 from tests.exports import run_onnx
 from tests.extensions.halve import Halve, HalveSettings
 from tests.families import pixels
+from tests.runs import run_command
 from tests.tiny import MEAN, SIZE, STD, loaded, random_images, tiny_vit
 
 AT = 3
@@ -192,3 +198,34 @@ def test_dropped_patches_stay_dropped_through_later_blocks() -> None:
     assert np.array_equal(out["token_maps"], trace.maps.numpy())
     assert out["tokens_per_block"].tolist() == [19, 19, 10, 10]
     np.testing.assert_allclose(out["logits"], trace.outputs["logits"].numpy(), atol=1e-4)
+
+
+def test_it_is_tuned_and_its_preset_chooses_it(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna", reason="needs atm-export[tune]")
+    monkeypatch.setenv("ATM_EXPORT_CONFIGS", str(tmp_path / "configs"))
+    out = tmp_path / "tune"
+    command = ["tune", "demo", "--method", "halve", "--images", str(digits), "--trials", "3"]
+    limits = ["--min-agreement", "1", "--max-drop", "100", "--workers", "0"]
+    printed = run_command(*command, *limits, "--out", str(out))
+    facts = json.loads((out / "tune.json").read_text())
+    at = facts["chosen"]["point"]["at"]
+    assert f"demo  at {at}" in printed and 1 <= at <= 11
+    with (out / "pareto.csv").open() as file:
+        header, *rows = csv.reader(file)
+    assert header[:2] == ["at", "gflops"] and len(rows) == len(facts["pareto"])
+    found = resolve(Choice(model="demo", preset="tuned"))
+    assert found.method == HalveSettings(at=at, preset="tuned")
+    assert found.model.config.presets["tuned"].gflops is None
+    listed = run_command("list", "demo")
+    assert f"halve: at {at}" in listed and "0.88" in listed
+    assert "unknown optional setting" in refused("tune", "demo", *command[2:], "--split")
+
+
+def refused(*arguments: str) -> str:
+    """What the command says that refuses its options."""
+    err = io.StringIO()
+    with redirect_stderr(err):
+        assert main(list(arguments)) == 2
+    return err.getvalue()
