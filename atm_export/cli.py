@@ -91,6 +91,13 @@ def export_command(
 
         refuse_loss(out, triton_repo)
     code = _run(config, out, force, threads, benchmark, engines.chosen(), settings)
+    return _afterwards(out, code, imagenet, threads, triton_repo)
+
+
+def _afterwards(
+    out: Path, code: int, imagenet: str | None, threads: int, triton_repo: Path | None
+) -> int:
+    """What is made of a finished run where it was asked for; returns the exit code."""
     if imagenet is not None:
         from atm_export.commands.evaluate import evaluate
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import yaml
@@ -17,18 +17,18 @@ from pydantic import (
     Field,
     SerializeAsAny,
     SerializerFunctionWrapHandler,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
 )
 
-from atm_export.errors import ConfigError, ManifestError, unknown_name
+from atm_export.errors import ConfigError, ManifestError
 from atm_export.methods import USUAL_METHOD, methods
 from atm_export.methods.base import MethodSettings
-from atm_export.methods.flat import flattened, grouped
-from atm_export.settings import Gflops, Percent, Settings
+from atm_export.methods.flat import flattened
+from atm_export.methods.given import method_settings, settings_of
+from atm_export.settings import Gflops, Percent, Settings, validated
 
 
 class Preset(Settings):
@@ -150,20 +150,6 @@ class ModelSpec(Settings):
     image_size: Annotated[int, Field(gt=0, le=4096)] | None = None
 
 
-def method_settings(
-    values: Mapping[str, Any], where: str = "method", groups: Collection[str] = ()
-) -> MethodSettings:
-    """Settings of the method that `values` names; ConfigError names the first bad field, without
-    the groups that it lies in."""
-    name = values.get("name")
-    if not isinstance(name, str):
-        raise ConfigError(f"{where}: name: give one of {', '.join(methods)}")
-    if name not in methods:
-        raise ConfigError(f"{where}: {unknown_name('method', name, methods)}")
-    found: MethodSettings = validated(methods[name].settings, values, where, groups)
-    return found
-
-
 def _method(values: Any) -> Any:
     """A registered method's settings from plain values; those that are settings stay."""
     if not isinstance(values, Mapping):
@@ -172,18 +158,6 @@ def _method(values: Any) -> Any:
         return method_settings(values)
     except ConfigError as error:
         raise ValueError(str(error)) from error
-
-
-def settings_of(
-    method: str, flat: Mapping[str, Any], where: str = "method", **more: Any
-) -> MethodSettings:
-    """Settings of a method from flat names, as presets and searches hold them; `more`: fields as
-    they are. ConfigError names the first bad one."""
-    if method not in methods:
-        raise ConfigError(f"{where}: {unknown_name('method', method, methods)}")
-    values = grouped(methods[method].settings, flat)
-    groups = values.keys() - flat.keys()
-    return method_settings({**values, **more, "name": method}, where, groups)
 
 
 AnyMethod = Annotated[SerializeAsAny[MethodSettings], BeforeValidator(_method)]
@@ -207,26 +181,6 @@ class RunConfig(Settings):
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=True, allow_unicode=True)
-
-
-def validated(
-    kind: type[Settings],
-    values: Mapping[str, Any],
-    where: str,
-    groups: Collection[str] = (),
-) -> Any:
-    """Build settings from plain values; ConfigError names the first bad field and its value."""
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"] if part not in groups)
-        text = first["msg"].removeprefix("Value error, ")
-        value = repr(first["input"])
-        value = value if len(value) < 80 else f"{value[:77]}..."
-        inner = isinstance(first["input"], Mapping) and first["type"] == "value_error"
-        shown = f" (got {value})" if field and first["type"] != "missing" and not inner else ""
-        raise ConfigError(f"{where}: {field + ': ' if field else ''}{text}{shown}") from error
 
 
 FORMAT_2 = {  # a method as manifests of format 2, and graphs, state it: one shape for all

@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 
 from atm_export import place
-from atm_export.config import ModelConfig, Preset, TunedPresets, validated
+from atm_export.config import ModelConfig, Preset, TunedPresets
 from atm_export.errors import ConfigError, unknown_name
 from atm_export.methods import USUAL_METHOD, methods
-from atm_export.settings import Settings
+from atm_export.settings import Settings, validated
 
 OTHER_CONFIGS = "set ATM_EXPORT_CONFIGS to a folder of yours"
 

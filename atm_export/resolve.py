@@ -11,14 +11,15 @@ import yaml
 
 from atm_export.bounds import whole
 from atm_export.choice import Choice
-from atm_export.config import ModelConfig, ModelSpec, RunConfig, settings_of, validated
+from atm_export.config import ModelConfig, ModelSpec, RunConfig
 from atm_export.errors import ConfigError, DataError
 from atm_export.imagefiles import is_folder
 from atm_export.methods import USUAL_METHOD, methods
 from atm_export.methods.base import MergePolicy, MethodSettings
 from atm_export.methods.flat import known_settings, required_settings
-from atm_export.methods.given import parse_settings
+from atm_export.methods.given import parse_settings, settings_of
 from atm_export.model_configs import file_name, find_preset, load_model_config, nearest_preset
+from atm_export.settings import validated
 from atm_export.uses import is_given, refuse_in_vain, spelled
 
 # options that are a short form of --set

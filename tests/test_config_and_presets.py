@@ -10,21 +10,14 @@ from typing import Any
 import pytest
 
 from atm_export.choice import Choice
-from atm_export.config import (
-    FORMAT_2,
-    ModelConfig,
-    Preset,
-    RunConfig,
-    exported_config,
-    method_settings,
-    stamped,
-    validated,
-)
+from atm_export.config import FORMAT_2, ModelConfig, Preset, RunConfig, exported_config, stamped
 from atm_export.errors import ConfigError, ManifestError
 from atm_export.methods.atm import USUAL, AtmSettings, OperatingPoint
+from atm_export.methods.given import method_settings
 from atm_export.methods.tome import TomeSettings
 from atm_export.model_configs import find_preset, load_model_config, model_names, nearest_preset
 from atm_export.resolve import default_out, resolve
+from atm_export.settings import validated
 from tests.shared_data import shared
 
 PAPER_MODELS = (

@@ -107,7 +107,7 @@ class EngineOptions:
                 raise ConfigError(f"{names}: of use only with --trt; add it")
             return None
         from atm_export.backends.tensorrt import settings
-        from atm_export.config import validated
+        from atm_export.settings import validated
 
         values = {
             "flavor": self.trt_flavor,

@@ -28,6 +28,10 @@ from atm_export.report.front import front_csv, front_svg
 
 FILES = ("pareto.csv", "pareto.svg", "tune.json")
 JOURNAL = "journal"
+IMAGES = (
+    "Your images: class folders, a flat folder (with --labels or without any), tar files or "
+    "hfds/NAME. A few hundred are enough."
+)
 
 
 def _shown(text: str) -> Any:
@@ -90,23 +94,15 @@ def tune(
     model: str,
     /,
     *,
-    images: Annotated[
-        str,
-        Parameter(
-            help="Your images: class folders, a flat folder (with --labels or without any), tar "
-            "files or hfds/NAME. A few hundred are enough."
-        ),
-    ],
+    images: Annotated[str, _shown(IMAGES)],
     options: TuneOptions = USUAL,
-    name: Annotated[str, Parameter(help="Name of the preset.")] = "tuned",
+    name: Annotated[str, _shown("Name of the preset.")] = "tuned",
     ray: Annotated[
         str | None,
-        Parameter(help="Run trials on the Ray cluster at this address (auto: the local one)."),
+        _shown("Run trials on the Ray cluster at this address (auto: the local one)."),
     ] = None,
-    threads: Annotated[Whole, Parameter(help="CPU threads (0: all).")] = 0,
-    out: Annotated[
-        Path | None, Parameter(help="Folder of journal and results (build/tune-MODEL).")
-    ] = None,
+    threads: Annotated[Whole, _shown("CPU threads (0: all).")] = 0,
+    out: Annotated[Path | None, _shown("Folder of journal and results (build/tune-MODEL).")] = None,
 ) -> int:
     """Find the operating point with the fewest GFLOPs that loses next to nothing on your images.
 

@@ -1,15 +1,43 @@
-"""Settings of a method from `--set NAME=VALUE`."""
+"""Settings of a method from plain values, and from `--set NAME=VALUE`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, get_args, get_origin
 
 import yaml
 
 from atm_export.errors import ConfigError, unknown_name
 from atm_export.methods import methods
-from atm_export.methods.flat import known_settings
+from atm_export.methods.base import MethodSettings
+from atm_export.methods.flat import grouped, known_settings
+from atm_export.settings import validated
+
+
+def method_settings(
+    values: Mapping[str, Any], where: str = "method", groups: Collection[str] = ()
+) -> MethodSettings:
+    """Settings of the method that `values` names; ConfigError names the first bad field, without
+    the groups that it lies in."""
+    name = values.get("name")
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: name: give one of {', '.join(methods)}")
+    if name not in methods:
+        raise ConfigError(f"{where}: {unknown_name('method', name, methods)}")
+    found: MethodSettings = validated(methods[name].settings, values, where, groups)
+    return found
+
+
+def settings_of(
+    method: str, flat: Mapping[str, Any], where: str = "method", **more: Any
+) -> MethodSettings:
+    """Settings of a method from flat names, as presets and searches hold them; `more`: fields as
+    they are. ConfigError names the first bad one."""
+    if method not in methods:
+        raise ConfigError(f"{where}: {unknown_name('method', method, methods)}")
+    values = grouped(methods[method].settings, flat)
+    groups = values.keys() - flat.keys()
+    return method_settings({**values, **more, "name": method}, where, groups)
 
 
 def parse_settings(texts: Sequence[str], method: str) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from atm_export.config import method_settings
 from atm_export.errors import AtmExportError, MissingDependencyError
 from atm_export.measure.tune.objective import Known, Limits, Score, score
 from atm_export.methods.base import MethodSettings
+from atm_export.methods.given import method_settings
 from atm_export.model.backbone import Backbone
 
 RETRIES = -1  # as often as nodes die

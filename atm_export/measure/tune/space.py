@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from atm_export.config import ModelConfig, settings_of
+from atm_export.config import ModelConfig
 from atm_export.errors import ConfigError, unknown_name
 from atm_export.methods import methods
 from atm_export.methods.base import Knob, MethodSettings, ModelShape, SearchSpace
+from atm_export.methods.given import settings_of
 
 Point = Mapping[str, float | None]
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from atm_export.bounds import MAX_BATCH, MAX_COUNT, MAX_WORKERS, whole
-from atm_export.config import ModelConfig, ModelSpec, validated
+from atm_export.config import ModelConfig, ModelSpec
 from atm_export.errors import AtmExportError, ClassOrderError, ConfigError, DataError
 from atm_export.measure.data.classes import ClassOrder
 from atm_export.measure.data.decode import decoded
@@ -31,6 +31,7 @@ from atm_export.model.backbone import LoadedModel
 from atm_export.model.plan import shape_of
 from atm_export.model.zoo import load_model
 from atm_export.model_configs import load_model_config
+from atm_export.settings import validated
 from atm_export.subject import Pixels
 
 Progress = Callable[[list[dict[str, Any]]], None]
