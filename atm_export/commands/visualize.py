@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from atm_export import place
 from atm_export.errors import ConfigError
+from atm_export.imagefiles import is_folder
 from atm_export.measure.insight import fates
 from atm_export.preprocess import list_images, read_image
 from atm_export.report.pictures import png, regions, side_by_side
@@ -38,7 +39,7 @@ def visualize(
     """
     opened = open_run(run)
     subject = exported_subject(opened.manifest, f"{run}/manifest.json", weights)
-    files = [file for path in images for file in (list_images(path) if path.is_dir() else [path])]
+    files = [file for path in images for file in (list_images(path) if is_folder(path) else [path])]
     if not files:
         raise ConfigError("name the images to draw: atm-export visualize RUN IMAGE...")
     backbone = subject.model.backbone
