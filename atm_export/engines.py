@@ -129,8 +129,16 @@ def add_engines(
                 entry = _add_one(work, out, export, build, progress)
                 entries[name] = {"key": keys[precision], **entry}
                 files = [name, *([] if precision is Precision.FP32 else [_graph_name(precision)])]
-                writing.extend(work, out, files, {"engines": entries})
+                facts = {"engines": entries, "proven_on": _proven_on(manifest, entries)}
+                writing.extend(work, out, files, facts)
     return {name: entries[name] for name in wanted.values()}
+
+
+def _proven_on(manifest: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, str]:
+    """What the run was proven on, engines that ran on a GPU among it."""
+    ran = [name for name, entry in entries.items() if "parity" in entry["run"]]
+    proven = manifest.get("proven_on", {})
+    return {**proven, **({TENSORRT: ", ".join(sorted(ran))} if ran else {})}
 
 
 def _add_one(

@@ -136,7 +136,7 @@ def _export(
 ) -> tuple[Outcome, onnx.ModelProto]:
     """The run, written and published, and its graph with trace outputs; ParityError."""
     traced, shipped = translate(subject, work, progress)
-    for name in wanted.graphs_on:
+    for name in dict.fromkeys((ONNXRUNTIME, *wanted.on)):
         backends[name].check_graph(shipped)
     progress("proving parity")
     proof = climb(

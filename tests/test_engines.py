@@ -236,6 +236,8 @@ def test_where_a_gpu_is_the_engine_is_proven_measured_and_judged(
     entry = open_run(out).manifest["engines"]["model.fp32.rtx.sm89.plan"]
     run = entry["run"]
     assert run["status"] == "run on a stand-in GPU"
+    assert list(open_run(out).manifest["proven_on"]) == ["onnxruntime", "tensorrt"]
+    assert list(open_run(built).manifest["proven_on"]) == ["onnxruntime"]
     assert run["parity"]["within"] and run["parity"]["token_counts_differing"] == 0
     assert [row["batch"] for row in run["latency"]] == [1, 4]
     for row in run["latency"]:

@@ -16,7 +16,7 @@ from PIL import Image
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.cli import main
 from atm_export.commands import evaluate as command
-from atm_export.errors import WeightsError
+from atm_export.errors import ChangedFileError, WeightsError
 from atm_export.graph.optimize import with_outputs
 from atm_export.measure.accuracy.batches import Options, _count
 from atm_export.measure.accuracy.evaluation import Place, evaluate_run
@@ -27,7 +27,7 @@ from atm_export.model.flops import trace_gmacs
 from atm_export.model.reference import run_reference
 from atm_export.preprocess import read_images
 from atm_export.prove.intervals import share_facts, wilson
-from atm_export.runs.reading import Run, open_run
+from atm_export.runs.reading import Run, open_run, sha256
 from atm_export.subject import Subject, exported_subject
 from tests.runs import run_command
 
@@ -176,18 +176,28 @@ def test_weights_that_are_gone_cost_the_agreement_alone(run_copy: Path) -> None:
     assert subject_of_run(moved, "pretrained").same_weights
 
 
-def test_a_graph_without_trace_outputs_gets_them_back(run_copy: Path, digits: Path) -> None:
-    run = open_run(run_copy)
-    shipped = with_outputs(onnx.load(run.graph), ["logits"])
-    onnx.save(shipped, run.graph)
+def saved(model: onnx.ModelProto, run: Run) -> Run:
+    """The run with another graph, which its manifest lists, and no word about trace outputs."""
+    onnx.save(model, run.graph)
+    files = dict(run.manifest["files"])
+    files["model.onnx"] = {"bytes": run.graph.stat().st_size, "sha256": sha256(run.graph)}
     config = {**run.manifest["config"], "trace": False}
-    subject = subject_of_run(Run(run.folder, {**run.manifest, "config": config}))
+    return Run(run.folder, {**run.manifest, "files": files, "config": config})
+
+
+def test_a_graph_without_trace_outputs_gets_them_back(run_copy: Path, digits: Path) -> None:
+    traced = open_run(run_copy)
+    shipped = with_outputs(onnx.load(traced.graph), ["logits"])
+    run = saved(shipped, traced)
+    subject = subject_of_run(run)
     graph, source = traced_graph(run, subject)
-    assert "byte by byte" in source
+    assert isinstance(graph, onnx.ModelProto) and "byte by byte" in source
     assert [output.name for output in graph.graph.output] == ["logits", "tokens_per_block"]
     shipped.graph.node[5].name = "another"
-    onnx.save(shipped, run.graph)
-    assert traced_graph(run, subject) == (run.graph, "eager reference")
+    other = saved(shipped, traced)
+    assert traced_graph(other, subject) == (run.graph.read_bytes(), "eager reference")
+    with pytest.raises(ChangedFileError):
+        traced_graph(run, subject)  # what runs is what its manifest lists
     with OnnxRuntimeRunner(run.graph) as runner:
         forward = from_runner(subject, runner, "eager reference")
         pixels = read_images(sorted(digits.rglob("*.png"))[:4], subject.model.preprocessing)

@@ -221,7 +221,7 @@ class Runner:
 
     made: ClassVar[list[Runner]] = []
 
-    def __init__(self, plan: Path, facts: object, *, static: bool) -> None:
+    def __init__(self, plan: Path, facts: object, *, static: bool, read: object) -> None:
         self.busy, self.static = threading.Lock(), static
         self.made.append(self)
 

@@ -23,6 +23,7 @@ from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
 from atm_export.model_configs import load_model_config
 from atm_export.preprocess import list_images, normalize, read_images
+from atm_export.tasks.classify import LOGITS
 
 
 def main() -> None:
@@ -60,7 +61,7 @@ def main() -> None:
         plan = plan_for(backbone, preset.chosen)
         traces = [run_reference(backbone, plan, b) for b in batches]
         gmacs = float(torch.cat([trace_gmacs(backbone, t) for t in traces]).mean())
-        predicted = torch.cat([t.outputs["logits"].argmax(1) for t in traces])
+        predicted = torch.cat([t.outputs[LOGITS].argmax(1) for t in traces])
         top1 = 100 * float((predicted == labels).double().mean())
         agree = 100 * float((predicted == plain).double().mean())
         error = 100 * (gmacs / (preset.gflops or gmacs) - 1)

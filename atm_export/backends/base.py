@@ -58,6 +58,15 @@ class Backend(ABC):
         Raises ConfigError where the backend runs engines alone.
         """
 
+    def open_measured(self, model: onnx.ModelProto | bytes, *, alone: bool = False) -> Runner:
+        """The same where it is measured: on the device that a service would take. alone: nothing
+        else runs meanwhile, so that its threads may spin."""
+        return self.open_graph(model)
+
+    def device(self, runner: Runner) -> str:
+        """What an entered runner runs on, as results say it."""
+        return self.title
+
     def artifacts(self, run: Run) -> tuple[str, ...]:
         """Files of a run that it can run, the most faithful first."""
         return (GRAPH,)
@@ -72,10 +81,15 @@ class Backend(ABC):
 
         return self.open_graph(read_checked(run, name))
 
+    def check_serving(self, how: Serving) -> None:
+        """ConfigError for what `serve` would ignore."""
+        if how.providers is not None or how.threads:
+            raise ConfigError(
+                f"providers and threads are ONNX Runtime's; {self.title} takes neither"
+            )
+
     def serve(self, run: Run, name: str, how: Serving) -> Server:
         """The file as a service runs it: for any thread."""
-        if how.providers is not None:
-            raise ConfigError(f"providers are ONNX Runtime's; {self.title} takes none")
         return RunnerPool(lambda: self.open_artifact(run, name), f"{self.about()}, {name}")
 
 

@@ -31,15 +31,15 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Answer:
-    """What one rung makes of an input: outputs by name, token counts, token maps."""
+    """What rungs that share their decisions make of an input: outputs by name of each rung, token
+    counts, token maps."""
 
-    rung: str
-    outputs: Mapping[str, Any]
+    rungs: Mapping[str, Mapping[str, Any]]
     counts: Any
     maps: Any
 
 
-Contender = Callable[[Pixels, bool], Iterator[Answer]]  # the flag: all rungs, not the traced alone
+Contender = Callable[[Pixels, bool], Answer]  # the flag: what ships too, not the traced graph alone
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,13 @@ def climb(
     for label, plan, with_trace, plain in variants(subject.plan, traced, shipped):
         with ExitStack() as stack:
             contenders = [_on(name, subject, with_trace, plain, stack) for name in on]
-            if plan.merges:
-                contenders.insert(0, _twin(subject, plan))
+            twin = [_twin(subject, plan)] if plan.merges else []
             for case in _cases(images, label):
-                progress(f"{label}{case.kind}, batch {case.batch}")
-                steps.append(_step(subject, plan, label, case, contenders))
+                name = f"{label}{case.kind}, batch {case.batch}"
+                progress(name)
+                whole = not label or case.batch == 1  # the same operators at every threshold
+                chosen = [*twin, *contenders] if whole else contenders
+                steps.append(_step(subject, plan, name, case, chosen, whole))
     return LadderResult(
         tuple(rung for step in steps for rung in step.rungs),
         tuple(each for step in steps for each in step.differences),
@@ -88,21 +90,25 @@ def _cases(images: Pixels, label: str) -> Iterator[Case]:
 
 
 def _step(
-    subject: Subject, plan: MergePlan, label: str, case: Case, contenders: Sequence[Contender]
+    subject: Subject,
+    plan: MergePlan,
+    name: str,
+    case: Case,
+    contenders: Sequence[Contender],
+    whole: bool,
 ) -> Step:
-    name = f"{label}{case.kind}, batch {case.batch}"
     pixels, trace, margin = with_margin(subject.model, plan, case)
-    everything = not label or case.batch == 1  # the same operators at every threshold
     rungs, differences, undecided = [], [], []
-    for answer in (a for contender in contenders for a in contender(pixels, everything)):
+    for answer in (contender(pixels, whole) for contender in contenders):
         judged = judge(subject.model, plan, pixels, trace, margin, answer.maps)
-        if judged is not trace:
-            undecided.append(f"{answer.rung}: {name}")
-        rungs.append(measure(answer.rung, name, judged, answer.outputs))
         noise = partial(own_noise, subject.model, plan, pixels, judged)
-        found = compare(judged, answer.outputs, answer.counts, answer.maps, noise)
-        if found:
-            differences.append(Difference(answer.rung, name, found))
+        for rung, outputs in answer.rungs.items():
+            rungs.append(measure(rung, name, judged, outputs))
+            if judged is not trace:
+                undecided.append(f"{rung}: {name}")
+            found = compare(judged, outputs, answer.counts, answer.maps, noise)
+            if found:
+                differences.append(Difference(rung, name, found))
     return Step(name, margin, tuple(rungs), tuple(differences), tuple(undecided))
 
 
@@ -114,30 +120,27 @@ def _on(
     stack: ExitStack,
 ) -> Contender:
     """Both graphs on a backend; what ships tells no tokens, the traced one does."""
-    whole: Runner = stack.enter_context(backends[name].open_graph(traced))
+    told: Runner = stack.enter_context(backends[name].open_graph(traced))
     plain: Runner = stack.enter_context(backends[name].open_graph(shipped))
     kind = "onnx" if name == ONNXRUNTIME else f"{name} onnx"
 
-    def answers(pixels: Pixels, everything: bool) -> Iterator[Answer]:
+    def answer(pixels: Pixels, whole: bool) -> Answer:
         feed = subject.feed(pixels)
-        out = whole.run(feed)
-        told = out["tokens_per_block"], out["token_maps"]
-        yield Answer(kind, out, *told)
-        if everything:
-            yield Answer(f"shipped {kind}", plain.run(feed), *told)
+        out = told.run(feed)
+        rungs = {kind: out} | ({f"shipped {kind}": plain.run(feed)} if whole else {})
+        return Answer(rungs, out["tokens_per_block"], out["token_maps"])
 
-    return answers
+    return answer
 
 
 def _twin(subject: Subject, plan: MergePlan) -> Contender:
     twin = Twin(subject.model.backbone, plan).eval()
 
-    def answers(pixels: Pixels, everything: bool) -> Iterator[Answer]:
-        if everything:
-            with torch.inference_mode():
-                answer, counts, maps = twin(subject.tensor(pixels))
-            named = subject.model.backbone.named(answer)
-            outputs = {name: value.numpy() for name, value in named.items()}
-            yield Answer("twin", outputs, counts.numpy(), maps.numpy())
+    def answer(pixels: Pixels, whole: bool) -> Answer:
+        with torch.inference_mode():
+            found, counts, maps = twin(subject.tensor(pixels))
+        named = subject.model.backbone.named(found)
+        outputs = {name: value.numpy() for name, value in named.items()}
+        return Answer({"twin": outputs}, counts.numpy(), maps.numpy())
 
-    return answers
+    return answer

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from atm_export.backends import ONNXRUNTIME, TENSORRT, backends
-from atm_export.backends.base import AUTO, choose_artifact
+from atm_export.backends.base import AUTO, Backend, choose_artifact
 from atm_export.backends.runner import Server, Serving
 from atm_export.bounds import MAX_BATCH, MAX_TOP_K, checked_threads, whole
 from atm_export.errors import (
@@ -189,20 +189,25 @@ def load(
     Raises RunFolderError (a subclass for each mismatch), ConfigError for what cannot be meant, and
     MissingDependencyError. Nothing is written.
     """
-    _check_options(folder, providers, engine, threads)
+    _check_options(folder, providers, threads)
+    chosen, how = _chosen(backend, engine), Serving(providers, threads)
+    chosen.check_serving(how)
     run = open_run(folder, allow_unproven=allow_unproven)
-    chosen = backends[backend or (TENSORRT if engine is not None else ONNXRUNTIME)]
     chosen.require()
-    name = choose_artifact(chosen, run, engine or AUTO)
-    session = Session(run, chosen.serve(run, name, Serving(providers, threads)))
+    session = Session(run, chosen.serve(run, choose_artifact(chosen, run, engine or AUTO), how))
     log.info("%s: %s", folder, session.about)
     if warm_up:
         _warm_up(session)
     return session
 
 
-def _check_options(folder: Any, providers: Any, engine: Any, threads: Any) -> None:
-    """ConfigError for what cannot be meant, or would be ignored."""
+def _chosen(backend: str | None, engine: str | None) -> Backend:
+    """What runs it; ConfigError for an unknown name."""
+    return backends[backend or (ONNXRUNTIME if engine is None else TENSORRT)]
+
+
+def _check_options(folder: Any, providers: Any, threads: Any) -> None:
+    """ConfigError for what cannot be meant."""
     if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
         raise ConfigError(f"run folder {folder!r}: give the path that `atm-export MODEL` wrote")
     checked_threads(threads)
@@ -210,8 +215,6 @@ def _check_options(folder: Any, providers: Any, engine: Any, threads: Any) -> No
         not isinstance(providers, list | tuple) or not all(isinstance(p, str) for p in providers)
     ):
         raise ConfigError(f"providers {providers!r}: give a list of names, such as ['cuda', 'cpu']")
-    if engine is not None and (providers is not None or threads):
-        raise ConfigError("providers and threads are ONNX Runtime's; an engine takes neither")
 
 
 def _warm_up(session: Session) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, ClassVar, Self
 
 import onnx
@@ -25,12 +24,7 @@ class Evaluated:
         self.evaluator = ReferenceEvaluator(self.model)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.evaluator = None
 
     def run(self, image: Array) -> Mapping[str, Array]:

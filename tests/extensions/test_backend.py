@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,8 +70,10 @@ def test_it_serves_and_verifies(run: Path, capsys: pytest.CaptureFixture[str]) -
     pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     ours, theirs = load(run, backend="reference"), load(run)
     assert np.abs(ours.predict(pixels) - theirs.predict(pixels)).max() <= 1e-4
-    with pytest.raises(ConfigError, match="ONNX reference takes none"):
+    with pytest.raises(ConfigError, match="ONNX reference takes neither"):
         load(run, backend="reference", providers=["cpu"])
+    with pytest.raises(ConfigError, match="ONNX reference takes neither"):
+        load(run, backend="reference", threads=2)
     with pytest.raises(ConfigError, match="unknown backend 'referense'; nearest: reference"):
         load(run, backend="referense")
 
@@ -102,8 +105,6 @@ def test_evaluate_and_bench_run_on_it(
     run: Path, tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert runner_names() == ["eager", ONNXRUNTIME, "reference", "tensorrt"]
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     some = ["--imagenet", str(digits), "--limit", "20", "--batch", "10", "--workers", "0"]
@@ -115,7 +116,7 @@ def test_evaluate_and_bench_run_on_it(
     ]
     for name in ("top1", "agreement", "gflops"):
         assert found[0][name] == found[1][name]
-    assert found[0]["device"] == "ONNX reference, model.onnx"
+    assert found[0]["device"] == "ONNX reference"
     capsys.readouterr()
     arguments = ["--backends", "reference", "--batches", "1", "--rounds", "1", "--no-policies"]
     run_command("bench", str(copy), *arguments)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from atm_export.backends.base import Backend
 from atm_export.backends.onnxruntime import door
+from atm_export.backends.onnxruntime.providers import best_providers
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.backends.onnxruntime.serving import OnnxServer
 from atm_export.backends.runner import Runner, Server, Serving
@@ -31,6 +32,18 @@ class OnnxRuntime(Backend):
 
     def open_graph(self, model: onnx.ModelProto | bytes) -> Runner:
         return OnnxRuntimeRunner(model)
+
+    def open_measured(self, model: onnx.ModelProto | bytes, *, alone: bool = False) -> Runner:
+        waiting: door.Waiting = "spin while running" if alone else "sleep"
+        return OnnxRuntimeRunner(model, providers=best_providers(), waiting=waiting)
+
+    def device(self, runner: Runner) -> str:
+        assert isinstance(runner, OnnxRuntimeRunner)
+        first = str(runner.session.get_providers()[0])
+        return f"{self.title}, {first.removesuffix('ExecutionProvider')}"
+
+    def check_serving(self, how: Serving) -> None:
+        return None
 
     def serve(self, run: Run, name: str, how: Serving) -> Server:
         opset = run.manifest["opset"]

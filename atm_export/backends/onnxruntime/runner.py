@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from atm_export.backends.onnxruntime import door
@@ -46,12 +45,7 @@ class OnnxRuntimeRunner:
         self.names = [output.name for output in self.session.get_outputs()]
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.session = None
 
     def run(self, image: Array) -> Mapping[str, Array]:

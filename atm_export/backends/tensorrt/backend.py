@@ -56,13 +56,16 @@ class TensorRT(Backend):
         from atm_export.backends.tensorrt.runner import TensorRTRunner
 
         static = run.manifest["method"]["merge"] == "frozen"
-        return TensorRTRunner(run.folder / name, _entries(run)[name], static=static)
+        return TensorRTRunner(
+            run.folder / name,
+            _entry(run, name),
+            static=static,
+            read=lambda: read_checked(run, name),
+        )
 
     def serve(self, run: Run, name: str, how: Serving) -> Server:
-        if how.providers is not None or how.threads:
-            raise ConfigError("providers and threads are ONNX Runtime's; an engine takes neither")
-        facts = check_engine(run, name, here(_entry(run, name)["flavor"]))
-        read_checked(run, name)
+        facts = _entry(run, name)
+        read_checked(run, name)  # refused now, not at the first request
         about = f"TensorRT {facts['flavor']} {facts['tensorrt']}, {name}"
         return RunnerPool(lambda: self.open_artifact(run, name), about, facts)
 

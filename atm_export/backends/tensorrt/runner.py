@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -34,13 +33,20 @@ class TensorRTRunner:
 
     Output sizes that depend on data are allocated by an output allocator; host buffers are pinned;
     everything runs on one stream. static=True replays a CUDA graph per batch size, for engines
-    whose token axis is fixed. A runner serves one thread.
+    whose token axis is fixed. read: gives the plan's bytes on entry (default: the file's). A runner
+    serves one thread.
     """
 
     def __init__(
-        self, plan: Path | str, facts: Mapping[str, Any] | None = None, *, static: bool = False
+        self,
+        plan: Path | str,
+        facts: Mapping[str, Any] | None = None,
+        *,
+        static: bool = False,
+        read: Callable[[], bytes] | None = None,
     ) -> None:
         self.plan, self.static = Path(plan), static
+        self.read = read or self.plan.read_bytes
         self.facts = facts if facts is not None else _entry(self.plan)
         self.loaded: _Loaded | None = None
 
@@ -52,7 +58,7 @@ class TensorRTRunner:
         trt = api.module
         self.logger = api.logger(lambda severity, text: None)
         runtime = trt.Runtime(self.logger)
-        engine = runtime.deserialize_cuda_engine(self.plan.read_bytes())
+        engine = runtime.deserialize_cuda_engine(self.read())
         if engine is None:
             raise AtmExportError(f"{self.plan}: TensorRT does not deserialise this engine")
         context = engine.create_execution_context()
@@ -68,12 +74,7 @@ class TensorRTRunner:
         self.loaded = _Loaded(engine, context, torch.cuda.Stream(), {}, {})
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.loaded = None
         self.outputs = {}
 

@@ -18,16 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from atm_export.backends import ONNXRUNTIME, backends
-from atm_export.backends.base import choose_artifact
-from atm_export.backends.onnxruntime.providers import best_providers
-from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
+from atm_export.backends.base import GRAPH, Backend, choose_artifact
 from atm_export.backends.runner import Runner
 from atm_export.errors import ConfigError, unknown_name
 from atm_export.graph.optimize import with_outputs
 from atm_export.methods.plan import MergePlan
 from atm_export.model.flops import count_gmacs
 from atm_export.model.reference import run_reference
-from atm_export.runs.reading import Run
+from atm_export.runs.reading import Run, read_checked
 from atm_export.subject import Pixels, Subject, fixed_tokens
 from atm_export.tasks.base import names
 
@@ -49,7 +47,6 @@ class Engine:
     tokens_from: str
 
 
-Opener = Callable[[Run, Subject], AbstractContextManager[Engine]]
 EAGER = "eager"
 
 
@@ -60,14 +57,16 @@ def runner_names() -> list[str]:
 
 def open_runner(name: str, run: Run, subject: Subject) -> AbstractContextManager[Engine]:
     """The runner of that name, to be entered; ConfigError offers the nearest."""
-    openers: Mapping[str, Opener] = {EAGER: _eager, ONNXRUNTIME: _onnxruntime}
     if name not in runner_names():
         raise unknown_name("runner", name, runner_names())
-    return openers[name](run, subject) if name in openers else _backend(name, run, subject)
+    if name == EAGER:
+        return _eager(subject)
+    backend = backends[name]
+    return _engine(backend, run, subject) if backend.engines else _graph(backend, run, subject)
 
 
 @contextmanager
-def _eager(run: Run, subject: Subject) -> Iterator[Engine]:
+def _eager(subject: Subject) -> Iterator[Engine]:
     """The eager reference in PyTorch."""
     ranks = subject.model.backbone.require_ranks("evaluate")
 
@@ -79,30 +78,28 @@ def _eager(run: Run, subject: Subject) -> Iterator[Engine]:
 
 
 @contextmanager
-def _onnxruntime(run: Run, subject: Subject) -> Iterator[Engine]:
-    """The exported graph in ONNX Runtime."""
+def _graph(backend: Backend, run: Run, subject: Subject) -> Iterator[Engine]:
+    """The exported graph, with its token counts where it can tell them."""
+    backend.require()
     graph, source = traced_graph(run, subject)
-    providers = best_providers()
-    with OnnxRuntimeRunner(graph, providers=providers) as runner:
-        first = str(runner.session.get_providers()[0])
-        device = f"ONNX Runtime, {first.removesuffix('ExecutionProvider')}"
-        yield Engine(from_runner(subject, runner, source), device, source)
+    with backend.open_measured(graph) as runner:
+        yield Engine(from_runner(subject, runner, source), backend.device(runner), source)
 
 
 @contextmanager
-def _backend(name: str, run: Run, subject: Subject) -> Iterator[Engine]:
-    """A file of the run on the backend of that name."""
-    backend = backends[name]
+def _engine(backend: Backend, run: Run, subject: Subject) -> Iterator[Engine]:
+    """The engine of the run that fits here."""
     if not backend.artifacts(run):
         raise ConfigError(
-            f"{run.folder} holds no {backend.title} engine; export it with --backend {name}, or "
-            f"take --runner {ONNXRUNTIME}"
+            f"{run.folder} holds no {backend.title} engine; export it with --backend "
+            f"{backend.name}, or take --runner {ONNXRUNTIME}"
         )
     backend.require()
     file = choose_artifact(backend, run)
     with backend.open_artifact(run, file) as runner:
-        source = traced(subject) or "eager reference"
-        yield Engine(from_runner(subject, runner, source), f"{backend.title}, {file}", source)
+        source = told_by(subject) or "eager reference"
+        device = f"{backend.device(runner)}, {file}"
+        yield Engine(from_runner(subject, runner, source), device, source)
 
 
 def from_runner(subject: Subject, runner: Runner, source: str) -> Callable[[Pixels], BatchOutput]:
@@ -126,32 +123,32 @@ def from_runner(subject: Subject, runner: Runner, source: str) -> Callable[[Pixe
     return forward
 
 
-def traced(subject: Subject) -> str | None:
+def told_by(subject: Subject) -> str | None:
     """Where token counts come from without more work, if anywhere."""
     if subject.config.trace:
         return "trace outputs of the exported graph"
     return None if subject.plan.adaptive else "fixed schedule"
 
 
-def traced_graph(run: Run, subject: Subject) -> tuple[Any, str]:
+def traced_graph(run: Run, subject: Subject) -> tuple[onnx.ModelProto | bytes, str]:
     """A graph to run that tells its tokens, and how one knows.
 
     An adaptive graph that ships without trace outputs is translated again with them. Where its
     nodes and weights are then those of the shipped graph, byte by byte, it takes its place;
     otherwise the shipped graph runs and the eager reference counts.
     """
-    path, source = run.graph, traced(subject)
+    shipped, source = read_checked(run, GRAPH), told_by(subject)
     if source is not None:
-        return path, source
+        return shipped, source
     if subject.same_weights:
         graph = subject.graph(subject.plan)
         answers = names(subject.model.backbone.outputs)
-        if _same(with_outputs(graph, answers), onnx.load(path)):
+        if _same(with_outputs(graph, answers), onnx.load_from_string(shipped)):
             return (
                 with_outputs(graph, [*answers, "tokens_per_block"]),
                 "trace outputs added to the exported graph (all else the same, byte by byte)",
             )
-    return path, "eager reference"
+    return shipped, "eager reference"
 
 
 def _same(made: onnx.ModelProto, shipped: onnx.ModelProto) -> bool:

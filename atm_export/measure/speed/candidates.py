@@ -6,16 +6,13 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 
-from atm_export.backends import ONNXRUNTIME, backends
+from atm_export.backends import backends
 from atm_export.backends.base import Backend, choose_artifact
-from atm_export.backends.onnxruntime.providers import best_providers
-from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.backends.runner import Array, Runner
 from atm_export.errors import ConfigError
 from atm_export.graph.optimize import with_outputs
@@ -25,7 +22,7 @@ from atm_export.model.backbone import Answer
 from atm_export.model.calibrate import measured_r
 from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
-from atm_export.runs.reading import Run, open_run
+from atm_export.runs.reading import Run, open_run, read_checked
 from atm_export.subject import Pixels, Subject, exported_subject
 from atm_export.tasks.base import names
 
@@ -100,12 +97,7 @@ class _Function:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *error: object) -> None: ...
 
     def run(self, image: Array) -> Mapping[str, Array]:
         with torch.inference_mode():
@@ -125,8 +117,6 @@ def open_runner(backend: str, candidate: Candidate, stack: ExitStack) -> Runner:
         return stack.enter_context(_Function(_eager(candidate)))
     if backend == "torch.compile":
         return stack.enter_context(_Function(torch.compile(_eager(candidate), dynamic=True)))
-    if backend == ONNXRUNTIME:
-        return stack.enter_context(_onnxruntime(candidate))
     return stack.enter_context(_on(backends[backend], candidate))
 
 
@@ -144,28 +134,20 @@ def _eager(candidate: Candidate) -> Callable[[torch.Tensor], Answer]:
     return lambda image: tuple(run_reference(backbone, plan, image).outputs.values())
 
 
-def _graph(candidate: Candidate) -> Any:
-    """What ships of a candidate: the file of its run, or the same made now."""
-    if candidate.run is not None:
-        return candidate.run.graph
-    outputs = names(candidate.subject.model.backbone.outputs)
-    return with_outputs(candidate.subject.graph(candidate.plan), outputs)
-
-
-def _onnxruntime(candidate: Candidate) -> OnnxRuntimeRunner:
-    """Sessions that are measured in turn spin while they run, each alone."""
-    return OnnxRuntimeRunner(
-        _graph(candidate), providers=best_providers(), waiting="spin while running"
-    )
-
-
 def _on(backend: Backend, candidate: Candidate) -> Runner:
-    run = candidate.run
-    if run is not None and backend.artifacts(run):
+    """What ships of a candidate, the graph of its run or the same made now; or its engine."""
+    run, subject = candidate.run, candidate.subject
+    if backend.engines:
+        if run is None or not backend.artifacts(run):
+            raise ConfigError(
+                "no engine; export with --trt (an unmerged one: --method none --trt, then "
+                "--against it)"
+            )
         backend.require()
         return backend.open_artifact(run, choose_artifact(backend, run))
-    if backend.engines:
-        raise ConfigError(
-            "no engine; export with --trt (an unmerged one: --method none --trt, then --against it)"
-        )
-    return backend.open_graph(_graph(candidate))
+    backend.require()
+    if run is not None:
+        return backend.open_measured(read_checked(run, choose_artifact(backend, run)), alone=True)
+    answers = names(subject.model.backbone.outputs)
+    graph = with_outputs(subject.graph(candidate.plan), answers)
+    return backend.open_measured(graph, alone=True)
