@@ -22,6 +22,7 @@ from atm_export.config import (
     load_model_config,
     user_config_folder,
 )
+from atm_export.inputs import Preprocessing
 from atm_export.measure.tune.objective import Known, Limits, know, score, violation
 from atm_export.measure.tune.search import (
     LocalWorkers,
@@ -33,7 +34,6 @@ from atm_export.measure.tune.search import (
     winner,
 )
 from atm_export.methods.atm import KNOBS
-from atm_export.preprocess import Preprocessing
 from tests.runs import run_command
 from tests.tiny import SIZE, class_token_vit
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from atm_export.config import ModelSpec, load_model_config
+from atm_export.inputs import normalize
 from atm_export.measure.data.imagenet import imagenet_labels
 from atm_export.methods.atm import AtmSettings
 from atm_export.model import vit  # noqa: F401  (registers the family)
@@ -22,7 +23,7 @@ from atm_export.model.backbone import families
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
-from atm_export.preprocess import list_images, normalize, read_images
+from atm_export.preprocess import list_images, read_images
 
 
 def main() -> None:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from atm_export.config import ModelConfig, ModelSpec
 from atm_export.errors import ConfigError, WeightsError, unknown_name
+from atm_export.inputs import Preprocessing
 from atm_export.model.backbone import Backbone, BlockParts, LoadedModel
 from atm_export.model.weights import load_strictly, randomize, read_checkpoint, state_digest
-from atm_export.preprocess import Preprocessing
 
 Shape = TypeVar("Shape")
 

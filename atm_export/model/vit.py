@@ -26,6 +26,7 @@ from atm_export.errors import (
     WeightsError,
     unknown_name,
 )
+from atm_export.inputs import Preprocessing
 from atm_export.model.backbone import Backbone, BlockParts, LoadedModel, families, refuse_large
 from atm_export.model.flops import linear_weights, module_macs
 from atm_export.model.published import (
@@ -36,7 +37,6 @@ from atm_export.model.published import (
     take_apart,
 )
 from atm_export.model.weights import check_finite, state_digest
-from atm_export.preprocess import Preprocessing
 
 PLAIN = "timm:vit_small_patch16_224 and timm:vit_small_patch14_dinov2"
 POOLS = ("token", "avg", "avgmax", "max", "map")
@@ -54,6 +54,7 @@ class TimmBackbone(Backbone):
         self.distilled = isinstance(model, VisionTransformerDistilled)
         self.head_rows = 2 if self.distilled else 1 if model.global_pool == "token" else None
         self.image_size = tuple(model.patch_embed.img_size)
+        self.channels = model.patch_embed.proj.in_channels
         self.grid = tuple(model.patch_embed.grid_size)
         self.classes = model.num_classes or model.num_features
 
@@ -93,7 +94,7 @@ class TimmBackbone(Backbone):
         return self.model(image)
 
     def stem_gmacs(self) -> float:
-        return module_macs(self.model.patch_embed, torch.zeros(1, 3, *self.image_size)) / 1e9
+        return module_macs(self.model.patch_embed, self.blank()) / 1e9
 
     def head_macs(self, tokens: Tensor) -> Tensor:
         heads = [self.model.head] + ([self.model.head_dist] if self.distilled else [])

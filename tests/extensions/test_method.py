@@ -17,6 +17,7 @@ from torch import Tensor
 from atm_export.cli import main
 from atm_export.config import ModelConfig, ModelSpec, RunConfig, exported_config, load_model_config
 from atm_export.errors import ConfigError, UnsupportedModelError
+from atm_export.inputs import Preprocessing
 from atm_export.methods.plan import MergePlan
 from atm_export.methods.rule import NotFollowed
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
@@ -24,7 +25,6 @@ from atm_export.model.plan import plan_for, shape_of
 from atm_export.model.reference import attention, run_reference
 from atm_export.model.zoo import load_model
 from atm_export.pipeline import export
-from atm_export.preprocess import Preprocessing
 from atm_export.prove.follow import follow
 from atm_export.prove.ladder import climb
 from atm_export.prove.results import LadderResult
