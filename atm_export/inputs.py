@@ -28,6 +28,11 @@ Array = NDArray[Any]
 Pixels = NDArray[np.uint8]
 
 
+def resize_of(size: tuple[int, int], crop_pct: float) -> tuple[int, int]:
+    """Height and width before the crop, of which `size` is the share `crop_pct`."""
+    return math.floor(size[0] / crop_pct), math.floor(size[1] / crop_pct)
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """Input size (height, width), resize rule and normalisation (mean and std of 0..1 pixels, one
@@ -65,10 +70,7 @@ class Preprocessing:
     @property
     def resize(self) -> tuple[int, int]:
         """Height and width that the image covers (center) or takes (squash) before the crop."""
-        return (
-            math.floor(self.size[0] / self.crop_pct),
-            math.floor(self.size[1] / self.crop_pct),
-        )
+        return resize_of(self.size, self.crop_pct)
 
     def facts(self) -> dict[str, Any]:
         """The settings in words and numbers, as the manifest states them."""

@@ -113,7 +113,8 @@ def require_pictures(channels: int) -> None:
     """DataError for a model of another number of channels than pictures have."""
     if channels not in PICTURED:
         raise DataError(
-            f"the model takes {channels} channels, which no picture file has; give arrays"
+            f"the model takes {channels} channels, and a picture becomes 1 (grey) or 3 (RGB): "
+            "give arrays"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -152,7 +152,6 @@ def build_timm(spec: ModelSpec) -> LoadedModel:
     """The timm family: build, load weights, resize position embeddings as timm does."""
     config = spec.config
     pretrained_cfg = _pretrained_cfg(config)
-    native = pretrained_cfg.input_size[-1]
     options: dict[str, Any] = dict(config.options)
     _refuse_early(config, spec.name, options)
     model = _create(config, options, pretrained=False)
@@ -162,8 +161,8 @@ def build_timm(spec: ModelSpec) -> LoadedModel:
         # The size is fixed at export: patches are flattened where they are embedded.
         model.dynamic_img_size = False
         model.patch_embed.flatten, model.patch_embed.output_fmt = True, Format.NCHW
-    size = spec.image_size or native
-    if size != model.patch_embed.img_size[0] or size != model.patch_embed.img_size[1]:
+    size = (spec.image_size,) * 2 if spec.image_size else _own_size(options, pretrained_cfg)
+    if size != tuple(model.patch_embed.img_size):
         _resize(model, size, spec.name)
     backbone = TimmBackbone(model, spec.name, config.proportional)
     return LoadedModel(
@@ -259,13 +258,19 @@ def _cache_only_without_network() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def _resize(model: VisionTransformer, size: int, name: str) -> None:
+def _own_size(options: Mapping[str, Any], cfg: Any) -> tuple[int, int]:
+    """Height and width that the config's options name, else those of the pretrained weights."""
+    own = options.get("img_size", cfg.input_size[-1])
+    return (own[0], own[1]) if isinstance(own, list | tuple) else (own, own)
+
+
+def _resize(model: VisionTransformer, size: tuple[int, int], name: str) -> None:
     patch = model.patch_embed.patch_size
-    if size % patch[0] or size % patch[1]:
+    if size[0] % patch[0] or size[1] % patch[1]:
         raise ConfigError(
-            f"--image-size {size} is not a multiple of {name}'s patch size {patch[0]}"
+            f"--image-size {size[0]} is not a multiple of {name}'s patch size {patch[0]}"
         )
-    model.set_input_size(img_size=(size, size))
+    model.set_input_size(img_size=size)
 
 
 def _preprocessing(config: ModelConfig, cfg: Any, size: tuple[int, int]) -> Preprocessing:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from atm_export.inputs import CROP_MODES, INTERPOLATIONS, MOST_CHANNELS, shape_of
+from atm_export.inputs import CROP_MODES, INTERPOLATIONS, MOST_CHANNELS, resize_of, shape_of
 from atm_export.shapes import (
     Misfit,
     anything,
@@ -29,7 +29,6 @@ from atm_export.tasks.stated import check_stated, check_task, task_facts
 
 MOST_TOKENS = 65_536
 SIDE = whole(1, 4096)
-MOST_RESIZED = 81_920  # a side of an image before the crop: 4096 at the least crop_pct
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "int8")
 ENGINE_DTYPES = ("float32", "float16", "bfloat16", "uint8", "int32", "int64")
 
@@ -67,7 +66,7 @@ _PREPROCESSING = fields(
         "crop_pct": number(0.05, 4),
         "interpolation": one_of(*INTERPOLATIONS),
         "crop_mode": one_of(*CROP_MODES),
-        "resize": items(whole(1, MOST_RESIZED), 2, 2),
+        "resize": items(whole(1), 2, 2),
         "mean": items(number(-1000, 1000), 1, MOST_CHANNELS),
         "std": items(number(1e-6, 1000), 1, MOST_CHANNELS),
     }
@@ -173,11 +172,14 @@ def _check_engines(manifest: Mapping[str, Any]) -> None:
 
 
 def _check_interface(manifest: Mapping[str, Any]) -> None:
-    """Input and preprocessing must be of one size."""
+    """Input and preprocessing must be of one size and number of channels."""
     facts, outputs = manifest["interface"]["input"], manifest["interface"]["outputs"]
     how = manifest["preprocessing"]
     if len(how["mean"]) != len(how["std"]):
         raise Misfit("preprocessing.mean and preprocessing.std must be of one length")
+    resize = list(resize_of(tuple(how["size"]), how["crop_pct"]))
+    if how["resize"] != resize:
+        raise Misfit(f"preprocessing.resize must be {resize}, as size and crop_pct say")
     shape = list(shape_of(facts["dtype"], len(how["mean"]), tuple(how["size"])))
     if facts["shape"] != shape:
         raise Misfit(f"interface.input.shape must be {shape}, as dtype and preprocessing say")
