@@ -54,7 +54,7 @@ class TimmBackbone(Backbone):
         self.distilled = isinstance(model, VisionTransformerDistilled)
         self.head_rows = 2 if self.distilled else 1 if model.global_pool == "token" else None
         self.image_size = tuple(model.patch_embed.img_size)
-        self.channels = model.patch_embed.proj.in_channels
+        self.channels = _channels(model.patch_embed)
         self.grid = tuple(model.patch_embed.grid_size)
         self.classes = model.num_classes or model.num_features
 
@@ -105,6 +105,12 @@ class TimmBackbone(Backbone):
             total += tokens * (pool.kv.weight.numel() + 2 * width)
             total += linear_weights(pool) - pool.kv.weight.numel()
         return total
+
+
+def _channels(stem: nn.Module) -> int:
+    """Channels of the image: those of the first convolution, a hybrid's being its ResNet's."""
+    first = next(module for module in stem.modules() if isinstance(module, nn.Conv2d))
+    return first.in_channels
 
 
 def refuse_unsupported(model: nn.Module, name: str) -> None:
