@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from atm_export.errors import DataError, ImageSizeError
 from atm_export.imagefiles import open_regular
+from atm_export.inputs import GREY, PICTURED
 
 # Pillow's names. Phones' multi-picture files (MPO) are JPEG files and open as such.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
@@ -95,6 +96,26 @@ def as_rgb(image: Image.Image) -> Image.Image:
         raise
     except Exception as error:  # a file that was opened elsewhere is decoded here
         raise _unreadable(error) from error
+
+
+def of_channels(image: Image.Image, channels: int) -> Image.Image:
+    """8-bit grey or RGB of a picture, as a model of so many channels sees it; DataError where a
+    model takes no pictures.
+
+    Grey is the weighted sum of RGB (ITU-R 601-2), whatever the file holds: one rule for all modes.
+    """
+    require_pictures(channels)
+    image = as_rgb(image)
+    return image.convert("L") if channels == GREY else image
+
+
+def require_pictures(channels: int) -> None:
+    """DataError for a model of another number of channels than pictures have."""
+    if channels not in PICTURED:
+        raise DataError(
+            f"the model takes {channels} channels, and a picture becomes 1 (grey) or 3 (RGB): "
+            "give arrays"
+        )
 
 
 def _check_samples(image: Image.Image) -> None:

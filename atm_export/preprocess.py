@@ -1,24 +1,21 @@
-"""From an image file to the model's input, with Pillow and NumPy alone.
+"""From a picture to the pixels of a model's input, with Pillow and NumPy alone.
 
 The same rule as the usual ImageNet evaluation: short side to floor(size / crop_pct) by an
-antialiased resampling filter, centre crop, scale to 0..1, normalise.
+antialiased resampling filter, then a centre crop. `inputs.normalize` does the rest.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from atm_export.errors import ConfigError, DataError
+from atm_export.errors import DataError
 from atm_export.imagefiles import IMAGE_SUFFIXES, is_folder, is_image, walk
-from atm_export.pictures import as_rgb, check_resized, check_size, read_rgb
+from atm_export.inputs import RGB, Pixels, Preprocessing
+from atm_export.pictures import as_rgb, check_resized, check_size, of_channels, read_rgb
 
 _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -28,51 +25,48 @@ _FILTERS = {
 }
 
 
-@dataclass(frozen=True)
-class Preprocessing:
-    """Input size (height, width), resize rule and normalisation (mean and std of 0..1 pixels)."""
+def crop(image: Image.Image, how: Preprocessing) -> Pixels:
+    """Resize and centre-crop to uint8 [H, W, C].
 
-    size: tuple[int, int]
-    crop_pct: float
-    interpolation: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    crop_mode: str = "center"
-
-    def __post_init__(self) -> None:
-        if self.interpolation not in _FILTERS:
-            raise ConfigError(
-                f"interpolation '{self.interpolation}' is not one of {', '.join(_FILTERS)}"
-            )
-        if self.crop_mode not in ("center", "squash"):
-            raise ConfigError(f"crop mode '{self.crop_mode}' is not one of center, squash")
-
-    @property
-    def resize(self) -> tuple[int, int]:
-        """Height and width that the image covers (center) or takes (squash) before the crop."""
-        return (
-            math.floor(self.size[0] / self.crop_pct),
-            math.floor(self.size[1] / self.crop_pct),
-        )
-
-    def facts(self) -> dict[str, Any]:
-        """The settings in words and numbers, as the manifest states them."""
-        rule = "short side" if self.crop_mode == "center" else "both sides, aspect ratio not kept"
-        return {**asdict(self), "resize": list(self.resize), "resize_rule": rule}
-
-
-def crop(image: Image.Image, how: Preprocessing) -> NDArray[np.uint8]:
-    """Resize and centre-crop to uint8 [H, W, 3]; ImageSizeError, or DataError for other depths."""
+    Raises ImageSizeError, and DataError for other depths or a model that takes no pictures.
+    """
     check_size(*image.size)
     target = _resized(image.size, how)
     check_resized(*target)
-    image = as_rgb(image)
+    image = of_channels(image, how.channels)
+    return _array(_cropped(image, target, how))
+
+
+def sample(image: Image.Image, how: Preprocessing) -> Pixels:
+    """`crop` for the pictures that prove a model; one that takes no pictures sees their red, green
+    and blue by turns, channel after channel."""
+    if how.pictured:
+        return crop(image, how)
+    return _by_turns(_array(_cropped(as_rgb(image), _resized(image.size, how), how)), how)
+
+
+def drawn(image: Image.Image, how: Preprocessing) -> Pixels:
+    """The same of a picture that has the input's size already."""
+    if how.pictured:
+        return _array(of_channels(image, how.channels))
+    return _by_turns(_array(as_rgb(image)), how)
+
+
+def _by_turns(pixels: Pixels, how: Preprocessing) -> Pixels:
+    return np.ascontiguousarray(pixels[..., np.arange(how.channels) % RGB])
+
+
+def _cropped(image: Image.Image, target: tuple[int, int], how: Preprocessing) -> Image.Image:
     if target != image.size:
         image = image.resize(target, _FILTERS[how.interpolation])
     top = round((image.height - how.size[0]) / 2)
     left = round((image.width - how.size[1]) / 2)
-    image = image.crop((left, top, left + how.size[1], top + how.size[0]))
-    return np.asarray(image, dtype=np.uint8)
+    return image.crop((left, top, left + how.size[1], top + how.size[0]))
+
+
+def _array(image: Image.Image) -> Pixels:
+    """[H, W, C], grey pictures too."""
+    return np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, -1)
 
 
 def _resized(size: tuple[int, int], how: Preprocessing) -> tuple[int, int]:
@@ -89,16 +83,8 @@ def _resized(size: tuple[int, int], how: Preprocessing) -> tuple[int, int]:
     return round(width / ratio), round(height / ratio)
 
 
-def normalize(pixels: NDArray[np.uint8], how: Preprocessing) -> NDArray[np.float32]:
-    """uint8 [B, H, W, 3] to normalised float32 [B, 3, H, W]."""
-    mean = np.asarray(how.mean, dtype=np.float32)
-    std = np.asarray(how.std, dtype=np.float32)
-    scaled = (pixels.astype(np.float32) / np.float32(255) - mean) / std
-    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
-
-
-def read_image(path: Path, how: Preprocessing) -> NDArray[np.uint8]:
-    """Decode one file and crop it to uint8 [H, W, 3]; DataError names the file."""
+def read_image(path: Path, how: Preprocessing) -> Pixels:
+    """Decode one file and crop it to uint8 [H, W, C]; DataError names the file."""
     try:
         return crop(read_rgb(path), how)
     except DataError as error:
@@ -117,6 +103,6 @@ def list_images(folder: Path) -> list[Path]:
     return files
 
 
-def read_images(paths: Iterable[Path], how: Preprocessing) -> NDArray[np.uint8]:
-    """Decode files to one uint8 array [B, H, W, 3]."""
+def read_images(paths: Iterable[Path], how: Preprocessing) -> Pixels:
+    """Decode files to one uint8 array [B, H, W, C]."""
     return np.stack([read_image(path, how) for path in paths])

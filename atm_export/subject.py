@@ -6,15 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from atm_export.config import RunConfig, exported_config
 from atm_export.errors import ConfigError, OtherWeightsError, WeightsError
 from atm_export.graph.traced import traced_graph
+from atm_export.inputs import InputSpec, Pixels
 from atm_export.methods.base import MergePolicy
 from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import LoadedModel
@@ -22,10 +21,8 @@ from atm_export.model.calibrate import measured_r, paper_r
 from atm_export.model.plan import exported_plan, plan_for
 from atm_export.model.reference import run_reference
 from atm_export.model.zoo import load_model
-from atm_export.preprocess import normalize
 
 Progress = Callable[[str], None]
-Pixels = NDArray[np.uint8]
 PAPER = "the paper's GFLOPs"
 
 
@@ -51,19 +48,22 @@ class Subject:
     def unmerged(self) -> MergePlan:
         return MergePlan.unmerged(len(self.plan.blocks))
 
+    @property
+    def input(self) -> InputSpec:
+        """What the graph takes."""
+        return self.model.input(uint8=self.config.uint8_input)
+
     def graph(self, plan: MergePlan) -> onnx.ModelProto:
         """The FP32 graph of the model under `plan`, with its trace outputs; translated anew."""
         return traced_graph(self.config, self.model, plan)
 
     def feed(self, pixels: Pixels) -> NDArray[Any]:
         """Pixels [k, H, W, C] as the graph takes them."""
-        if self.config.uint8_input:
-            return pixels
-        return normalize(pixels, self.model.preprocessing)
+        return self.input.feed(pixels)
 
     def tensor(self, pixels: Pixels) -> Tensor:
         """Pixels [k, H, W, C] as the eager model takes them."""
-        return torch.from_numpy(normalize(pixels, self.model.preprocessing))
+        return self.model.tensor(pixels)
 
     def tensors(self, pixels: Pixels, size: int) -> list[Tensor]:
         """The same in batches of `size`."""
@@ -141,6 +141,5 @@ def fixed_tokens(subject: Subject) -> Tensor | None:
     """Tokens after each block [blocks] of a plan that decides no count at run time."""
     if subject.plan.adaptive:
         return None
-    height, width = subject.model.preprocessing.size
-    blank = subject.tensor(np.zeros((1, height, width, 3), np.uint8))
+    blank = subject.tensor(subject.input.blank())
     return run_reference(subject.model.backbone, subject.plan, blank).tokens_out[:, 0]

@@ -21,11 +21,10 @@ from atm_export import place
 from atm_export.backends import TENSORRT, backends
 from atm_export.backends.base import AUTO
 from atm_export.errors import ConfigError
-from atm_export.preprocess import normalize
+from atm_export.inputs import IMAGE, stated_input
 from atm_export.runs.golden import read_golden
 from atm_export.runs.reading import Run, open_run, read_checked
 from atm_export.runs.writing import working
-from atm_export.runtime.pictures import preprocessing
 from atm_export.tasks.stated import stated
 
 MAX_BATCH = 32
@@ -97,7 +96,7 @@ def write_repository(
         (part / "1").mkdir(parents=True)
         (part / "warmup").mkdir()
         (part / "1" / graph.name).write_bytes(read_checked(run, graph.file))
-        (part / "warmup" / "image").write_bytes(_warm_up_image(run))
+        (part / "warmup" / IMAGE).write_bytes(_warm_up_image(run))
         labels = _labels(run)
         if labels:
             (part / "labels.txt").write_text("\n".join(labels) + "\n", encoding="utf-8")
@@ -209,7 +208,7 @@ def _instances(graph: Graph) -> str:
 
 def _warm_up(facts: Mapping[str, Any], graph: Graph) -> str:
     kind = graph.kind(facts["name"], facts)
-    value = f'data_type: {kind} {_dims(facts["shape"][1:])} input_data_file: "image"'
+    value = f"data_type: {kind} {_dims(facts['shape'][1:])} input_data_file: {_quoted(IMAGE)}"
     return _text(
         "model_warmup",
         'name: "a real image"',
@@ -233,10 +232,7 @@ def _text(name: str, *fields: str) -> str:
 
 def _warm_up_image(run: Run) -> bytes:
     """The first golden image, as the input's raw bytes."""
-    images = read_golden(run).images
-    if run.input["dtype"] == "uint8":
-        return bytes(images[0].tobytes())
-    return normalize(images[:1], preprocessing(run.manifest)).tobytes()
+    return stated_input(run.manifest).feed(read_golden(run).images[:1]).tobytes()
 
 
 def _labels(run: Run) -> list[str]:

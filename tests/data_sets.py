@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from atm_export.inputs import Preprocessing
 from atm_export.measure.data.decode import decode
 from atm_export.measure.data.samples import Samples
-from atm_export.preprocess import Preprocessing
 
 HOW = Preprocessing((16, 16), 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SYNSETS = ("n15075141", "n01440764", "n02099601")  # classes 999, 0, 207

@@ -15,6 +15,7 @@ from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.backends.runner import Array
 from atm_export.graph.assemble import onnx_from_model
 from atm_export.graph.optimize import optimize, with_outputs
+from atm_export.inputs import InputSpec, Preprocessing
 from atm_export.methods.plan import MergePlan
 from atm_export.model.reference import Trace, run_reference
 from atm_export.model.vit import TimmBackbone
@@ -157,7 +158,9 @@ def export(
     backbone: TimmBackbone, plan: MergePlan, *, uint8: bool = False, opset: int = 20
 ) -> Exported:
     """Assemble and optimise."""
-    assembled = onnx_from_model(backbone, plan, mean=MEAN, std=STD, uint8_input=uint8, opset=opset)
+    how = Preprocessing(backbone.image_size, 1.0, "bicubic", MEAN, STD)
+    spec = InputSpec(how, "uint8" if uint8 else "float32")
+    assembled = onnx_from_model(backbone, plan, spec, opset=opset)
     return Exported(backbone, plan, assembled, optimize(assembled))
 
 

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from atm_export.config import ModelConfig, ModelSpec
 from atm_export.graph import lint
+from atm_export.inputs import Preprocessing
 from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import Backbone
 from atm_export.model.flops import unmerged_gmacs
 from atm_export.model.reference import Trace, run_reference
 from atm_export.model.zoo import load_model
 from atm_export.model_configs import load_model_config
-from atm_export.preprocess import Preprocessing
 from atm_export.prove.results import LadderResult
 from atm_export.rewrite.twin import Twin
 from tests.exports import export

@@ -39,6 +39,7 @@ def least_facts() -> dict[str, Any]:
             "crop_pct": 1.0,
             "interpolation": "bicubic",
             "crop_mode": "center",
+            "resize": [8, 8],
             "mean": [0.5, 0.5, 0.5],
             "std": [0.5, 0.5, 0.5],
         },

@@ -10,13 +10,13 @@ import onnx
 
 from atm_export import pipeline
 from atm_export.choice import Choice
+from atm_export.inputs import Preprocessing
 from atm_export.measure.data.images import ImageSet
 from atm_export.measure.export import measure
 from atm_export.measure.insight import study
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.plan import plan_for
 from atm_export.model.zoo import load_model
-from atm_export.preprocess import Preprocessing
 from atm_export.prove.results import LadderResult
 from atm_export.resolve import resolve
 from atm_export.runs.writing import WorkFolder, working

@@ -17,11 +17,12 @@ from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.choice import Choice
 from atm_export.cli import main
 from atm_export.config import ModelSpec
+from atm_export.inputs import normalize
 from atm_export.model.flops import trace_gmacs
 from atm_export.model.reference import run_reference
 from atm_export.model.zoo import load_model
 from atm_export.model_configs import load_model_config
-from atm_export.preprocess import crop, normalize
+from atm_export.preprocess import crop
 from atm_export.prove.results import Difference, LadderResult
 from atm_export.resolve import resolve
 from atm_export.runs.writing import broken_files, read_manifest, sha256

@@ -19,10 +19,11 @@ import pytest
 import torch
 
 from atm_export.errors import ImageSizeError
+from atm_export.inputs import Preprocessing, normalize
 from atm_export.methods.plan import MergePlan
 from atm_export.model.reference import run_reference
 from atm_export.model.vit import TimmBackbone
-from atm_export.preprocess import Preprocessing, normalize, read_image, read_images
+from atm_export.preprocess import read_image, read_images
 from atm_export.prove.finished import _rebuilt
 from atm_export.prove.golden_vectors import FILE as GOLDEN
 from atm_export.prove.golden_vectors import scene
@@ -185,7 +186,7 @@ def test_pictures_beyond_the_limits_are_refused_as_in_python(
     line = refused(20, "classify", "--run", uint8_folder, path, kind=kind)
     assert str(path) in line and ("too long and thin" in line or "67108864 in all" in line)
     with pytest.raises(ImageSizeError):
-        read_image(path, load(uint8_folder).preprocessing)
+        read_image(path, load(uint8_folder).input.preprocessing)
 
 
 def test_other_files_are_refused_in_one_line(uint8_folder: Path, tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ import torch
 from atm_export import demo
 from atm_export.config import ModelSpec
 from atm_export.errors import ConfigError
+from atm_export.inputs import normalize
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.reference import run_reference
 from atm_export.model.zoo import load_model
 from atm_export.model_configs import load_model_config
-from atm_export.preprocess import crop, normalize
+from atm_export.preprocess import crop
 from tests.tiny import planned
 
 

@@ -58,8 +58,7 @@ def graph(name: str, policy: str) -> onnx.ModelProto:
         preset = load_model_config(name).presets[method.preset or ""]
         r = (9,) * blocks if preset.gflops is None else paper_r(backbone, plan, preset.gflops)
         plan = plan.frozen(r)
-    how = model.preprocessing
-    traced = optimize(onnx_from_model(backbone, plan, mean=how.mean, std=how.std))
+    traced = optimize(onnx_from_model(backbone, plan, model.input()))
     return with_outputs(traced, ["logits"])
 
 

@@ -13,11 +13,11 @@ from PIL import Image
 
 from atm_export.backends.runner import Array
 from atm_export.errors import DataError
+from atm_export.inputs import Preprocessing
 from atm_export.measure.data.imagenet import imagenet_labels, synset_index
 from atm_export.measure.data.images import LIMIT, load_images
 from atm_export.measure.speed.latency import compare, interleave
 from atm_export.model.demo import digits
-from atm_export.preprocess import Preprocessing
 
 HOW = Preprocessing((16, 16), 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from atm_export.config import ModelSpec
+from atm_export.inputs import normalize
 from atm_export.measure.data.imagenet import imagenet_labels
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.reference import Trace, run_reference
 from atm_export.model.zoo import load_model
 from atm_export.model_configs import load_model_config
-from atm_export.preprocess import normalize, read_images
+from atm_export.preprocess import read_images
 from tests.shared_data import sample_images, shared
 from tests.tiny import planned
 

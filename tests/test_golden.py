@@ -12,10 +12,10 @@ from safetensors.numpy import load_file
 from atm_export.choice import Choice
 from atm_export.config import ModelSpec
 from atm_export.errors import RunFolderError
+from atm_export.inputs import normalize
 from atm_export.model.reference import run_reference
 from atm_export.model.zoo import load_model
 from atm_export.model_configs import load_model_config
-from atm_export.preprocess import normalize
 from atm_export.prove.golden_vectors import MOST_BYTES, golden_vectors, scene
 from atm_export.prove.margins import trace_margin
 from atm_export.prove.tolerances import MARGIN

@@ -15,6 +15,7 @@ PACKAGE = Path(atm_export.__file__).parent
 ORDER = (
     ("errors", "bounds", "comparison", "strict_json", "shapes", "plugins", "settings"),
     (
+        "inputs",
         "imagefiles",
         "pictures",
         "preprocess",

@@ -12,8 +12,8 @@ import pytest
 from onnx import numpy_helper
 
 from atm_export.errors import ParityError
+from atm_export.inputs import Preprocessing
 from atm_export.methods.bipartite.operators import similarity_limit
-from atm_export.preprocess import Preprocessing
 from atm_export.prove import compare, ladder
 from atm_export.prove.inputs import Pixels, cases
 from atm_export.prove.results import LadderResult

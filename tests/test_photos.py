@@ -15,13 +15,14 @@ from atm_export.choice import Choice
 from atm_export.cli import main
 from atm_export.config import ModelSpec
 from atm_export.errors import ConfigError
+from atm_export.inputs import Preprocessing
 from atm_export.measure.data.images import load_images
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.demo import digits
 from atm_export.model.zoo import load_model
 from atm_export.model_configs import load_model_config
 from atm_export.pipeline import _images, _run_key
-from atm_export.preprocess import Preprocessing, crop
+from atm_export.preprocess import crop
 from atm_export.prove.golden_vectors import _pictures
 from atm_export.resolve import resolve
 from atm_export.subject import schedule_from, subject_of

@@ -19,14 +19,16 @@ from PIL import Image
 from atm_export import pictures
 from atm_export.bounds import MAX_THREADS
 from atm_export.errors import DataError, ImageSizeError
+from atm_export.inputs import InputSpec, Preprocessing
 from atm_export.measure.data.decode import decode
 from atm_export.measure.data.readers import FileReader
 from atm_export.pictures import as_rgb, check_size, read_rgb
-from atm_export.preprocess import Preprocessing, crop, read_image
+from atm_export.preprocess import crop, read_image
 from atm_export.runtime.pictures import batch_of, decoded
 
 ROOT = Path(__file__).resolve().parents[1]
 HOW = Preprocessing((48, 48), 0.9, "bicubic", (0.5,) * 3, (0.5,) * 3)
+SPEC = InputSpec(HOW)
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -84,7 +86,7 @@ def test_pictures_beyond_the_limits_are_refused_from_their_headers(
     with pytest.raises(ImageSizeError, match=message):
         decoded(data, HOW)
     with pytest.raises(ImageSizeError, match=rf"long\.png.*{message}"):
-        batch_of(path, HOW, False)
+        batch_of(path, SPEC)
     found = decode(FileReader(path.parent, (path,)), HOW, [0])
     assert not found.kept and re.search(message, found.unreadable[0][1])
 
@@ -104,9 +106,9 @@ def test_an_empty_picture_is_refused(shape: tuple[int, int]) -> None:
 
 def test_pictures_in_memory_are_held_to_the_same_limits() -> None:
     with pytest.raises(ImageSizeError, match="too long and thin"):
-        batch_of(Image.new("RGB", (16000, 1)), HOW, False)
+        batch_of(Image.new("RGB", (16000, 1)), SPEC)
     with pytest.raises(ImageSizeError, match="too long and thin"):
-        batch_of(np.zeros((16000, 1, 3), np.uint8), HOW, False)
+        batch_of(np.zeros((16000, 1, 3), np.uint8), SPEC)
 
 
 def test_the_size_after_resizing_is_capped() -> None:
@@ -227,7 +229,7 @@ def test_32_bit_integers_and_floats_are_refused(values: np.ndarray, what: str) -
     image = Image.fromarray(values)
     for picture in (encoded(image, "TIFF"), image):
         with pytest.raises(DataError, match=f"{what}.*save it as 8-bit"):
-            batch_of(picture, HOW, False)
+            batch_of(picture, SPEC)
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,8 @@ from PIL import Image
 from timm.data import create_transform
 
 from atm_export.errors import ConfigError, DataError
-from atm_export.preprocess import (
-    Preprocessing,
-    crop,
-    list_images,
-    normalize,
-    read_image,
-    read_images,
-)
+from atm_export.inputs import Preprocessing, normalize
+from atm_export.preprocess import crop, list_images, read_image, read_images
 from tests.shared_data import sample_images
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

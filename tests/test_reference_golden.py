@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from atm_export.config import ModelSpec
+from atm_export.inputs import normalize
 from atm_export.methods.tome import TomeSettings
 from atm_export.model.backbone import Backbone, LoadedModel
 from atm_export.model.flops import unmerged_gmacs
@@ -18,7 +19,6 @@ from atm_export.model.reference import Trace, run_reference
 from atm_export.model.vit import TimmBackbone
 from atm_export.model.zoo import load_model
 from atm_export.model_configs import load_model_config
-from atm_export.preprocess import normalize
 from tests.shared_data import golden, golden_images, golden_weights, shared
 from tests.tiny import no_merges
 

@@ -287,7 +287,7 @@ def test_io_binding_gives_the_same(session: Session, pictures: list[Image.Image]
 
 
 def test_equals_timms_transform_on_100_images() -> None:
-    from atm_export.preprocess import Preprocessing
+    from atm_export.inputs import InputSpec, Preprocessing
     from atm_export.runtime.pictures import batch_of
 
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -300,7 +300,7 @@ def test_equals_timms_transform_on_100_images() -> None:
     for path in sample_images(step=5):
         with Image.open(path) as image:
             theirs = transform(image.convert("RGB")).numpy()
-        differences.append((np.abs(batch_of(path, how, False)[0] - theirs) * grey).max())
+        differences.append((np.abs(batch_of(path, InputSpec(how))[0] - theirs) * grey).max())
     assert len(differences) >= 10 and np.max(differences) < 0.01, "grey levels; NaN fails"
 
 

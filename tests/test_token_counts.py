@@ -12,10 +12,10 @@ import torch
 from onnx import numpy_helper, parser
 
 from atm_export.graph.lint import lint
+from atm_export.inputs import Preprocessing
 from atm_export.methods.bipartite.matching import GRID
 from atm_export.methods.bipartite.operators import EMPTY, GUARD, LEAST, NOWHERE, ranking
 from atm_export.methods.tokens import STRIDE, Capacity
-from atm_export.preprocess import Preprocessing
 from atm_export.prove import ladder
 from atm_export.prove.inputs import cases
 from tests.exports import Exported, export

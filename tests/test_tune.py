@@ -16,6 +16,7 @@ import torch
 
 from atm_export.cli import main
 from atm_export.config import Preset
+from atm_export.inputs import Preprocessing
 from atm_export.measure.tune.objective import Known, Limits, know, score, violation
 from atm_export.measure.tune.search import (
     LocalWorkers,
@@ -29,7 +30,6 @@ from atm_export.measure.tune.space import Search
 from atm_export.methods.atm import KNOBS, USUAL, AtmSettings, OperatingPoint
 from atm_export.methods.base import MethodSettings
 from atm_export.model_configs import add_user_preset, load_model_config, user_config_folder
-from atm_export.preprocess import Preprocessing
 from tests.runs import run_command
 from tests.tiny import SIZE, class_token_vit
 

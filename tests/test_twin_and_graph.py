@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from atm_export.inputs import Preprocessing, normalize
 from atm_export.methods.bipartite.matching import GRID, grid_threshold
 from atm_export.methods.bipartite.operators import similarity_limit
 from atm_export.methods.bipartite.rule import with_theta
 from atm_export.methods.plan import MergePlan
 from atm_export.model.reference import Trace, run_reference
-from atm_export.preprocess import Preprocessing, normalize
 from atm_export.prove.margins import trace_margin
 from atm_export.prove.tolerances import MARGIN
 from atm_export.rewrite.twin import Twin

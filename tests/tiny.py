@@ -13,6 +13,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from atm_export.inputs import Preprocessing
 from atm_export.methods import methods
 from atm_export.methods.base import MethodSettings, ModelShape
 from atm_export.methods.bipartite.matching import GRID
@@ -23,7 +24,6 @@ from atm_export.model.backbone import Backbone, LoadedModel
 from atm_export.model.reference import run_reference
 from atm_export.model.vit import TimmBackbone
 from atm_export.model.weights import randomize
-from atm_export.preprocess import Preprocessing
 from atm_export.prove.margins import trace_margin
 from atm_export.prove.tolerances import MARGIN
 from atm_export.tasks.base import OutputSpec

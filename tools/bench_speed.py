@@ -69,6 +69,7 @@ from atm_export.config import RunConfig
 from atm_export.errors import AtmExportError, ConfigError
 from atm_export.graph.assemble import onnx_from_model
 from atm_export.graph.optimize import optimize, with_outputs
+from atm_export.inputs import normalize
 from atm_export.measure.data.images import load_images
 from atm_export.measure.speed import latency
 from atm_export.methods.plan import MergePlan
@@ -78,7 +79,6 @@ from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
 from atm_export.model.zoo import load_model
-from atm_export.preprocess import normalize
 from atm_export.resolve import resolve
 from atm_export.runs.writing import versions
 from atm_export.tasks.base import names
@@ -217,10 +217,9 @@ def export_candidate(name: str, subject: Subject) -> onnx.ModelProto:
     """The graph of one candidate: input `image`, outputs as its task has them."""
     if name == BASELINE:
         return export_timm(subject.model)
-    how = subject.model.preprocessing
-    plan = subject.plans[name]
-    traced = onnx_from_model(subject.model.backbone, plan, mean=how.mean, std=how.std, opset=OPSET)
-    return with_outputs(optimize(traced), names(subject.model.backbone.outputs))
+    model, plan = subject.model, subject.plans[name]
+    traced = onnx_from_model(model.backbone, plan, model.input(), opset=OPSET)
+    return with_outputs(optimize(traced), names(model.backbone.outputs))
 
 
 def export_timm(model: LoadedModel) -> onnx.ModelProto:

@@ -23,6 +23,7 @@ import torch
 
 from atm_export.choice import Choice
 from atm_export.errors import OutputError
+from atm_export.inputs import normalize
 from atm_export.measure.data.samples import open_samples
 from atm_export.methods.atm import AtmSettings, OperatingPoint
 from atm_export.methods.plan import MergePlan
@@ -33,7 +34,7 @@ from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
 from atm_export.model.zoo import load_model
 from atm_export.place import put_files, refuse_loss
-from atm_export.preprocess import normalize, read_image
+from atm_export.preprocess import read_image
 from atm_export.prove.intervals import share_facts
 from atm_export.resolve import resolve
 from atm_export.tasks.classify import LOGITS

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from atm_export.config import ModelSpec
+from atm_export.inputs import normalize
 from atm_export.measure.data.imagenet import imagenet_labels
 from atm_export.model import vit  # noqa: F401  (registers the family)
 from atm_export.model.backbone import families
@@ -22,7 +23,7 @@ from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
 from atm_export.model_configs import load_model_config
-from atm_export.preprocess import list_images, normalize, read_images
+from atm_export.preprocess import list_images, read_images
 from atm_export.tasks.classify import LOGITS
 
 

@@ -13,7 +13,7 @@ from atm_export.errors import ConfigError
 from atm_export.imagefiles import is_folder
 from atm_export.measure.insight import fates
 from atm_export.preprocess import list_images, read_image
-from atm_export.report.pictures import png, regions, side_by_side
+from atm_export.report.pictures import drawable, png, regions, side_by_side
 from atm_export.runs.reading import open_run
 from atm_export.subject import exported_subject
 
@@ -43,6 +43,10 @@ def visualize(
     if not files:
         raise ConfigError("name the images to draw: atm-export visualize RUN IMAGE...")
     backbone = subject.model.backbone
+    if not drawable(backbone.grid):
+        raise ConfigError(
+            f"{subject.model.name} has a grid of {list(backbone.grid)} patches, which is no picture"
+        )
     names = [f"{name}-tokens.png" for name in _names(files)]
     place.refuse_loss(out, names)
     for file, name in zip(files, names, strict=True):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from atm_export.graph import translations, translations_ragged
 from atm_export.graph.translation_cache import parsed_once
+from atm_export.inputs import InputSpec
 from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import Answer, Backbone
 from atm_export.rewrite import names as named
@@ -42,18 +43,17 @@ class Piece(nn.Module):
 
 
 class Entry(Piece):
-    """Image to tokens, or to the answer (`whole`); uint8 [B, H, W, 3] is normalised here."""
+    """Image to tokens, or to the answer (`whole`); uint8 [B, H, W, C] is normalised here."""
 
     def __init__(
         self,
         backbone: Backbone,
-        mean: Sequence[float],
-        std: Sequence[float],
-        uint8: bool,
+        spec: InputSpec,
         whole: bool,
     ) -> None:
         super().__init__()
-        self.backbone, self.uint8, self.whole = backbone, uint8, whole
+        self.backbone, self.uint8, self.whole = backbone, spec.uint8, whole
+        mean, std = spec.preprocessing.mean, spec.preprocessing.std
         self.shift: Tensor
         self.scale: Tensor
         self.register_buffer("shift", 255.0 * torch.tensor(mean, dtype=torch.float32))
@@ -114,36 +114,31 @@ class Sheet:
 def onnx_from_model(
     backbone: Backbone,
     plan: MergePlan,
+    spec: InputSpec,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    uint8_input: bool = False,
     opset: int = 20,
 ) -> onnx.ModelProto:
     """The traced graph: the task's outputs, tokens_per_block [blocks], token_maps [blocks, batch,
     tokens] (where every embedded token is after each block), patch_to_token [batch, patches].
 
-    Input `image`: float32 [batch, 3, H, W], normalised, or uint8 [batch, H, W, 3]. A plan that
-    merges nothing gives the model's own forward pass.
+    A plan that merges nothing gives the model's own forward pass.
     """
-    height, width = backbone.image_size
-    shape = (2, height, width, 3) if uint8_input else (2, 3, height, width)
-    sample = torch.zeros(shape, dtype=torch.uint8 if uint8_input else torch.float32)
+    sample = torch.from_numpy(spec.feed(spec.blank(2)))
     tokens = backbone.tokens
     sheet = Sheet(opset, translations=_translations(plan))
-    where = _first_map(sheet, tokens)
+    where = _first_map(sheet, spec.name, tokens)
     sheet.constant("tokens", np.array([tokens], dtype=np.int64))
-    entry = Entry(backbone, mean, std, uint8_input, whole=not plan.merges)
+    entry = Entry(backbone, spec, whole=not plan.merges)
     answer = _place(
-        sheet, named.MODEL if entry.whole else named.EMBED, entry, [sample], [(0,)], [named.IMAGE]
+        sheet, named.MODEL if entry.whole else named.EMBED, entry, [sample], [(0,)], [spec.name]
     )
     counts, maps = ["tokens"] * len(plan.blocks), [where] * len(plan.blocks)
     if plan.merges:
         answer, counts, maps = _place_blocks(sheet, Twin(backbone, plan), answer[0], where)
-    for spec, value in zip(backbone.outputs, answer, strict=True):
-        sheet.node("Identity", [value], spec.name)
+    for output, value in zip(backbone.outputs, answer, strict=True):
+        sheet.node("Identity", [value], output.name)
     _place_trace(sheet, backbone, plan, counts, maps)
-    return _model(sheet, backbone, plan, uint8_input)
+    return _model(sheet, backbone, plan, spec)
 
 
 def _place_trace(
@@ -295,29 +290,27 @@ def _translations(plan: MergePlan) -> Translations:
     return found
 
 
-def _first_map(sheet: Sheet, tokens: int) -> str:
+def _first_map(sheet: Sheet, image: str, tokens: int) -> str:
     """Every embedded token at its own position, [B, N0]."""
     sheet.constant("positions", np.arange(tokens, dtype=np.int64)[None])
     sheet.constant("axis_0", np.array([0], dtype=np.int64))
     sheet.constant("one", np.array([1], dtype=np.int64))
-    sheet.node("Shape", [named.IMAGE], "batch", start=0, end=1)
+    sheet.node("Shape", [image], "batch", start=0, end=1)
     sheet.node("Concat", ["batch", "one"], "map_shape", axis=0)
     return sheet.node("Expand", ["positions", "map_shape"], "map")
 
 
-def _model(sheet: Sheet, backbone: Backbone, plan: MergePlan, uint8_input: bool) -> onnx.ModelProto:
-    height, width = backbone.image_size
+def _model(sheet: Sheet, backbone: Backbone, plan: MergePlan, spec: InputSpec) -> onnx.ModelProto:
     tokens = backbone.tokens
     blocks = len(plan.blocks)
-    size = ["batch", height, width, 3] if uint8_input else ["batch", 3, height, width]
-    kind = TensorProto.UINT8 if uint8_input else TensorProto.FLOAT
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
     info = helper.make_tensor_value_info
     graph = helper.make_graph(
         sheet.nodes,
         "atm_export",
-        [info(named.IMAGE, kind, size)],
+        [info(spec.name, kind, list(spec.shape))],
         [
-            *(info(spec.name, TensorProto.FLOAT, list(spec.shape)) for spec in backbone.outputs),
+            *(info(out.name, TensorProto.FLOAT, list(out.shape)) for out in backbone.outputs),
             info(
                 TRACE_OUTPUTS[0],
                 TensorProto.INT64,

@@ -13,14 +13,5 @@ from atm_export.model.backbone import LoadedModel
 
 def traced_graph(config: RunConfig, model: LoadedModel, plan: MergePlan) -> onnx.ModelProto:
     """Translate and optimise a model under a plan; all trace outputs on."""
-    how = model.preprocessing
-    return optimize(
-        onnx_from_model(
-            model.backbone,
-            plan,
-            mean=how.mean,
-            std=how.std,
-            uint8_input=config.uint8_input,
-            opset=config.opset,
-        )
-    )
+    spec = model.input(uint8=config.uint8_input)
+    return optimize(onnx_from_model(model.backbone, plan, spec, opset=config.opset))

@@ -39,7 +39,7 @@ def alone(plan: MergePlan) -> MergePlan:
 
 
 def fates(backbone: Backbone, plan: MergePlan, images: Tensor) -> Fates:
-    """Run images [B, 3, H, W], each by itself."""
+    """Run images [B, C, H, W], each by itself."""
     plan = alone(plan)
     trace = join_traces([run_reference(backbone, plan, part) for part in images.split(8)])
     return Fates(

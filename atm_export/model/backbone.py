@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
 from atm_export.config import ModelSpec
 from atm_export.errors import ConfigError, UnsupportedModelError
-from atm_export.preprocess import Preprocessing
+from atm_export.inputs import RGB, InputSpec, Pixels, Preprocessing
 from atm_export.registry import Registry
 from atm_export.tasks import tasks
 from atm_export.tasks.base import OutputSpec, names
@@ -58,6 +59,7 @@ class Backbone(nn.Module, ABC):
     head_rows: leading tokens that the head reads, or None if it pools over all tokens.
     proportional: whether ATM uses proportional attention on this family.
     classes: numbers that the head gives an image. task: what they are, a name of `tasks`.
+    image_size, channels: of the image that `embed` takes. grid: tokens along each of its axes.
     """
 
     task: str = Classify.name
@@ -66,8 +68,9 @@ class Backbone(nn.Module, ABC):
     head_rows: int | None
     proportional: bool = True
     image_size: tuple[int, int]
+    channels: int = RGB
     classes: int
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
 
     @property
     def pooled(self) -> bool:
@@ -82,6 +85,10 @@ class Backbone(nn.Module, ABC):
     def tokens(self) -> int:
         """Tokens that are embedded, prefix included."""
         return self.prefix + self.patches
+
+    def blank(self) -> Tensor:
+        """An image of zeros [1, C, H, W], to count multiply-adds with."""
+        return torch.zeros(1, self.channels, *self.image_size)
 
     @property
     def outputs(self) -> tuple[OutputSpec, ...]:
@@ -119,7 +126,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, image: Tensor) -> Tensor:
-        """Normalised image [B, 3, H, W] to tokens [B, N, D], prefix tokens first."""
+        """Normalised image [B, C, H, W] to tokens [B, N, D], prefix tokens first."""
 
     @abstractmethod
     def parts(self) -> list[BlockParts]:
@@ -162,7 +169,8 @@ class OwnImages:
 class LoadedModel:
     """A backbone with its weights and the facts that travel with every artifact.
 
-    own_images: reads what proves it in the place of the photographs that ship.
+    own_images: reads what proves it in the place of the photographs that ship. Raises
+    UnsupportedModelError where the preprocessing is not of the backbone's size and channels.
     """
 
     name: str
@@ -173,6 +181,26 @@ class LoadedModel:
     licence: str | None = None
     notes: tuple[str, ...] = field(default=())
     own_images: Callable[[], OwnImages] | None = None
+
+    def __post_init__(self) -> None:
+        how, backbone = self.preprocessing, self.backbone
+        for what, told, takes in (
+            ("size", how.size, backbone.image_size),
+            ("number of channels (means)", how.channels, backbone.channels),
+        ):
+            if told != takes:
+                raise UnsupportedModelError(
+                    f"{self.name}: the {what} of the preprocessing is {told}, the model takes "
+                    f"{takes}; say it in the family, or under preprocessing in the config"
+                )
+
+    def input(self, *, uint8: bool = False) -> InputSpec:
+        """What its graph takes."""
+        return InputSpec(self.preprocessing, "uint8" if uint8 else "float32")
+
+    def tensor(self, pixels: Pixels) -> Tensor:
+        """Pixels [k, H, W, C] as the backbone takes them."""
+        return torch.from_numpy(self.input().feed(pixels))
 
 
 LARGEST = 2**31 - 2**26  # bytes: protobuf's limit, less room for the graph itself

@@ -7,10 +7,10 @@ from timm.models.vision_transformer import VisionTransformer
 from atm_export import demo
 from atm_export.config import ModelSpec
 from atm_export.errors import ConfigError
+from atm_export.inputs import Preprocessing
 from atm_export.model.backbone import Limited, LoadedModel, OwnImages, families
 from atm_export.model.vit import TimmBackbone
 from atm_export.model.weights import load_strictly, randomize, read_checkpoint, state_digest
-from atm_export.preprocess import Preprocessing
 
 
 def build_demo(spec: ModelSpec) -> LoadedModel:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from atm_export.config import ModelSpec
 from atm_export.errors import ConfigError
+from atm_export.inputs import RGB
 from atm_export.model.backbone import LoadedModel, families
 from atm_export.model.flops import module_macs
 from atm_export.model.published import PATCH, PublishedBackbone, choose_shape, load_published
@@ -61,11 +62,11 @@ SHAPES = {
 
 
 class Stem(nn.Module):
-    """Image [B, 3, H, W] to a map [B, D, H/16, W/16]: three convolutions and a projection."""
+    """Image [B, C, H, W] to a map [B, D, H/16, W/16]: three convolutions and a projection."""
 
     def __init__(self, dim: int, width: int = 64) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.conv1 = nn.Conv2d(RGB, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
@@ -115,7 +116,7 @@ class LvVit(nn.Module):
         self.aux_head = nn.Linear(shape.dim, shape.classes)
 
     def embed(self, image: Tensor) -> Tensor:
-        """Image [B, 3, H, W] to tokens [B, N, D], the class token first."""
+        """Image [B, C, H, W] to tokens [B, N, D], the class token first."""
         x = self.patch_embed(image).flatten(2).transpose(1, 2)
         first = self.cls_token.expand(x.shape[0], -1, -1)
         return torch.cat([first, x], dim=1) + self.pos_embed
@@ -143,7 +144,7 @@ class LvVitBackbone(PublishedBackbone):
         self.head_rows = None if model.aux == "always" else 1
 
     def stem_gmacs(self) -> float:
-        return module_macs(self.model.patch_embed, torch.zeros(1, 3, *self.image_size)) / 1e9
+        return module_macs(self.model.patch_embed, self.blank()) / 1e9
 
     def head_macs(self, tokens: Tensor) -> Tensor:
         total = super().head_macs(tokens)

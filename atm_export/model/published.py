@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from atm_export.config import ModelConfig, ModelSpec
 from atm_export.errors import ConfigError, WeightsError, unknown_name
+from atm_export.inputs import Preprocessing
 from atm_export.model.backbone import Backbone, BlockParts, LoadedModel
 from atm_export.model.weights import load_strictly, randomize, read_checkpoint, state_digest
-from atm_export.preprocess import Preprocessing
 
 Shape = TypeVar("Shape")
 
@@ -165,7 +165,15 @@ def imagenet_preprocessing(config: ModelConfig, size: tuple[int, int]) -> Prepro
 
 
 def overridden(values: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
-    """Preprocessing settings with those of the config on top."""
+    """Preprocessing settings with those of the config on top; ConfigError for unknown ones, and for
+    a mean or std that is no list of numbers."""
+    known = [field.name for field in fields(Preprocessing)]
+    for name, value in config.preprocessing.items():
+        if name not in known:
+            raise unknown_name("preprocessing setting", name, known)
+        numbers = isinstance(value, list | tuple) and all(type(n) in (int, float) for n in value)
+        if name in ("mean", "std") and not numbers:
+            raise ConfigError(f"preprocessing: {name} must be a list of numbers, one a channel")
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in config.preprocessing.items()}
     return {**values, **given}
 

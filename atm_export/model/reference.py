@@ -43,7 +43,7 @@ Decider = Callable[[int, Signals, BlockRule], Decision]
 
 @torch.inference_mode()
 def run_reference(backbone: Backbone, plan: MergePlan, image: Tensor) -> Trace:
-    """Run `image` [B, 3, H, W], normalised, through the reduced model."""
+    """Run `image` [B, C, H, W], normalised, through the reduced model."""
     if plan.per_image and image.shape[0] > 1:
         return join_traces([run_batch(backbone, plan, one) for one in image.split(1)])
     return run_batch(backbone, plan, image)

@@ -16,6 +16,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from atm_export.config import ModelSpec
+from atm_export.inputs import RGB
 from atm_export.model.backbone import LoadedModel, families
 from atm_export.model.flops import module_macs
 from atm_export.model.published import PATCH, PublishedBackbone, choose_shape, load_published
@@ -91,14 +92,14 @@ class Unfold(nn.Module):
 
 
 class TokensToToken(nn.Module):
-    """Image [B, 3, H, W] to tokens [B, H/16 * W/16, dim]: three unfolds, strides 4, 2 and 2."""
+    """Image [B, C, H, W] to tokens [B, H/16 * W/16, dim]: three unfolds, strides 4, 2 and 2."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.unfold1 = Unfold(3, 7, stride=4, padding=2)
+        self.unfold1 = Unfold(RGB, 7, stride=4, padding=2)
         self.unfold2 = Unfold(TOKEN_DIM, 3, stride=2, padding=1)
         self.unfold3 = Unfold(TOKEN_DIM, 3, stride=2, padding=1)
-        self.attention1 = TokenTransformer(3 * 7 * 7)
+        self.attention1 = TokenTransformer(RGB * 7 * 7)
         self.attention2 = TokenTransformer(TOKEN_DIM * 3 * 3)
         self.project = nn.Linear(TOKEN_DIM * 3 * 3, dim)
 
@@ -140,7 +141,7 @@ class T2TViT(nn.Module):
         self.head = nn.Linear(shape.dim, shape.classes)
 
     def embed(self, image: Tensor) -> Tensor:
-        """Image [B, 3, H, W] to tokens [B, N, D], the class token first."""
+        """Image [B, C, H, W] to tokens [B, N, D], the class token first."""
         x = self.tokens_to_token(image)
         first = self.cls_token.expand(x.shape[0], -1, -1)
         return torch.cat([first, x], dim=1) + self.pos_embed
@@ -161,7 +162,7 @@ class T2TBackbone(PublishedBackbone):
 
     def stem_gmacs(self) -> float:
         module = self.model.tokens_to_token
-        layers = module_macs(module, torch.zeros(1, 3, *self.image_size))
+        layers = module_macs(module, self.blank())
         first = (self.image_size[0] // 4) * (self.image_size[1] // 4)
         attention = sum(2 * n * n * TOKEN_DIM for n in (first, first // 4))
         return (layers + attention) / 1e9

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +26,7 @@ from atm_export.errors import (
     WeightsError,
     unknown_name,
 )
+from atm_export.inputs import Preprocessing
 from atm_export.model.backbone import (
     Backbone,
     BlockParts,
@@ -43,7 +44,6 @@ from atm_export.model.published import (
     take_apart,
 )
 from atm_export.model.weights import check_finite, state_digest
-from atm_export.preprocess import Preprocessing
 
 PLAIN = "timm:vit_small_patch16_224 and timm:vit_small_patch14_dinov2"
 POOLS = ("token", "avg", "avgmax", "max", "map")
@@ -61,6 +61,7 @@ class TimmBackbone(Backbone):
         self.distilled = isinstance(model, VisionTransformerDistilled)
         self.head_rows = 2 if self.distilled else 1 if model.global_pool == "token" else None
         self.image_size = tuple(model.patch_embed.img_size)
+        self.channels = _channels(model.patch_embed)
         self.grid = tuple(model.patch_embed.grid_size)
         self.classes = model.num_classes or model.num_features
 
@@ -100,7 +101,7 @@ class TimmBackbone(Backbone):
         return self.model(image)
 
     def stem_gmacs(self) -> float:
-        return module_macs(self.model.patch_embed, torch.zeros(1, 3, *self.image_size)) / 1e9
+        return module_macs(self.model.patch_embed, self.blank()) / 1e9
 
     def head_macs(self, tokens: Tensor) -> Tensor:
         heads = [self.model.head] + ([self.model.head_dist] if self.distilled else [])
@@ -111,6 +112,12 @@ class TimmBackbone(Backbone):
             total += tokens * (pool.kv.weight.numel() + 2 * width)
             total += linear_weights(pool) - pool.kv.weight.numel()
         return total
+
+
+def _channels(stem: nn.Module) -> int:
+    """Channels of the image: those of the first convolution, a hybrid's being its ResNet's."""
+    first = next(module for module in stem.modules() if isinstance(module, nn.Conv2d))
+    return first.in_channels
 
 
 def refuse_unsupported(model: nn.Module, name: str) -> None:
@@ -158,7 +165,6 @@ def build_timm(spec: ModelSpec) -> LoadedModel:
     """The timm family: build, load weights, resize position embeddings as timm does."""
     config = spec.config
     pretrained_cfg = _pretrained_cfg(config)
-    native = pretrained_cfg.input_size[-1]
     options: dict[str, Any] = dict(config.options)
     _refuse_early(config, spec.name, options)
     model = _create(config, options, pretrained=False)
@@ -168,8 +174,8 @@ def build_timm(spec: ModelSpec) -> LoadedModel:
         # The size is fixed at export: patches are flattened where they are embedded.
         model.dynamic_img_size = False
         model.patch_embed.flatten, model.patch_embed.output_fmt = True, Format.NCHW
-    size = spec.image_size or native
-    if size != model.patch_embed.img_size[0] or size != model.patch_embed.img_size[1]:
+    size = (spec.image_size,) * 2 if spec.image_size else _own_size(options, pretrained_cfg)
+    if size != tuple(model.patch_embed.img_size):
         _resize(model, size, spec.name)
     backbone = TimmBackbone(model, spec.name, config.proportional)
     return LoadedModel(
@@ -265,13 +271,19 @@ def _cache_only_without_network() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def _resize(model: VisionTransformer, size: int, name: str) -> None:
+def _own_size(options: Mapping[str, Any], cfg: Any) -> tuple[int, int]:
+    """Height and width that the config's options name, else those of the pretrained weights."""
+    own = options.get("img_size", cfg.input_size[-1])
+    return (own[0], own[1]) if isinstance(own, list | tuple) else (own, own)
+
+
+def _resize(model: VisionTransformer, size: tuple[int, int], name: str) -> None:
     patch = model.patch_embed.patch_size
-    if size % patch[0] or size % patch[1]:
+    if size[0] % patch[0] or size[1] % patch[1]:
         raise ConfigError(
-            f"--image-size {size} is not a multiple of {name}'s patch size {patch[0]}"
+            f"--image-size {size[0]} is not a multiple of {name}'s patch size {patch[0]}"
         )
-    model.set_input_size(img_size=(size, size))
+    model.set_input_size(img_size=size)
 
 
 def _preprocessing(config: ModelConfig, cfg: Any, size: tuple[int, int]) -> Preprocessing:

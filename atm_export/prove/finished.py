@@ -12,6 +12,7 @@ import numpy as np
 from atm_export.comparison import largest
 from atm_export.errors import AtmExportError, ManifestError, OtherWeightsError, ParityError
 from atm_export.model.reference import Trace, run_reference
+from atm_export.preprocess import drawn
 from atm_export.prove.golden_vectors import scene
 from atm_export.prove.margins import trace_margin
 from atm_export.prove.tolerances import MARGIN
@@ -52,13 +53,13 @@ def _rebuilt(manifest: Mapping[str, Any]) -> Subject:
 
 
 def _decided(subject: Subject, batch: int) -> tuple[np.ndarray[Any, Any], Trace]:
-    """Scenes [batch, H, W, 3] with the firmest decisions, and what the reference makes of them."""
-    model = subject.model
+    """Scenes [batch, H, W, C] with the firmest decisions, and what the reference makes of them."""
+    model, how = subject.model, subject.model.preprocessing
     best: tuple[float, Any, Any] | None = None
     for seed in range(TRIES):
-        size = model.preprocessing.size[::-1]
+        size = how.size[::-1]
         scenes = [scene(size, 5000 + seed * batch + i) for i in range(batch)]
-        pixels = np.stack([np.asarray(image) for image in scenes])
+        pixels = np.stack([drawn(image, how) for image in scenes])
         trace = run_reference(model.backbone, subject.plan, subject.tensor(pixels))
         margin = trace_margin(trace)
         if best is None or margin > best[0]:

@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Pixels = NDArray[np.uint8]
+from atm_export.inputs import Pixels
+
 BATCHES = (1, 3, 8)
 COLOURS = ((128, 128, 128), (0, 0, 0), (255, 255, 255), (200, 30, 60), (20, 90, 160), (7, 7, 9))
 
 
 @dataclass(frozen=True)
 class Case:
-    """One input of the ladder: its kind, its batch size, and candidates [batch, H, W, 3] uint8.
+    """One input of the ladder: its kind, its batch size, and candidates [batch, H, W, C] uint8.
 
     Candidates are tried in order until the reference decides with a margin on one.
     """
@@ -26,7 +26,7 @@ class Case:
 
 
 def cases(images: Pixels, batches: tuple[int, ...] = BATCHES) -> Iterator[Case]:
-    """All kinds at all batch sizes; `images` [k, H, W, 3] are real ones."""
+    """All kinds at all batch sizes; `images` [k, H, W, C] are real ones."""
     for batch in batches:
         yield Case("images", batch, _windows(images, batch))
         yield Case("flat", batch, tuple(_flat(images.shape[1:], batch, i) for i in range(6)))
@@ -45,8 +45,9 @@ def _windows(images: Pixels, batch: int) -> tuple[Pixels, ...]:
 
 
 def _flat(shape: tuple[int, ...], batch: int, first: int) -> Pixels:
-    colours = [COLOURS[(first + i) % len(COLOURS)] for i in range(batch)]
-    return np.stack([np.broadcast_to(np.array(colour, np.uint8), shape) for colour in colours])
+    """Of each colour as many numbers as there are channels, from the first on again."""
+    colours = [np.resize(COLOURS[(first + i) % len(COLOURS)], shape[-1]) for i in range(batch)]
+    return np.stack([np.broadcast_to(colour.astype(np.uint8), shape) for colour in colours])
 
 
 def _noise(shape: tuple[int, ...], batch: int, seed: int) -> Pixels:

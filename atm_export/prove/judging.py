@@ -14,7 +14,6 @@ from atm_export.methods.plan import MergePlan
 from atm_export.methods.rule import NotFollowed
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.reference import Trace, run_reference
-from atm_export.preprocess import normalize
 from atm_export.prove.follow import follow
 from atm_export.prove.inputs import Case, Pixels
 from atm_export.prove.margins import first_difference, trace_margin
@@ -28,7 +27,7 @@ def with_margin(model: LoadedModel, plan: MergePlan, case: Case) -> tuple[Pixels
     """The first candidate that the reference decides with a margin, or the one with the largest."""
     best: tuple[Pixels, Trace, float] | None = None
     for pixels in case.candidates[:MOST_CANDIDATES]:
-        feed = torch.from_numpy(normalize(pixels, model.preprocessing))
+        feed = model.tensor(pixels)
         trace = run_reference(model.backbone, plan, feed)
         margin = trace_margin(trace)
         if best is None or margin > best[2]:
@@ -47,7 +46,7 @@ def judge(
     given = torch.as_tensor(np.asarray(maps))
     if margin >= MARGIN or first_difference(trace.maps, given) is None:
         return trace
-    feed = torch.from_numpy(normalize(pixels, model.preprocessing))
+    feed = model.tensor(pixels)
     try:
         followed, worst = follow(model.backbone, plan, feed, given)
     except NotFollowed:
@@ -60,7 +59,7 @@ def own_noise(
 ) -> dict[str, Floats]:
     """How far the reference's own FP32 outputs are from FP64 ones with the same choices, [B]."""
     exact = copy.deepcopy(model.backbone).double()
-    feed = torch.from_numpy(normalize(pixels, model.preprocessing)).double()
+    feed = model.tensor(pixels).double()
     try:
         outputs = follow(exact, plan, feed, trace.maps)[0].outputs
     except NotFollowed:  # FP64 decides otherwise: nothing is known of the noise

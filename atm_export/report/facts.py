@@ -9,7 +9,6 @@ from atm_export.methods import methods
 from atm_export.methods.base import MergePolicy
 from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import LoadedModel
-from atm_export.rewrite.names import IMAGE
 from atm_export.subject import Subject, schedule_from
 from atm_export.tasks import tasks
 from atm_export.tasks.stated import CLASSIFIER
@@ -17,9 +16,6 @@ from atm_export.tasks.stated import CLASSIFIER
 
 def manifest_facts(config: RunConfig, model: LoadedModel, plan: MergePlan) -> dict[str, Any]:
     """Model, task, weights, method, interface, preprocessing, labels and licence."""
-    backbone = model.backbone
-    height, width = backbone.image_size
-    image = ["batch", height, width, 3] if config.uint8_input else ["batch", 3, height, width]
     return {
         "model": model.name,
         "task": task_of(model),
@@ -27,12 +23,7 @@ def manifest_facts(config: RunConfig, model: LoadedModel, plan: MergePlan) -> di
         "weights": dict(model.weights),
         "method": summarize_method(config, plan),
         "interface": {
-            "input": {
-                "name": IMAGE,
-                "shape": image,
-                "dtype": "uint8" if config.uint8_input else "float32",
-                "normalised": not config.uint8_input,
-            },
+            "input": model.input(uint8=config.uint8_input).facts(),
             "outputs": _outputs(config, model, plan),
         },
         "opset": config.opset,

@@ -13,21 +13,36 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Pixels = NDArray[np.uint8]
+from atm_export.inputs import RGB, Pixels
+
 Map = NDArray[np.int64]
 LEAST = 224  # smaller images are enlarged to about this many pixels
 DIMMED = 5
 OUTLINE = (255, 255, 255)
 
 
+def drawable(grid: tuple[int, ...]) -> bool:
+    """Whether patches lie in rows and columns."""
+    return len(grid) == 2
+
+
+def coloured(pixels: Pixels) -> Pixels:
+    """[H, W, C] as RGB: the channels' mean where they are no colours."""
+    if pixels.shape[2] == RGB:
+        return pixels
+    mean = pixels.mean(axis=2, keepdims=True).round().astype(np.uint8)
+    return mean.repeat(RGB, axis=2)
+
+
 def enlarged(pixels: Pixels) -> Pixels:
-    """Small images by whole pixels, others as they are."""
+    """Small images by whole pixels, others as they are; RGB."""
+    pixels = coloured(pixels)
     scale = max(1, round(LEAST / min(pixels.shape[:2])))
     return pixels.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def regions(pixels: Pixels, patch_to_token: Map, grid: tuple[int, int]) -> Pixels:
-    """Image [H, W, 3] and token of each patch [rows * columns] (-1: dropped) to a drawing, enlarged
+def regions(pixels: Pixels, patch_to_token: Map, grid: tuple[int, ...]) -> Pixels:
+    """Image [H, W, C] and token of each patch [rows * columns] (-1: dropped) to a drawing, enlarged
     if small."""
     rows, columns = grid
     big = enlarged(pixels)
@@ -38,7 +53,7 @@ def regions(pixels: Pixels, patch_to_token: Map, grid: tuple[int, int]) -> Pixel
     flat = of_pixel.reshape(-1)
     count = np.bincount(flat)
     means = np.stack(
-        [np.bincount(flat, inside[..., c].reshape(-1)) / np.maximum(count, 1) for c in range(3)],
+        [np.bincount(flat, inside[..., c].reshape(-1)) / np.maximum(count, 1) for c in range(RGB)],
         axis=1,
     )
     dropped = of_pixel == 0
@@ -64,11 +79,11 @@ def _near(shared: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return near
 
 
-def side_by_side(pixels: Pixels, patch_to_token: Map, grid: tuple[int, int]) -> Pixels:
+def side_by_side(pixels: Pixels, patch_to_token: Map, grid: tuple[int, ...]) -> Pixels:
     """The image and its drawing, next to each other."""
     drawn = regions(pixels, patch_to_token, grid)
     plain = enlarged(pixels)[: drawn.shape[0], : drawn.shape[1]]
-    gap = np.full((drawn.shape[0], 8, 3), 255, np.uint8)
+    gap = np.full((drawn.shape[0], 8, RGB), 255, np.uint8)
     return np.concatenate([plain, gap, drawn], axis=1)
 
 

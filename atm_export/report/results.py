@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from atm_export.report.documents import (
     read_report,
 )
 from atm_export.report.page import FILE, kept_pictures, page, picture_section
-from atm_export.report.pictures import data_url, enlarged, regions
+from atm_export.report.pictures import data_url, drawable, enlarged, regions
 from atm_export.runs import writing
 from atm_export.runs.reading import Run, load_manifest, open_run, sha256
 from atm_export.runs.writing import WorkFolder
@@ -45,14 +46,15 @@ def pictures_of(
     pixels: NDArray[np.uint8],
     names: Sequence[str],
     fate: Fates,
-    grid: tuple[int, int],
+    grid: tuple[int, ...],
     prefix: int,
     *,
     decided_per_image: bool,
 ) -> str:
-    """The easiest and hardest images by remaining tokens, as HTML for the report."""
-    whole = grid[0] * grid[1] + prefix
-    if int(fate.tokens.min()) >= whole:
+    """The easiest and hardest images by remaining tokens, as HTML for the report; none where
+    patches are no rows and columns."""
+    whole = math.prod(grid) + prefix
+    if not drawable(grid) or int(fate.tokens.min()) >= whole:
         return picture_section([], sorted_by_tokens=False)
     order = sorted(range(len(fate.tokens)), key=lambda i: (int(fate.tokens[i]), i))
     if not decided_per_image:

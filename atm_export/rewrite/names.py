@@ -6,7 +6,6 @@ A block's weights are `blocks.3.mlp.fc1.weight`, its values `blocks.3/...`; numb
 
 from __future__ import annotations
 
-IMAGE = "image"
 MODEL, EMBED, HEAD = "model", "embed", "head"
 LIMIT = "limit"  # a threshold: kept under its own name, so that it can be changed in the graph
 _BLOCKS = "blocks"

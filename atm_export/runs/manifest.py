@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from atm_export.inputs import CROP_MODES, INTERPOLATIONS, MOST_CHANNELS, resize_of, shape_of
 from atm_export.shapes import (
     Misfit,
     anything,
@@ -63,10 +64,11 @@ _PREPROCESSING = fields(
     {
         "size": items(SIDE, 2, 2),
         "crop_pct": number(0.05, 4),
-        "interpolation": one_of("bicubic", "bilinear", "nearest", "lanczos"),
-        "crop_mode": one_of("center", "squash"),
-        "mean": items(number(-1000, 1000), 3, 3),
-        "std": items(number(1e-6, 1000), 3, 3),
+        "interpolation": one_of(*INTERPOLATIONS),
+        "crop_mode": one_of(*CROP_MODES),
+        "resize": items(whole(1), 2, 2),
+        "mean": items(number(-1000, 1000), 1, MOST_CHANNELS),
+        "std": items(number(1e-6, 1000), 1, MOST_CHANNELS),
     }
 )
 _GOLDEN = fields(
@@ -170,11 +172,15 @@ def _check_engines(manifest: Mapping[str, Any]) -> None:
 
 
 def _check_interface(manifest: Mapping[str, Any]) -> None:
-    """Input and preprocessing must be of one size."""
+    """Input and preprocessing must be of one size and number of channels."""
     facts, outputs = manifest["interface"]["input"], manifest["interface"]["outputs"]
-    height, width = manifest["preprocessing"]["size"]
-    flat = facts["dtype"] == "float32"
-    shape = ["batch", 3, height, width] if flat else ["batch", height, width, 3]
+    how = manifest["preprocessing"]
+    if len(how["mean"]) != len(how["std"]):
+        raise Misfit("preprocessing.mean and preprocessing.std must be of one length")
+    resize = list(resize_of(tuple(how["size"]), how["crop_pct"]))
+    if how["resize"] != resize:
+        raise Misfit(f"preprocessing.resize must be {resize}, as size and crop_pct say")
+    shape = list(shape_of(facts["dtype"], len(how["mean"]), tuple(how["size"])))
     if facts["shape"] != shape:
         raise Misfit(f"interface.input.shape must be {shape}, as dtype and preprocessing say")
     for name, output in outputs.items():

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atm_export.comparison import Comparison
-from atm_export.preprocess import Preprocessing, normalize
+from atm_export.inputs import InputSpec
 from atm_export.runs.golden import Answers, Golden, read_golden
 from atm_export.runs.reading import Run
 from atm_export.runtime.pictures import decoded
@@ -25,8 +25,7 @@ class Asked(Protocol):
 
     run_folder: Run
     manifest: Mapping[str, Any]
-    preprocessing: Preprocessing
-    uint8: bool
+    input: InputSpec
     answers: Statement
     engine: Mapping[str, Any] | None
 
@@ -58,20 +57,21 @@ def _compare_batch(session: Asked, golden: Golden) -> list[Comparison]:
 
 
 def _compare_picture(session: Asked, golden: Golden) -> list[Comparison]:
-    pixels = decoded(golden.picture.tobytes(), session.preprocessing)
-    levels = np.abs(pixels.astype(int) - golden.picture_pixels).max()
+    if golden.picture is None:
+        return []
+    pixels = decoded(golden.picture.file.tobytes(), session.input.preprocessing)
+    levels = np.abs(pixels.astype(int) - golden.picture.pixels).max()
     allowed = _allowed(session, "picture_grey_levels")
     ours = _answers(session, pixels[None])
     return [
         Comparison("grey levels of a JPEG file", float(levels), allowed),
-        *_compare(session, "a JPEG file", ours, golden.shown, "picture_"),
+        *_compare(session, "a JPEG file", ours, golden.picture.answers, "picture_"),
     ]
 
 
 def _answers(session: Asked, pixels: Array) -> Answers:
     """Outputs of pictures as after the crop; NaN is left for the verdict to find."""
-    image = pixels if session.uint8 else normalize(pixels, session.preprocessing)
-    return session.outputs(image)
+    return session.outputs(session.input.feed(pixels))
 
 
 def _allowed(session: Asked, what: str) -> float:

@@ -24,10 +24,11 @@ from atm_export.errors import (
     NonFiniteError,
     RunFolderError,
 )
+from atm_export.inputs import stated_input
 from atm_export.runs.golden import read_golden
 from atm_export.runs.reading import Run, open_run
 from atm_export.runtime import check
-from atm_export.runtime.pictures import Picture, batch_of, preprocessing
+from atm_export.runtime.pictures import Picture, batch_of
 from atm_export.tasks.base import names
 from atm_export.tasks.classify import likeliest
 from atm_export.tasks.stated import stated
@@ -50,9 +51,10 @@ class Session:
     """Asks one loaded model; safe to share between threads. Made by `load`.
 
     run_folder: the checked folder; manifest: what it says. about: one line on what runs the model
-    and why. answers: the task and its outputs; classes: how many are ranked (0: none). engine:
-    facts of the TensorRT engine that answers, or None. policy: adaptive (an answer depends on the
-    other images of its batch, as in the paper), per-image or frozen (it never does).
+    and why. input: what the graph takes. answers: the task and its outputs; classes: how many are
+    ranked (0: none). engine: facts of the TensorRT engine that answers, or None. policy: adaptive
+    (an answer depends on the other images of its batch, as in the paper), per-image or frozen (it
+    never does).
     """
 
     def __init__(self, run: Run, server: Server) -> None:
@@ -62,8 +64,7 @@ class Session:
         self.providers = server.providers
         self.policy: str = run.manifest["method"]["merge"]
         self.labels: list[str] | None = run.manifest["labels"]
-        self.preprocessing = preprocessing(run.manifest)
-        self.uint8 = run.input["dtype"] == "uint8"
+        self.input = stated_input(run.manifest)
         self.answers = stated(run.manifest)
         self.classes = self.answers.classes
         self.engine: Mapping[str, Any] | None = server.facts
@@ -75,7 +76,7 @@ class Session:
         """The task's main output of one picture or several (of a classifier logits [n, classes]).
 
         A picture is a path, encoded bytes, a PIL image, a uint8 array [h, w, 3] of any size, or an
-        already normalised float array [3, H, W]. All go in as one batch unless batch_size says
+        already normalised float array [C, H, W]. All go in as one batch unless batch_size says
         otherwise; with the policy "adaptive", what shares a batch shares its number of merges.
 
         Raises DataError for what is no picture, ConfigError for batch_size, NonFiniteError for an
@@ -114,10 +115,10 @@ class Session:
             raise DataError(
                 f"{kind} is no picture: give a path, bytes, PIL or NumPy, or a list of them"
             )
-        return batch_of(images, self.preprocessing, self.uint8)
+        return batch_of(images, self.input)
 
     def run(self, image: Array) -> dict[str, Array]:
-        """All outputs by name; image: float32 [n, 3, H, W], or uint8 [n, H, W, 3].
+        """All outputs by name; image: of `input`'s shape and type.
 
         Raises DataError for another shape or type, NonFiniteError for an answer that is none.
         """
@@ -134,15 +135,7 @@ class Session:
 
     def outputs(self, image: Array) -> dict[str, Array]:
         """What `run` returns, finite or not."""
-        facts = self.run_folder.input
-        if not isinstance(image, np.ndarray):
-            raise DataError(f"the graph takes a NumPy array, not {type(image).__name__}")
-        fits = image.ndim == 4 and list(image.shape[1:]) == list(facts["shape"][1:])
-        if not fits or image.dtype != facts["dtype"] or not len(image):
-            raise DataError(
-                f"the graph takes {facts['dtype']} {facts['shape']}, "
-                f"not {image.dtype} {list(image.shape)}"
-            )
+        self.input.check(image)
         outputs = self._server.run(np.ascontiguousarray(image))
         for spec in self.answers.outputs:
             found = outputs.get(spec.name)

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from atm_export.comparison import largest, smallest
+from atm_export.inputs import BATCH, IMAGE
 from atm_export.tasks.agreement import Agreement, Difference, agreements, cosines
 
-BATCH = "batch"
 NAME = re.compile(r"[a-z][a-z0-9_]{0,47}", re.ASCII)
-TAKEN = ("image", "picture", "batch", "token", "patch_")  # of graphs and of golden vectors
+TAKEN = (IMAGE, "picture", BATCH, "token", "patch_")  # of graphs and of golden vectors
 MOST_AXES, MOST_LENGTH = 4, 10**7
 
 

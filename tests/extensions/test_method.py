@@ -21,6 +21,7 @@ from atm_export.choice import Choice
 from atm_export.cli import main
 from atm_export.config import ModelConfig, ModelSpec, RunConfig, exported_config
 from atm_export.errors import ConfigError, UnsupportedModelError
+from atm_export.inputs import Preprocessing
 from atm_export.methods.plan import MergePlan
 from atm_export.methods.rule import NotFollowed
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
@@ -29,7 +30,6 @@ from atm_export.model.reference import attention, run_reference
 from atm_export.model.zoo import load_model
 from atm_export.model_configs import load_model_config
 from atm_export.pipeline import export
-from atm_export.preprocess import Preprocessing
 from atm_export.prove.follow import follow
 from atm_export.prove.ladder import climb
 from atm_export.prove.results import LadderResult

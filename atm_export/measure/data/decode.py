@@ -19,23 +19,21 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import numpy as np
-from numpy.typing import NDArray
 
 from atm_export.errors import AtmExportError
 from atm_export.imagefiles import printable
+from atm_export.inputs import Pixels, Preprocessing
 from atm_export.measure.data.readers import Reader, content_of, read
-from atm_export.pictures import read_rgb
-from atm_export.preprocess import Preprocessing, crop
+from atm_export.pictures import read_rgb, require_pictures
+from atm_export.preprocess import crop
 
 CHUNK = 8  # images a task
 AHEAD = 3  # batches decoded in advance
 
-Pixels = NDArray[np.uint8]
-
 
 @dataclass(frozen=True)
 class Decoded:
-    """A batch: pixels [k, H, W, 3] of the images `kept`, and why the others are missing. contents:
+    """A batch: pixels [k, H, W, C] of the images `kept`, and why the others are missing. contents:
     a hash of the encoded bytes of each image asked for (empty where there are none)."""
 
     pixels: Pixels
@@ -60,7 +58,7 @@ def decode(reader: Reader, how: Preprocessing, chosen: Sequence[int]) -> Decoded
             raise
         except Exception as error:  # decoders of broken files raise nearly anything
             bad.append((i, _reason(error)))
-    stacked = np.stack(pixels) if pixels else np.empty((0, *how.size, 3), np.uint8)
+    stacked = np.stack(pixels) if pixels else np.empty((0, *how.size, how.channels), np.uint8)
     return Decoded(stacked, tuple(kept), tuple(bad), tuple(contents))
 
 
@@ -73,7 +71,9 @@ def _reason(error: Exception) -> str:
 def decoded(
     reader: Reader, how: Preprocessing, batches: Sequence[Sequence[int]], workers: int
 ) -> Iterator[Decoded]:
-    """Batches in order; workers 0 decodes in this process."""
+    """Batches in order; workers 0 decodes in this process. DataError where the model takes no
+    pictures."""
+    require_pictures(how.channels)
     if workers == 0:
         for batch in batches:
             yield _joined([decode(reader, how, batch)])

@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 
 from atm_export import photos
 from atm_export.imagefiles import printable
+from atm_export.inputs import Preprocessing
 from atm_export.model.backbone import OwnImages
-from atm_export.preprocess import Preprocessing, crop, list_images, read_images
+from atm_export.pictures import require_pictures
+from atm_export.preprocess import list_images, read_images, sample
 
 LIMIT = 64
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """pixels [k, H, W, 3] uint8, what they are, and classes and names where they are known."""
+    """pixels [k, H, W, C] uint8, what they are, and classes and names where they are known."""
 
     pixels: NDArray[np.uint8]
     source: str
@@ -37,6 +39,7 @@ def load_images(
     """Up to 64 images of `folder`, evenly spread over its sorted files; without a folder the
     model's own ones, all of them, or else the photographs that ship."""
     if folder is not None:
+        require_pictures(how.channels)
         files = list_images(Path(folder))
         step = max(1, len(files) / LIMIT)
         chosen = [files[int(i * step)] for i in range(min(LIMIT, len(files)))]
@@ -44,9 +47,9 @@ def load_images(
         return ImageSet(read_images(chosen, how), "images of the given folder", names=names)
     if own is not None:
         brought = own()
-        pixels = np.stack([crop(image, how) for image in brought.images])
+        pixels = np.stack([sample(image, how) for image in brought.images])
         return ImageSet(pixels, brought.source, brought.labels)
-    pixels = np.stack([crop(view.image(), how) for view in photos.VIEWS])
+    pixels = np.stack([sample(view.image(), how) for view in photos.VIEWS])
     names = tuple(photos.credit(view.photo) for view in photos.VIEWS)
     return ImageSet(
         pixels, "views of photographs that ship (give --images DIR for yours)", None, names

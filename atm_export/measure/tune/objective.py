@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atm_export.comparison import largest
+from atm_export.inputs import Preprocessing, normalize
 from atm_export.methods.base import MethodSettings
 from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import Backbone
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
-from atm_export.preprocess import Preprocessing, normalize
 from atm_export.prove.intervals import wilson
 from atm_export.subject import Pixels
 
