@@ -203,7 +203,9 @@ def test_other_files_are_refused_in_one_line(uint8_folder: Path, tmp_path: Path)
 def test_the_resized_picture_is_capped_as_in_python(uint8_folder: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(uint8_folder, tmp_path / "run"))
     how = Preprocessing((2000, 2000), 0.9, "bicubic", MEAN, STD)
-    reseal(run, preprocessing=how.facts(), golden=None)
+    interface = json.loads((run / MANIFEST).read_text())["interface"]
+    interface["input"]["shape"] = ["batch", 2000, 2000, 3]
+    reseal(run, preprocessing=how.facts(), interface=interface, golden=None)
     path = tmp_path / "picture.jpg"
     scene((640, 20), 0).save(path)
     line = refused(20, "logits", run, "pixels", path)

@@ -3,6 +3,7 @@
 #include <new>
 
 #include "c_options.hpp"
+#include "input.hpp"
 
 struct atm_session {
   atm_session(const char* folder, const atm::Options& options) : session(folder, options) {
@@ -120,7 +121,7 @@ atm_status atm_predict_rgb(const atm_session* session, const uint8_t* rgb, size_
       throw atm::Error(ATM_IMAGE, "the image has no pixels, or too many");
     }
     const std::string& name = session->ranks();
-    const atm::Picture picture{width, height, {rgb, rgb + width * height * 3}};
+    const atm::Picture picture{width, height, {rgb, rgb + width * height * atm::kRgb}};
     copy(session->session.predict_all({picture}).at(name), logits);
   });
 }

@@ -67,14 +67,14 @@ bool read_rows(jpeg_decompress_struct& info, Handler& handler, std::uint8_t* row
 
 // Pillow's CMYK to RGB; Adobe's files hold inverted values.
 Bytes rgb_of_cmyk(const Bytes& cmyk, bool inverted) {
-  Bytes rgb(cmyk.size() / 4 * 3);
+  Bytes rgb(cmyk.size() / 4 * kRgb);
   for (std::size_t i = 0; i < cmyk.size() / 4; ++i) {
     const int flip = inverted ? 255 : 0;
     const int white = 255 - (cmyk[4 * i + 3] ^ flip);
-    for (std::size_t c = 0; c < 3; ++c) {
+    for (std::size_t c = 0; c < kRgb; ++c) {
       const int product = (cmyk[4 * i + c] ^ flip) * white + 128;
       const int value = white - (((product >> 8) + product) >> 8);
-      rgb[3 * i + c] = static_cast<std::uint8_t>(value < 0 ? 0 : value);
+      rgb[kRgb * i + c] = static_cast<std::uint8_t>(value < 0 ? 0 : value);
     }
   }
   return rgb;
@@ -112,7 +112,7 @@ Picture decode_jpeg(const std::uint8_t* data, std::size_t size, std::size_t most
                                std::to_string(height));
   }
   const bool four = info.out_color_space == JCS_CMYK;
-  Bytes rows(width * height * (four ? 4 : 3));
+  Bytes rows(width * height * (four ? 4 : kRgb));
   if (!read_rows(info, decoder.handler, rows.data())) decoder.refuse();
   if (decoder.handler.truncated) throw Error(ATM_IMAGE, "the image is cut off");
   if (four) rows = rgb_of_cmyk(rows, info.saw_Adobe_marker != 0);

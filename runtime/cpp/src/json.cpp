@@ -1,5 +1,6 @@
 #include "json.hpp"
 
+#include <algorithm>
 #include <set>
 
 namespace atm {
@@ -37,6 +38,12 @@ std::int64_t whole(const json& value, std::int64_t least, std::int64_t most) {
                                   std::string(value.type_name()));
   }
   return value.get<std::int64_t>();
+}
+
+std::string word(const json& value, std::initializer_list<const char*> known) {
+  const auto found = value.get<std::string>();
+  if (std::find(known.begin(), known.end(), found) != known.end()) return found;
+  throw Error(ATM_MANIFEST, "'" + found + "' is not known to this runtime");
 }
 
 }  // namespace atm

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
+#include <string>
 
 #include <nlohmann/json.hpp>
 
@@ -14,5 +16,8 @@ nlohmann::json json_of(const std::uint8_t* begin, std::size_t size);
 
 // A whole number of JSON; Error ATM_MANIFEST for fractions, words and numbers beyond the bounds.
 std::int64_t whole(const nlohmann::json& value, std::int64_t least, std::int64_t most);
+
+// One of the words that this runtime knows; Error ATM_MANIFEST for another.
+std::string word(const nlohmann::json& value, std::initializer_list<const char*> known);
 
 }  // namespace atm

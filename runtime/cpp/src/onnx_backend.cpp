@@ -1,5 +1,3 @@
-#include <array>
-
 #include <onnxruntime_cxx_api.h>
 
 #include "backend.hpp"
@@ -55,7 +53,7 @@ class OnnxBackend final : public Backend {
  private:
   Answers run_or_throw(const void* image, std::size_t images) {
     const Ort::Value input = tensor(image, images);
-    const char* in = facts_.input.c_str();
+    const char* in = facts_.input.name.c_str();
     std::vector<const char*> out;
     for (const OutputFacts& output : facts_.task.outputs) out.push_back(output.name.c_str());
     const auto made =
@@ -81,18 +79,15 @@ class OnnxBackend final : public Backend {
 
   // A view of the caller's image; ONNX Runtime does not write to inputs.
   Ort::Value tensor(const void* image, std::size_t images) const {
-    const auto n = static_cast<std::int64_t>(images);
-    const auto height = static_cast<std::int64_t>(facts_.preprocessing.height);
-    const auto width = static_cast<std::int64_t>(facts_.preprocessing.width);
-    const std::size_t count = images * static_cast<std::size_t>(3 * height * width);
-    if (facts_.uint8) {
-      const std::array<std::int64_t, 4> shape = {n, height, width, 3};
+    const auto shape = facts_.input.shape(images);
+    const std::size_t count = images * facts_.input.preprocessing.numbers();
+    if (facts_.input.uint8) {
       auto* data = const_cast<std::uint8_t*>(static_cast<const std::uint8_t*>(image));
-      return Ort::Value::CreateTensor<std::uint8_t>(memory_, data, count, shape.data(), 4);
+      return Ort::Value::CreateTensor<std::uint8_t>(memory_, data, count, shape.data(),
+                                                    shape.size());
     }
-    const std::array<std::int64_t, 4> shape = {n, 3, height, width};
     auto* data = const_cast<float*>(static_cast<const float*>(image));
-    return Ort::Value::CreateTensor<float>(memory_, data, count, shape.data(), 4);
+    return Ort::Value::CreateTensor<float>(memory_, data, count, shape.data(), shape.size());
   }
 
   Facts facts_;

@@ -38,6 +38,27 @@ Size resized(const Picture& picture, const Preprocessing& how) {
                              std::to_string(height) + " pixels: " + why);
 }
 
+// Pillow's "L" of RGB: ITU-R 601-2, in 16 fractional bits.
+Bytes grey_of(const Bytes& rgb) {
+  Bytes grey(rgb.size() / kRgb);
+  for (std::size_t i = 0; i < grey.size(); ++i) {
+    const std::uint8_t* pixel = rgb.data() + kRgb * i;
+    const unsigned sum = pixel[0] * 19595u + pixel[1] * 38470u + pixel[2] * 7471u + 0x8000u;
+    grey[i] = static_cast<std::uint8_t>(sum >> 16);
+  }
+  return grey;
+}
+
+// A picture as a model of so many channels sees it.
+Raster raster_of(const Picture& picture, const Preprocessing& how) {
+  if (!how.pictured()) {
+    throw Error(ATM_ARGUMENT, "the model takes " + std::to_string(how.channels()) +
+                                  " channels, which no picture has; give arrays");
+  }
+  const bool grey = how.channels() == kGrey;
+  return {picture.width, picture.height, how.channels(), grey ? grey_of(picture.rgb) : picture.rgb};
+}
+
 }  // namespace
 
 void check_size(std::size_t width, std::size_t height) {
@@ -53,7 +74,7 @@ void check_size(std::size_t width, std::size_t height) {
 
 Bytes crop(const Picture& picture, const Preprocessing& how) {
   check_size(picture.width, picture.height);
-  if (picture.rgb.size() != picture.width * picture.height * 3) {
+  if (picture.rgb.size() != picture.width * picture.height * kRgb) {
     throw Error(ATM_IMAGE, "a picture's bytes do not fit its width and height");
   }
   const Size size = resized(picture, how);
@@ -61,34 +82,37 @@ Bytes crop(const Picture& picture, const Preprocessing& how) {
     refuse("would be resized to", size.width, size.height,
            std::to_string(kMostResized) + " in all at most; crop it");
   }
-  const Picture whole = resize(picture, size.width, size.height, how.interpolation);
+  const Raster whole =
+      resize(raster_of(picture, how), size.width, size.height, how.interpolation);
   const auto from_top = static_cast<double>(whole.height) - static_cast<double>(how.height);
   const auto from_left = static_cast<double>(whole.width) - static_cast<double>(how.width);
   const std::int64_t top = rounded(from_top / 2), left = rounded(from_left / 2);
-  Bytes pixels(how.height * how.width * 3, 0);  // black beyond the picture, as in Pillow
+  const auto step = static_cast<std::int64_t>(how.channels());
+  Bytes pixels(how.numbers(), 0);  // black beyond the picture, as in Pillow
   for (std::size_t y = 0; y < how.height; ++y) {
     const std::int64_t row = top + static_cast<std::int64_t>(y);
     if (row < 0 || row >= static_cast<std::int64_t>(whole.height)) continue;
     const std::int64_t begin = std::max<std::int64_t>(left, 0);
     const std::int64_t end = std::min(left + static_cast<std::int64_t>(how.width),
                                       static_cast<std::int64_t>(whole.width));
-    const auto line = whole.rgb.begin() + row * static_cast<std::int64_t>(whole.width) * 3;
-    const auto to = pixels.begin() + (static_cast<std::int64_t>(y * how.width) + begin - left) * 3;
-    if (begin < end) std::copy(line + begin * 3, line + end * 3, to);
+    const auto line = whole.pixels.begin() + row * static_cast<std::int64_t>(whole.width) * step;
+    const auto at = static_cast<std::int64_t>(y * how.width) + begin - left;
+    const auto to = pixels.begin() + at * step;
+    if (begin < end) std::copy(line + begin * step, line + end * step, to);
   }
   return pixels;
 }
 
 std::vector<float> normalize(const std::uint8_t* pixels, std::size_t images,
                              const Preprocessing& how) {
-  const std::size_t area = how.height * how.width;
-  std::vector<float> image(images * area * 3);
+  const std::size_t area = how.height * how.width, channels = how.channels();
+  std::vector<float> image(images * how.numbers());
   for (std::size_t i = 0; i < images; ++i) {
-    for (std::size_t c = 0; c < 3; ++c) {
-      const std::uint8_t* from = pixels + i * area * 3 + c;
-      float* to = image.data() + (i * 3 + c) * area;
+    for (std::size_t c = 0; c < channels; ++c) {
+      const std::uint8_t* from = pixels + i * how.numbers() + c;
+      float* to = image.data() + (i * channels + c) * area;
       for (std::size_t p = 0; p < area; ++p) {
-        to[p] = (static_cast<float>(from[3 * p]) / 255.0f - how.mean[c]) / how.deviation[c];
+        to[p] = (static_cast<float>(from[channels * p]) / 255.0f - how.mean[c]) / how.deviation[c];
       }
     }
   }

@@ -1,6 +1,7 @@
 // After Pillow's Resample.c: coefficients in double, then integers with 22 fractional bits, a
 // horizontal pass and a vertical pass, each rounded to 8 bits.
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "preprocess.hpp"
@@ -80,20 +81,43 @@ struct Axis {
   std::size_t lines, in_step, in_stride, out_step, out_stride;
 };
 
+// A number of channels that the compiler knows: the innermost loop.
+template <std::size_t Channels>
 void resample(const std::uint8_t* in, std::uint8_t* out, const std::vector<Window>& by,
               const Axis& axis) {
   for (std::size_t line = 0; line < axis.lines; ++line) {
     for (std::size_t i = 0; i < by.size(); ++i) {
       const std::uint8_t* from = in + line * axis.in_stride + by[i].first * axis.in_step;
-      std::int32_t sum[3] = {1 << (kBits - 1), 1 << (kBits - 1), 1 << (kBits - 1)};
+      std::array<std::int32_t, Channels> sum;
+      sum.fill(1 << (kBits - 1));
       for (const std::int32_t weight : by[i].weights) {
-        for (std::size_t c = 0; c < 3; ++c) sum[c] += weight * from[c];
+        for (std::size_t c = 0; c < Channels; ++c) sum[c] += weight * from[c];
         from += axis.in_step;
       }
       std::uint8_t* to = out + line * axis.out_stride + i * axis.out_step;
-      for (std::size_t c = 0; c < 3; ++c) to[c] = clip(sum[c]);
+      for (std::size_t c = 0; c < Channels; ++c) to[c] = clip(sum[c]);
     }
   }
+}
+
+Raster resampled(const Raster& from, std::size_t width, std::size_t height,
+                 const std::vector<Window>& by, const Axis& axis) {
+  Raster to{width, height, from.channels, Bytes(width * height * from.channels)};
+  const auto work = from.channels == kGrey ? resample<kGrey> : resample<kRgb>;
+  work(from.pixels.data(), to.pixels.data(), by, axis);
+  return to;
+}
+
+Raster across(const Raster& from, std::size_t width, const Filter& filter) {
+  const std::size_t n = from.channels;
+  return resampled(from, width, from.height, windows(from.width, width, filter),
+                   {from.height, n, from.width * n, n, width * n});
+}
+
+Raster down(const Raster& from, std::size_t height, const Filter& filter) {
+  const std::size_t n = from.channels, row = from.width * n;
+  return resampled(from, from.width, height, windows(from.height, height, filter),
+                   {from.width, row, n, row, n});
 }
 
 // The inputs that `out` nearest outputs show; Pillow adds step to step, so its roundings add up.
@@ -108,14 +132,15 @@ std::vector<std::size_t> nearest_places(std::size_t in, std::size_t out) {
   return places;
 }
 
-Picture nearest(const Picture& from, std::size_t width, std::size_t height) {
-  Picture to{width, height, {}};
-  to.rgb.reserve(width * height * 3);
+Raster nearest(const Raster& from, std::size_t width, std::size_t height) {
+  const std::size_t n = from.channels;
+  Raster to{width, height, n, {}};
+  to.pixels.reserve(width * height * n);
   const auto columns = nearest_places(from.width, width);
   for (const std::size_t row : nearest_places(from.height, height)) {
     for (const std::size_t column : columns) {
-      const auto pixel = from.rgb.begin() + static_cast<std::ptrdiff_t>((row * from.width + column) * 3);
-      to.rgb.insert(to.rgb.end(), pixel, pixel + 3);
+      const std::uint8_t* pixel = from.pixels.data() + (row * from.width + column) * n;
+      to.pixels.insert(to.pixels.end(), pixel, pixel + n);
     }
   }
   return to;
@@ -123,22 +148,14 @@ Picture nearest(const Picture& from, std::size_t width, std::size_t height) {
 
 }  // namespace
 
-Picture resize(const Picture& from, std::size_t width, std::size_t height,
-               const std::string& interpolation) {
-  if (from.width == width && from.height == height) return from;
-  if (interpolation == "nearest") return nearest(from, width, height);
+Raster resize(Raster raster, std::size_t width, std::size_t height,
+              const std::string& interpolation) {
+  if (raster.width == width && raster.height == height) return raster;
+  if (interpolation == "nearest") return nearest(raster, width, height);
   const Filter filter = filter_of(interpolation);
-  Picture across = from;
-  if (width != from.width) {
-    across = {width, from.height, Bytes(width * from.height * 3)};
-    resample(from.rgb.data(), across.rgb.data(), windows(from.width, width, filter),
-             {from.height, 3, from.width * 3, 3, width * 3});
-  }
-  if (height == from.height) return across;
-  Picture to{width, height, Bytes(width * height * 3)};
-  resample(across.rgb.data(), to.rgb.data(), windows(from.height, height, filter),
-           {width, width * 3, 3, width * 3, 3});
-  return to;
+  if (width != raster.width) raster = across(raster, width, filter);
+  if (height != raster.height) raster = down(raster, height, filter);
+  return raster;
 }
 
 }  // namespace atm

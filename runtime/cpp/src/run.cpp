@@ -1,7 +1,5 @@
 #include "run.hpp"
 
-#include <algorithm>
-#include <cmath>
 #include <filesystem>
 #include <fstream>
 
@@ -14,7 +12,6 @@ namespace {
 using nlohmann::json;
 
 constexpr int kFormat = 2;
-constexpr std::int64_t kLargestSide = 4096;
 constexpr std::uint64_t kMostManifest = 16 << 20;
 const std::string kSealKey = "\"seal\": \"";
 
@@ -41,42 +38,6 @@ bool seal_holds(std::string text) {
   return sha256(text.data(), text.size()) == seal;
 }
 
-std::size_t side(const json& value) {
-  return static_cast<std::size_t>(whole(value, 1, kLargestSide));
-}
-
-// One of the words that this runtime knows.
-std::string word(const json& value, std::initializer_list<const char*> known) {
-  const auto found = value.get<std::string>();
-  if (std::find(known.begin(), known.end(), found) != known.end()) return found;
-  throw Error(ATM_MANIFEST, "'" + found + "' is not known to this runtime");
-}
-
-Preprocessing preprocessing_of(const json& facts) {
-  Preprocessing how;
-  how.height = side(facts.at("size").at(0));
-  how.width = side(facts.at("size").at(1));
-  how.cover_height = side(facts.at("resize").at(0));
-  how.cover_width = side(facts.at("resize").at(1));
-  const double share = facts.at("crop_pct").get<double>();
-  const auto covers = [share](std::size_t shown, std::size_t cover) {
-    return std::floor(static_cast<double>(shown) / share) == static_cast<double>(cover);
-  };
-  if (!covers(how.height, how.cover_height) || !covers(how.width, how.cover_width)) {
-    throw Error(ATM_MANIFEST, "resize and crop_pct");
-  }
-  how.interpolation =
-      word(facts.at("interpolation"), {"bicubic", "bilinear", "lanczos", "nearest"});
-  how.squash = word(facts.at("crop_mode"), {"center", "squash"}) == "squash";
-  for (std::size_t i = 0; i < 3; ++i) {
-    how.mean[i] = facts.at("mean").at(i).get<float>();
-    how.deviation[i] = facts.at("std").at(i).get<float>();
-    const bool usable = std::isfinite(how.mean[i]) && std::isfinite(how.deviation[i]);
-    if (!usable || !(how.deviation[i] > 0)) throw Error(ATM_MANIFEST, "mean or std");
-  }
-  return how;
-}
-
 Golden golden_of(const json& facts) {
   const json& tolerance = facts.at("tolerance");
   return {facts.at("file").get<std::string>(), tolerance.at("picture_grey_levels").get<double>()};
@@ -100,13 +61,10 @@ EngineFacts engine_of(const json& facts, const std::map<std::string, FileFacts>&
 
 Facts facts_of(const json& manifest, const std::map<std::string, FileFacts>& files) {
   Facts facts;
-  const json& input = manifest.at("interface").at("input");
   facts.policy = word(manifest.at("method").at("merge"), {"adaptive", "per-image", "frozen"});
   whole(manifest.at("opset"), 1, 1000);
-  facts.input = input.at("name").get<std::string>();
-  facts.uint8 = input.at("dtype").get<std::string>() == "uint8";
   facts.task = task_of(manifest);
-  facts.preprocessing = preprocessing_of(manifest.at("preprocessing"));
+  facts.input = input_of(manifest);
   if (!manifest.at("labels").is_null()) {
     facts.labels = manifest.at("labels").get<std::vector<std::string>>();
     if (facts.labels.size() != facts.task.classes()) throw Error(ATM_MANIFEST, "labels");

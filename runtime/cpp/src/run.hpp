@@ -8,20 +8,12 @@
 #include <vector>
 
 #include "atm_runtime/atm_runtime.hpp"
+#include "input.hpp"
 #include "task.hpp"
 
 namespace atm {
 
 using Bytes = std::vector<std::uint8_t>;
-
-// Input size, resize rule and normalisation, as atm_export/preprocess.py.
-struct Preprocessing {
-  std::size_t height = 0, width = 0;                // of the graph's input
-  std::size_t cover_height = 0, cover_width = 0;    // before the crop
-  std::string interpolation;                        // bicubic, bilinear, lanczos, nearest
-  bool squash = false;                              // both sides, aspect ratio not kept
-  float mean[3] = {0, 0, 0}, deviation[3] = {1, 1, 1};
-};
 
 struct Golden {
   std::string file;
@@ -39,10 +31,8 @@ struct EngineFacts {
 // What the manifest says, in the types that the runtime uses.
 struct Facts {
   std::string policy;
-  std::string input;
-  bool uint8 = false;
+  InputFacts input;
   TaskFacts task;
-  Preprocessing preprocessing;
   std::vector<std::string> labels;  // empty: none known
   bool has_golden = false;
   Golden golden;

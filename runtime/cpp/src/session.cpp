@@ -35,6 +35,12 @@ std::map<std::string, std::vector<float>> named(Answers answers, const TaskFacts
   return found;
 }
 
+double grey_levels(const Bytes& ours, const std::uint8_t* theirs) {
+  int most = 0;
+  for (std::size_t i = 0; i < ours.size(); ++i) most = std::max(most, std::abs(ours[i] - theirs[i]));
+  return most;
+}
+
 // The golden file with its shapes checked against the manifest.
 class GoldenVectors {
  public:
@@ -44,21 +50,13 @@ class GoldenVectors {
     }
     file_ = run.read(facts_.golden.file);
     tensors_ = tensors_of(file_);
-    const Preprocessing& how = facts_.preprocessing;
-    const std::size_t image = how.height * how.width * 3;
-    const std::size_t images = get("images").rows();
-    bool fits = images > 0 && batch() > 0 && batch() <= images && !get("images").floats &&
-                get("images").count == images * image && !get("picture").floats &&
-                get("picture").count > 0 && get("picture_pixels").count == image &&
-                !get("picture_pixels").floats;
-    for (const OutputFacts& output : facts_.task.outputs) {
-      const std::size_t row = output.row();
-      fits = fits && get(output.name).count == images * row &&
-             get("batch_" + output.name).count == batch() * row &&
-             get("picture_" + output.name).count == row;
+    if (!images_fit() || (pictured() && !picture_fits())) {
+      throw Error(ATM_CHANGED_FILE, "the golden vectors do not fit the manifest");
     }
-    if (!fits) throw Error(ATM_CHANGED_FILE, "the golden vectors do not fit the manifest");
   }
+
+  // Whether there is a JPEG file: only a model of grey or RGB takes one.
+  bool pictured() const { return facts_.input.preprocessing.pictured(); }
 
   // How many of the images were answered as one batch.
   std::size_t batch() const { return get("batch_" + facts_.task.outputs[0].name).rows(); }
@@ -70,6 +68,28 @@ class GoldenVectors {
   }
 
  private:
+  bool images_fit() const {
+    const Tensor& shown = get("images");
+    const std::size_t images = shown.rows();
+    bool fits = images > 0 && batch() > 0 && batch() <= images && !shown.floats &&
+                shown.count == images * facts_.input.preprocessing.numbers();
+    for (const OutputFacts& output : facts_.task.outputs) {
+      fits = fits && get(output.name).count == images * output.row() &&
+             get("batch_" + output.name).count == batch() * output.row();
+    }
+    return fits;
+  }
+
+  bool picture_fits() const {
+    const Tensor &file = get("picture"), &pixels = get("picture_pixels");
+    bool fits = !file.floats && file.count > 0 && !pixels.floats &&
+                pixels.count == facts_.input.preprocessing.numbers();
+    for (const OutputFacts& output : facts_.task.outputs) {
+      fits = fits && get("picture_" + output.name).count == output.row();
+    }
+    return fits;
+  }
+
   const Facts& facts_;
   Bytes file_;
   std::map<std::string, Tensor> tensors_;
@@ -131,15 +151,16 @@ std::vector<Comparison> Session::check_golden() const {
     }
   }
   const Answers batch = answer_pixels(images.data, golden.batch());
-  const Tensor& file = golden.get("picture");
-  const Bytes pixels = crop(decode_jpeg(file.data, file.count), run_->facts().preprocessing);
-  int levels = 0;
-  for (std::size_t i = 0; i < pixels.size(); ++i) {
-    levels = std::max(levels, std::abs(pixels[i] - golden.get("picture_pixels").data[i]));
+  std::vector<Comparison> found;
+  Answers shown;
+  if (golden.pictured()) {
+    const Tensor& file = golden.get("picture");
+    const Bytes pixels = crop(decode_jpeg(file.data, file.count), run_->facts().input.preprocessing);
+    found.push_back({"grey levels of a JPEG file",
+                     grey_levels(pixels, golden.get("picture_pixels").data),
+                     run_->facts().golden.grey_levels, true});
+    shown = answer_pixels(pixels.data(), 1);
   }
-  const Answers shown = answer_pixels(pixels.data(), 1);
-  std::vector<Comparison> found = {
-      {"grey levels of a JPEG file", double(levels), run_->facts().golden.grey_levels, true}};
   for (std::size_t k = 0; k < outputs.size(); ++k) {
     const std::string& name = outputs[k].name;
     const auto add = [&](const char* what, const Answers& ours, const char* kind,
@@ -149,14 +170,14 @@ std::vector<Comparison> Session::check_golden() const {
     };
     add(" of single images", alone, "", outputs[k].allowed);
     add(" of a batch", batch, "batch_", outputs[k].allowed);
-    add(" of a JPEG file", shown, "picture_", outputs[k].picture);
+    if (golden.pictured()) add(" of a JPEG file", shown, "picture_", outputs[k].picture);
   }
   return found;
 }
 
 Session::Answers Session::answer_pixels(const std::uint8_t* pixels, std::size_t images) const {
-  if (run_->facts().uint8) return answer(pixels, images);
-  return answer(normalize(pixels, images, run_->facts().preprocessing).data(), images);
+  if (run_->facts().input.uint8) return answer(pixels, images);
+  return answer(normalize(pixels, images, run_->facts().input.preprocessing).data(), images);
 }
 
 Session::Answers Session::answer(const void* image, std::size_t images) const {
@@ -189,7 +210,7 @@ std::map<std::string, std::vector<float>> Session::predict_all(
 Session::Answers Session::answer_pictures(const std::vector<Picture>& pictures) const {
   Bytes batch;
   for (const Picture& picture : pictures) {
-    const Bytes pixels = crop(picture, run_->facts().preprocessing);
+    const Bytes pixels = crop(picture, run_->facts().input.preprocessing);
     batch.insert(batch.end(), pixels.begin(), pixels.end());
   }
   if (batch.empty()) throw Error(ATM_ARGUMENT, "no image given");
@@ -197,9 +218,10 @@ Session::Answers Session::answer_pictures(const std::vector<Picture>& pictures) 
 }
 
 std::vector<std::uint8_t> Session::prepare(const Picture& picture) const {
-  Bytes pixels = crop(picture, run_->facts().preprocessing);
-  if (run_->facts().uint8) return pixels;
-  const auto image = normalize(pixels.data(), 1, run_->facts().preprocessing);
+  const InputFacts& input = run_->facts().input;
+  Bytes pixels = crop(picture, input.preprocessing);
+  if (input.uint8) return pixels;
+  const auto image = normalize(pixels.data(), 1, input.preprocessing);
   const auto* bytes = reinterpret_cast<const std::uint8_t*>(image.data());
   return {bytes, bytes + image.size() * sizeof(float)};
 }
@@ -238,11 +260,11 @@ const std::string& Session::task() const { return run_->facts().task.name; }
 const std::string& Session::ranks() const { return run_->facts().task.ranks; }
 
 std::size_t Session::pixel_bytes() const {
-  return run_->facts().preprocessing.height * run_->facts().preprocessing.width * 3;
+  return run_->facts().input.preprocessing.numbers();
 }
 
 std::size_t Session::image_bytes() const {
-  return pixel_bytes() * (run_->facts().uint8 ? 1 : sizeof(float));
+  return run_->facts().input.bytes();
 }
 
 std::string Session::label(std::size_t index) const {

@@ -203,8 +203,7 @@ class TensorRtBackend final : public Backend {
   }
 
   void infer(Context& at, const void* image, std::size_t images, Answers& answers) {
-    const Preprocessing& how = facts_.preprocessing;
-    const std::size_t bytes = images * how.height * how.width * 3 * (facts_.uint8 ? 1 : 4);
+    const std::size_t bytes = images * facts_.input.bytes();
     if (at.input.reserve(bytes) || at.images != images) at.forget_graph();
     if (at.input.data() == nullptr) throw Error(ATM_NO_MEMORY, "no device memory left");
     check(cudaMemcpyAsync(at.input.data(), image, bytes, cudaMemcpyHostToDevice, at.stream), "in");
@@ -233,13 +232,11 @@ class TensorRtBackend final : public Backend {
   }
 
   void bind(Context& at, std::size_t images) {
-    const Preprocessing& how = facts_.preprocessing;
-    const std::size_t sides[2][3] = {{3, how.height, how.width}, {how.height, how.width, 3}};
+    const auto shape = facts_.input.shape(images);
     nvinfer1::Dims dims{};
-    dims.nbDims = 4;
-    dims.d[0] = static_cast<std::int64_t>(images);
-    for (int i = 0; i < 3; ++i) dims.d[i + 1] = static_cast<std::int64_t>(sides[facts_.uint8][i]);
-    const char* name = facts_.input.c_str();
+    dims.nbDims = static_cast<std::int32_t>(shape.size());
+    std::copy(shape.begin(), shape.end(), dims.d);
+    const char* name = facts_.input.name.c_str();
     bool taken = at.execution->setInputShape(name, dims) &&
                  at.execution->setTensorAddress(name, at.input.data());
     for (std::size_t i = 0; i < at.outputs.size(); ++i) {

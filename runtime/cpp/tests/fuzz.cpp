@@ -108,7 +108,7 @@ void try_one(const Corpus& corpus, Mutator& random, std::size_t kind) {
     }
   } else if (kind == 2) {
     const Bytes data = random.mutated(corpus.jpeg);
-    atm::crop(atm::decode_jpeg(data.data(), data.size(), 1 << 20), corpus.facts.preprocessing);
+    atm::crop(atm::decode_jpeg(data.data(), data.size(), 1 << 20), corpus.facts.input.preprocessing);
   } else {
     Bytes graph = corpus.graph;
     graph.resize(random.below(graph.size()));

@@ -100,10 +100,11 @@ class ATM_API Session {
 
   // The task's main output, all finite (of a classifier logits [pictures, classes], row by row).
   // All pictures go in as one batch; with the policy "adaptive" what shares a batch shares its
-  // number of merges. Safe from any thread.
+  // number of merges. A model of one channel sees a picture's grey; Error ATM_ARGUMENT where it has
+  // other than one or three, which `run` takes. Safe from any thread.
   std::vector<float> predict(const std::vector<Picture>& pictures) const;
 
-  // The same of what the graph takes: float32 [n, 3, H, W] normalised, or uint8 [n, H, W, 3].
+  // The same of what the graph takes: float32 [n, C, H, W] normalised, or uint8 [n, H, W, C].
   std::vector<float> run(const void* image, std::size_t images) const;
 
   // All outputs by name, of pictures and of what the graph takes.
