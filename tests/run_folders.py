@@ -36,7 +36,7 @@ def tiny_run(out: Path, variant: str, merge: str = "adaptive") -> Path:
     digest = {"source": "random", "sha256": "0" * 64, "meaningless_accuracy": True}
     model = LoadedModel("tiny", made.backbone, how, digest, LABELS)
     with working(out, "key") as work:
-        _write(Subject(config, model, made.plan), made.shipped, work, out)
+        write(Subject(config, model, made.plan), made.shipped, work, out)
     return out
 
 
@@ -47,17 +47,17 @@ def real_run(out: Path, **options: Any) -> Path:
     subject = Subject(config, model, plan_for(model.backbone, config.method))
     with working(out, "key") as work:
         _, shipped = pipeline.translate(subject, work, lambda text: None)
-        _write(subject, shipped, work, out)
+        write(subject, shipped, work, out)
     return out
 
 
 def _noise(model: LoadedModel) -> ImageSet:
-    size = model.backbone.image_size
-    pixels = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
+    shape = model.input().blank(2).shape
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     return ImageSet(pixels, "noise")
 
 
-def _write(subject: Subject, shipped: onnx.ModelProto, work: WorkFolder, out: Path) -> None:
+def write(subject: Subject, shipped: onnx.ModelProto, work: WorkFolder, out: Path) -> None:
     """The pipeline's end, with nothing compared."""
     images = _noise(subject.model)
     proof = LadderResult((), (), specs=subject.model.backbone.outputs)

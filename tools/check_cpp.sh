@@ -35,5 +35,7 @@ echo "== C++ runtime: build, plain and with sanitizers"
 build plain -DATM_BUNDLE=ON atm_abi atm_classify atm_logits atm_self_test atm_stress atm_verdicts
 build sanitized -DATM_SANITIZE=ON atm_abi atm_classify atm_fuzz atm_self_test atm_verdicts
 task=tests/extensions/test_task.py
-ATM_CPP_BUILD="$work" python -m pytest -q tests/test_cpp.py tests/test_cpp_package.py \
-  $task::test_cpp_proves_it_and_gives_it_by_name $task::test_cpp_refuses_a_task_that_cannot_be_meant "$@"
+input=tests/extensions/test_input.py
+ATM_CPP_BUILD="$work" python -m pytest -q tests/test_cpp.py tests/test_cpp_inputs.py tests/test_cpp_package.py \
+  $task::test_cpp_proves_it_and_gives_it_by_name $task::test_cpp_refuses_a_task_that_cannot_be_meant \
+  $input::test_cpp_gives_the_same_answers "$@"
