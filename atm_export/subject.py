@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -51,7 +51,7 @@ class Subject:
     def unmerged(self) -> MergePlan:
         return MergePlan.unmerged(len(self.plan.blocks))
 
-    def graph(self, plan: MergePlan) -> onnx.ModelProto:
+    def graph(self, plan: MergePlan) -> ir.Model:
         """The FP32 graph of the model under `plan`, with its trace outputs; translated anew."""
         return traced_graph(self.config, self.model, plan)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from PIL import Image
@@ -18,6 +19,7 @@ from atm_export.cli import main
 from atm_export.commands import evaluate as command
 from atm_export.errors import WeightsError
 from atm_export.graph.optimize import with_outputs
+from atm_export.graph.saving import graph_bytes, graph_from_file, graph_from_memory
 from atm_export.measure.accuracy.batches import Options, _count
 from atm_export.measure.accuracy.evaluation import Place, evaluate_run
 from atm_export.measure.accuracy.journal import journal
@@ -27,6 +29,7 @@ from atm_export.model.flops import trace_gmacs
 from atm_export.model.reference import run_reference
 from atm_export.preprocess import read_images
 from atm_export.prove.intervals import share_facts, wilson
+from atm_export.runs.graphs import read_graph
 from atm_export.runs.reading import Run, open_run
 from atm_export.subject import Subject, exported_subject
 from tests.runs import run_command
@@ -36,6 +39,14 @@ FAST = Options(batch=16, workers=0)
 
 def subject_of_run(run: Run, weights: str | None = None, *, need_weights: bool = True) -> Subject:
     return exported_subject(run.manifest, "manifest.json", weights, need_weights=need_weights)
+
+
+def with_graph(run: Run, model: ir.Model) -> Run:
+    """The run with another graph in its folder, listed as if it had been exported so."""
+    run.graph.write_bytes(data := graph_bytes(model))
+    entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    files = {**run.manifest["files"], "model.onnx": entry}
+    return Run(run.folder, {**run.manifest, "files": files})
 
 
 def facts_of(folder: Path, runner: str = "onnxruntime") -> dict[str, Any]:
@@ -178,17 +189,20 @@ def test_weights_that_are_gone_cost_the_agreement_alone(run_copy: Path) -> None:
 
 def test_a_graph_without_trace_outputs_gets_them_back(run_copy: Path, digits: Path) -> None:
     run = open_run(run_copy)
-    shipped = with_outputs(onnx.load(run.graph), ["logits"])
-    onnx.save(shipped, run.graph)
+    shipped = with_outputs(graph_from_file(run.graph), ["logits"])
+    run = with_graph(run, shipped)
     config = {**run.manifest["config"], "trace": False}
     subject = subject_of_run(Run(run.folder, {**run.manifest, "config": config}))
     graph, source = traced_graph(run, subject)
     assert "byte by byte" in source
-    assert [output.name for output in graph.graph.output] == ["logits", "tokens_per_block"]
-    shipped.graph.node[5].name = "another"
-    onnx.save(shipped, run.graph)
-    assert traced_graph(run, subject) == (run.graph, "eager reference")
-    with OnnxRuntimeRunner(run.graph) as runner:
+    assert [output.name for output in graph_from_memory(graph).graph.outputs] == [
+        "logits",
+        "tokens_per_block",
+    ]
+    shipped.graph[5].name = "another"
+    run = with_graph(run, shipped)
+    assert traced_graph(run, subject) == (read_graph(run, "model.onnx"), "eager reference")
+    with OnnxRuntimeRunner(read_graph(run, "model.onnx")) as runner:
         forward = from_runner(subject, runner, "eager reference")
         pixels = read_images(sorted(digits.rglob("*.png"))[:4], subject.model.preprocessing)
         trace = run_reference(subject.model.backbone, subject.plan, subject.tensor(pixels))

@@ -19,8 +19,9 @@ from atm_export.errors import (
 )
 
 if TYPE_CHECKING:
-    import onnx
+    import onnx_ir as ir
 
+    from atm_export.runs.graphs import SavedGraph
     from atm_export.runs.reading import Run
 
 GRAPH = "model.onnx"
@@ -47,13 +48,13 @@ class Backend(ABC):
         """Name, version and device, as reports say what a graph was proven on."""
         return self.title
 
-    def check_graph(self, model: onnx.ModelProto) -> None:
+    def check_graph(self, model: ir.Model) -> None:
         """GraphLintError for the first construct that this backend refuses, or runs otherwise."""
         return None
 
     @abstractmethod
-    def open_graph(self, model: onnx.ModelProto | bytes) -> Runner:
-        """A runner of an FP32 graph as it is (its bytes, or the graph itself), to be entered.
+    def open_graph(self, graph: SavedGraph) -> Runner:
+        """A runner of an FP32 graph as it is saved, weights inside or beside it, to be entered.
 
         Raises ConfigError where the backend runs engines alone.
         """
@@ -68,9 +69,9 @@ class Backend(ABC):
 
     def open_artifact(self, run: Run, name: str) -> Runner:
         """A runner of a file of a run whose bytes are those that were checked, to be entered."""
-        from atm_export.runs.reading import read_checked
+        from atm_export.runs.graphs import read_graph
 
-        return self.open_graph(read_checked(run, name))
+        return self.open_graph(read_graph(run, name))
 
     def serve(self, run: Run, name: str, how: Serving) -> Server:
         """The file as a service runs it: for any thread."""

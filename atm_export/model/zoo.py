@@ -5,7 +5,7 @@ from __future__ import annotations
 from atm_export.config import ModelSpec
 from atm_export.errors import UnsupportedModelError
 from atm_export.model import SHIPPED
-from atm_export.model.backbone import Family, LoadedModel, families, refuse_large
+from atm_export.model.backbone import Family, LoadedModel, families
 
 MOST_TOKENS = 4096
 
@@ -13,7 +13,6 @@ MOST_TOKENS = 4096
 def load_model(spec: ModelSpec) -> LoadedModel:
     """The model with its weights; errors name the file, key or setting at fault."""
     model = _family(spec)(spec)
-    refuse_large(sum(t.numel() for t in model.backbone.state_dict().values()), spec.name)
     tokens = model.backbone.tokens
     if tokens > MOST_TOKENS:
         raise UnsupportedModelError(

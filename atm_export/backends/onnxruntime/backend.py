@@ -9,11 +9,9 @@ from atm_export.backends.onnxruntime import door
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.backends.onnxruntime.serving import OnnxServer
 from atm_export.backends.runner import Runner, Server, Serving
-from atm_export.runs.reading import read_checked
+from atm_export.runs.graphs import SavedGraph, read_graph
 
 if TYPE_CHECKING:
-    import onnx
-
     from atm_export.runs.reading import Run
 
 
@@ -29,9 +27,9 @@ class OnnxRuntime(Backend):
     def about(self) -> str:
         return f"{self.title} {door.onnxruntime().__version__}, CPU"
 
-    def open_graph(self, model: onnx.ModelProto | bytes) -> Runner:
-        return OnnxRuntimeRunner(model)
+    def open_graph(self, graph: SavedGraph) -> Runner:
+        return OnnxRuntimeRunner(graph)
 
     def serve(self, run: Run, name: str, how: Serving) -> Server:
         opset = run.manifest["opset"]
-        return OnnxServer(read_checked(run, name), opset, how.providers, how.threads)
+        return OnnxServer(read_graph(run, name), opset, how.providers, how.threads)

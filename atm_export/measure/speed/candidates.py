@@ -7,24 +7,26 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 
 from atm_export.backends import ONNXRUNTIME, backends
-from atm_export.backends.base import Backend, choose_artifact
+from atm_export.backends.base import GRAPH, Backend, choose_artifact
 from atm_export.backends.onnxruntime.providers import best_providers
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.backends.runner import Array, Runner
 from atm_export.errors import ConfigError
 from atm_export.graph.optimize import with_outputs
+from atm_export.graph.saving import in_memory
 from atm_export.methods import methods
 from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import Answer
 from atm_export.model.calibrate import measured_r
 from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
+from atm_export.runs.graphs import SavedGraph, read_graph
 from atm_export.runs.reading import Run, open_run
 from atm_export.subject import Pixels, Subject, exported_subject
 from atm_export.tasks.base import names
@@ -144,12 +146,12 @@ def _eager(candidate: Candidate) -> Callable[[torch.Tensor], Answer]:
     return lambda image: tuple(run_reference(backbone, plan, image).outputs.values())
 
 
-def _graph(candidate: Candidate) -> Any:
+def _graph(candidate: Candidate) -> SavedGraph:
     """What ships of a candidate: the file of its run, or the same made now."""
     if candidate.run is not None:
-        return candidate.run.graph
+        return read_graph(candidate.run, GRAPH)
     outputs = names(candidate.subject.model.backbone.outputs)
-    return with_outputs(candidate.subject.graph(candidate.plan), outputs)
+    return in_memory(with_outputs(candidate.subject.graph(candidate.plan), outputs))
 
 
 def _onnxruntime(candidate: Candidate) -> OnnxRuntimeRunner:
