@@ -30,10 +30,11 @@ from atm_export.runs.reading import MANIFEST, sealed
 from atm_export.runs.tensors import packed, read_tensors
 from atm_export.runtime import load
 from atm_export.runtime.session import Session
-from tests.run_folders import LABELS, deit_t_run, tiny_run
+from tests.run_folders import LABELS, deit_t_run, real_run, tiny_run
 from tests.runs import ended
 from tests.shared_data import sample_images
 from tests.test_verify import reseal
+from tests.test_weights_beside import DAMAGE, ELSEWHERE, NO_GRAPH, pointing
 from tests.tiny import MEAN, STD
 
 BUILD = os.environ.get("ATM_CPP_BUILD")
@@ -93,6 +94,51 @@ def test_golden_vectors_hold_through_the_c_boundary(demo_folder: Path, uint8_fol
         for kind in ("plain", "sanitized"):
             done = call("self_test", run, kind=kind)
             ended(done)
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo with its weights beside the graph."""
+    return real_run(tmp_path_factory.mktemp("runs") / "run", model="demo", external_data="always")
+
+
+def test_weights_beside_the_graph_give_the_same_answers(
+    beside: Path, demo_folder: Path, jpegs: list[Path]
+) -> None:
+    for kind in ("plain", "sanitized"):
+        ended(call("self_test", beside, kind=kind))
+    assert np.array_equal(logits(beside, "jpeg", *jpegs), logits(demo_folder, "jpeg", *jpegs))
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_damaged_weights_beside_the_graph_are_refused(
+    what: str, beside: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(beside, tmp_path / "run"))
+    DAMAGE[what](run)
+    done = call("self_test", run, kind="sanitized")
+    assert done.returncode in REFUSED, done
+    assert b"model.onnx.data" in done.stderr
+
+
+@pytest.mark.parametrize("location", ELSEWHERE)
+def test_graphs_that_point_elsewhere_are_refused(
+    location: str, beside: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(beside, tmp_path / "run"))
+    shutil.copy(run / "model.onnx.data", tmp_path / "secret")
+    done = call("self_test", pointing(run, location), kind="sanitized")
+    assert done.returncode in REFUSED, done
+    assert b"has no file" in done.stderr
+
+
+def test_bytes_that_are_no_graph_are_refused(beside: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(beside, tmp_path / "run"))
+    for data in NO_GRAPH:
+        (run / "model.onnx").write_bytes(data)
+        reseal(run)
+        done = call("self_test", run, kind="sanitized")
+        assert done.returncode in REFUSED and b"is no ONNX file" in done.stderr, done
 
 
 def test_pictures_and_answers_equal_pythons(demo_folder: Path, jpegs: list[Path]) -> None:
