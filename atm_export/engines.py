@@ -42,7 +42,8 @@ from atm_export.prove.inputs import cases
 from atm_export.prove.typed import typed_graph
 from atm_export.report.facts import graph_facts, shipped_outputs
 from atm_export.runs import writing
-from atm_export.runs.reading import load_manifest, sha256
+from atm_export.runs.reading import load_manifest
+from atm_export.runs.seal import sha256
 from atm_export.runs.writing import WorkFolder
 from atm_export.subject import Pixels, Progress, Subject
 from atm_export.tasks.base import OutputSpec, names

@@ -211,7 +211,7 @@ def test_a_graph_without_trace_outputs_gets_them_back(run_copy: Path, digits: Pa
 
 def run_of_another_format(folder: Path) -> None:
     path = folder / "manifest.json"
-    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
+    path.write_text(path.read_text().replace('"format": 3', '"format": 1'))
 
 
 def changed_graph(folder: Path) -> None:

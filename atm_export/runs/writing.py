@@ -22,7 +22,9 @@ from atm_export import place
 from atm_export.errors import OutputError, RunFolderError
 from atm_export.place import output_errors
 from atm_export.runs.graphs import Buffer
-from atm_export.runs.reading import FORMAT, MANIFEST, load_manifest, sealed, sha256
+from atm_export.runs.manifest import FORMAT
+from atm_export.runs.reading import MANIFEST, load_manifest
+from atm_export.runs.seal import sealed, sha256
 
 PACKAGES = ("atm-export", "torch", "timm", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
 
