@@ -47,7 +47,7 @@ def test_it_answers_as_it_did() -> None:
     golden = read_golden(open_run(OLD))
     logits = session.predict([golden.picture.tobytes()])
     assert np.abs(logits - golden.shown["logits"]).max() < 1e-3
-    assert session.classify(golden.picture.tobytes())[0].name
+    assert session.classify(golden.picture.tobytes())[0][0].name
 
 
 def test_it_is_verified_and_served(old: Path, tmp_path: Path) -> None:
