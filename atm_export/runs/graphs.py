@@ -2,7 +2,7 @@
 
 ONNX Runtime is given all of them from memory, so that what was hashed is what runs. Which files a
 graph reads is read off its bytes, by the wire format of protocol buffers and the field numbers of
-onnx.proto (github.com/onnx/onnx). Nothing here imports more than the standard library.
+onnx.proto (github.com/onnx/onnx). Nothing here imports more than NumPy.
 """
 
 from __future__ import annotations
