@@ -119,6 +119,14 @@ class Options:
         bool, shown(GRAPH, "Add outputs tokens_per_block and patch_to_token, for pictures.")
     ] = False
     opset: Annotated[Whole, shown(GRAPH, "ONNX opset, 20 to 23.")] = 20
+    external_data: Annotated[
+        Literal["auto", "always", "never"],
+        shown(
+            GRAPH,
+            "Weights in model.onnx.data beside the graph. auto: where they have more than 1.9 GB, "
+            "which is all that an ONNX file holds.",
+        ),
+    ] = "auto"
     images: Annotated[
         str | None,
         shown(RUN, "Folder of images to prove and measure on (else photographs that ship)."),

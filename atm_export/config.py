@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -171,6 +171,7 @@ class RunConfig(Settings):
     uint8_input: bool = False
     trace: bool = False
     opset: Annotated[int, Field(ge=20, le=23)] = 20
+    external_data: Literal["auto", "always", "never"] = "auto"
     calibrate: WrittenPath | None = None
     images: WrittenPath | None = None
 
@@ -211,6 +212,8 @@ def upgraded(method: Mapping[str, Any]) -> dict[str, Any]:
 def stamped(config: RunConfig) -> dict[str, Any]:
     """The config as graphs state it; methods that were there before format 3 keep their bytes."""
     values = config.model_dump(mode="json")
+    if values["external_data"] == "auto":  # where weights lie is then the model's to say
+        del values["external_data"]
     return {**values, "method": of_format_2(values["method"])}
 
 

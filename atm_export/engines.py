@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 
 from atm_export import place
 from atm_export.backends import TENSORRT
@@ -27,6 +27,7 @@ from atm_export.backends.tensorrt.settings import EngineSettings, Precision
 from atm_export.errors import EngineBuildError, OutputError, ParityError
 from atm_export.graph import lint
 from atm_export.graph.optimize import with_facts, with_outputs
+from atm_export.graph.saving import save_graph
 from atm_export.measure.speed.engines import (
     BATCHES,
     ROUNDS,
@@ -41,7 +42,8 @@ from atm_export.prove.inputs import cases
 from atm_export.prove.typed import typed_graph
 from atm_export.report.facts import graph_facts, shipped_outputs
 from atm_export.runs import writing
-from atm_export.runs.reading import load_manifest, sha256
+from atm_export.runs.reading import load_manifest
+from atm_export.runs.seal import sha256
 from atm_export.runs.writing import WorkFolder
 from atm_export.subject import Pixels, Progress, Subject
 from atm_export.tasks.base import OutputSpec, names
@@ -57,7 +59,7 @@ class Export:
     the images [k, H, W, C] that it was proven on."""
 
     subject: Subject
-    traced: onnx.ModelProto
+    traced: ir.Model
     pixels: Pixels
 
     @property
@@ -83,7 +85,7 @@ class Build:
     sms: Sequence[int]
 
 
-def alternatives(export: Export) -> dict[str, onnx.ModelProto]:
+def alternatives(export: Export) -> dict[str, ir.Model]:
     """What an engine is compared with, with trace outputs: the unmerged model, and where counts are
     decided by the batch the frozen schedule."""
     subject, plan = export.subject, export.subject.plan
@@ -126,11 +128,10 @@ def add_engines(
             for precision in missing:
                 name = wanted[precision]
                 build = Build(precision, name, settings, api, sms[precision])
-                entry = _add_one(work, out, export, build, progress)
+                entry, files = _add_one(work, out, export, build, progress)
                 entries[name] = {"key": keys[precision], **entry}
-                files = [name, *([] if precision is Precision.FP32 else [_graph_name(precision)])]
                 facts = {"engines": entries, "proven_on": _proven_on(manifest, entries)}
-                writing.extend(work, out, files, facts)
+                writing.extend(work, out, [name, *files], facts)
     return {name: entries[name] for name in wanted.values()}
 
 
@@ -143,19 +144,22 @@ def _proven_on(manifest: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[
 
 def _add_one(
     work: WorkFolder, out: Path, export: Export, build: Build, progress: Progress
-) -> dict[str, Any]:
-    """Write the typed graph and the plan into the work folder; returns the manifest entry."""
+) -> tuple[dict[str, Any], list[str]]:
+    """Write the typed graph and the plan into the work folder; returns the manifest entry, and the
+    graph's files where the run does not hold them."""
     precision, graph = build.precision, _graph_name(build.precision)
     progress(f"writing {precision.value} into the graph")
     traced, proof = typed_graph(export.traced, export.feeds, precision, export.outputs, progress)
     proof.require()
     shipped = _shipped(export.subject, traced, precision)
-    work.write(graph, bytes(shipped.SerializeToString(deterministic=True)))
+    files = save_graph(shipped, graph, export.subject.config.external_data)
+    for file, data in files.items():
+        work.write(file, data)
     engine = _built(out, shipped, build, progress)
     plan = work.write(build.name, engine.plan)
     tensors = engine.facts["tensors"].values()
     image = next(each["shape"][1:] for each in tensors if each["mode"] == "input")
-    return {
+    entry = {
         "backend": TENSORRT,
         "precision": precision.value,
         **engine.facts,
@@ -168,9 +172,10 @@ def _add_one(
             build.api.flavor, graph, build.name, image, build.settings.profiles
         ),
     }
+    return entry, [] if precision is Precision.FP32 else list(files)
 
 
-def _shipped(subject: Subject, traced: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:
+def _shipped(subject: Subject, traced: ir.Model, precision: Precision) -> ir.Model:
     """The typed graph with its outputs and facts; GraphLintError for a known trap."""
     facts = graph_facts(subject.config, subject.model, subject.plan)
     facts["precision"] = precision.value
@@ -179,7 +184,7 @@ def _shipped(subject: Subject, traced: onnx.ModelProto, precision: Precision) ->
     return shipped
 
 
-def _built(out: Path, shipped: onnx.ModelProto, build: Build, progress: Progress) -> Engine:
+def _built(out: Path, shipped: ir.Model, build: Build, progress: Progress) -> Engine:
     """The engine; EngineBuildError with the smallest part that fails, saved beside the run."""
     progress(f"building {build.name}")
     cache = build.settings.timing_cache or str(timing_cache_file(build.api, build.sms))
@@ -215,7 +220,7 @@ def _run_where_it_fits(
     work: WorkFolder,
     export: Export,
     build: Build,
-    traced: onnx.ModelProto,
+    traced: ir.Model,
     plan: Path,
     facts: Mapping[str, Any],
     progress: Progress,
@@ -244,7 +249,7 @@ def _run_where_it_fits(
 
 
 def _probe(
-    work: WorkFolder, name: str, graph: onnx.ModelProto, build: Build, progress: Progress
+    work: WorkFolder, name: str, graph: ir.Model, build: Build, progress: Progress
 ) -> TensorRTRunner:
     """An engine to compare with, kept in the work folder."""
     progress(f"building {name} to compare with")

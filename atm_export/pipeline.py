@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import CheckerPass
 
 from atm_export import place
 from atm_export.backends import ONNXRUNTIME, backends
+from atm_export.backends.base import GRAPH
 from atm_export.backends.onnxruntime.door import use_threads
 from atm_export.backends.tensorrt.settings import EngineSettings
 from atm_export.bounds import checked_threads
@@ -19,6 +21,8 @@ from atm_export.config import RunConfig, of_format_2, stamped
 from atm_export.errors import ConfigError
 from atm_export.graph import lint
 from atm_export.graph.optimize import with_facts, with_outputs
+from atm_export.graph.reading import copied
+from atm_export.graph.saving import SUFFIX, graph_from_file, is_beside, save_graph
 from atm_export.measure.data.images import ImageSet, load_images
 from atm_export.measure.export import measure, measure_latency
 from atm_export.measure.insight import STUDIED, study
@@ -39,12 +43,14 @@ from atm_export.report.facts import (
 from atm_export.report.page import FILE as REPORT
 from atm_export.report.results import add_results, draw_report, pictures_of
 from atm_export.runs import writing
+from atm_export.runs.graphs import locations
 from atm_export.runs.reading import check_fields
 from atm_export.runs.writing import WorkFolder
 from atm_export.subject import Progress, Subject, subject_of
 
 PROVEN_ON = 32  # real images
-FILES = ("model.onnx", "config.yaml", "report.json", GOLDEN, REPORT)
+STAGE = "traced.onnx"
+FILES = (GRAPH, "config.yaml", "report.json", GOLDEN, REPORT)
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,8 @@ def export(
     _check_backends(wanted)
     progress("loading the model")
     model = load_model(config.model)
+    if is_beside(model.backbone.weight_bytes, config.external_data):
+        writing.refuse_loss(out, [GRAPH + SUFFIX], force=force)
     images, calibration = _images(config, model)
     key = _run_key(config, model, images, calibration)
     finished = None if force else _reusable(config, out, key, wanted.graphs_on)
@@ -133,7 +141,7 @@ def _export(
     work: WorkFolder,
     wanted: Wanted,
     progress: Progress,
-) -> tuple[Outcome, onnx.ModelProto]:
+) -> tuple[Outcome, ir.Model]:
     """The run, written and published, and its graph with trace outputs; ParityError."""
     traced, shipped = translate(subject, work, progress)
     for name in dict.fromkeys((ONNXRUNTIME, *wanted.on)):
@@ -198,7 +206,7 @@ def _with_engines(
     subject: Subject,
     images: ImageSet,
     settings: EngineSettings,
-    traced: onnx.ModelProto | None,
+    traced: ir.Model | None,
     progress: Progress,
 ) -> Outcome:
     """The finished run with its engines beside it. traced: None: to be translated anew."""
@@ -213,29 +221,33 @@ def _with_engines(
     return replace(outcome, report={**outcome.report, "engines": entries}, manifest=manifest)
 
 
-def translate(
-    subject: Subject, work: WorkFolder, progress: Progress
-) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+def translate(subject: Subject, work: WorkFolder, progress: Progress) -> tuple[ir.Model, ir.Model]:
     """The traced graph and the one that ships; picks up the stage of an interrupted run."""
-    done = work.finished("traced.onnx")
+    done = _finished_stage(work)
     if done is not None:
         progress("translating to ONNX: found finished")
-        traced = onnx.load(done)
+        traced = graph_from_file(done)
     else:
         progress("translating to ONNX")
         traced = subject.graph(subject.plan)
-        work.write("traced.onnx", serialized(traced))
+        files = save_graph(traced, STAGE, subject.config.external_data)
+        for name, data in files.items():
+            work.write(name, data)
+        if len(files) > 1:  # the weights of the file are mapped: memory has them once
+            traced = graph_from_file(work.path / STAGE)
     facts = graph_facts(subject.config, subject.model, subject.plan)
     shipped = with_facts(with_outputs(traced, shipped_outputs(subject)), facts)
     for graph in (traced, shipped):
         lint.check(graph)
-    onnx.checker.check_model(shipped)
+    CheckerPass()(copied(shipped))  # it moves weights about
     return traced, shipped
 
 
-def serialized(model: onnx.ModelProto) -> bytes:
-    """Bytes of a model, the same for the same model."""
-    return bytes(model.SerializeToString(deterministic=True))
+def _finished_stage(work: WorkFolder) -> Path | None:
+    """The traced graph of an interrupted run, if it is whole with the weights beside it."""
+    done = work.finished(STAGE)
+    whole = done is not None and all(work.finished(name) for name in locations(done.read_bytes()))
+    return done if whole else None
 
 
 def facts_of(subject: Subject, images: ImageSet, proof: LadderResult) -> dict[str, Any]:
@@ -255,7 +267,7 @@ def facts_of(subject: Subject, images: ImageSet, proof: LadderResult) -> dict[st
 
 def write(
     subject: Subject,
-    shipped: onnx.ModelProto,
+    shipped: ir.Model,
     report: Mapping[str, Any],
     pictures: str,
     work: WorkFolder,
@@ -267,7 +279,9 @@ def write(
     proven = report["parity"]["proven"]
     if not proven:
         shipped = with_facts(shipped, {"status": "unproven"})
-    work.write("model.onnx", serialized(shipped))
+    graph = save_graph(shipped, GRAPH, subject.config.external_data)
+    for name, data in graph.items():
+        work.write(name, data)
     work.write("config.yaml", subject.config.to_yaml().encode())
     text = json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False)
     work.write("report.json", (text + "\n").encode())
@@ -280,8 +294,9 @@ def write(
         "golden": golden_facts,
         **manifest_facts(subject.config, subject.model, subject.plan),
     }
-    draw_report(work, [name for name in FILES if name != REPORT], facts, pictures)
-    return writing.publish(work, out, list(FILES), facts, force=force)
+    names = [*graph, *(name for name in FILES if name not in graph)]
+    draw_report(work, [name for name in names if name != REPORT], facts, pictures)
+    return writing.publish(work, out, names, facts, force=force)
 
 
 def _run_key(config: RunConfig, model: LoadedModel, images: ImageSet, calibration: ImageSet) -> str:
@@ -314,7 +329,9 @@ def _reusable(config: RunConfig, out: Path, key: str, on: Sequence[str]) -> Outc
         return Outcome(out, read_report(out), manifest, reused=True)
     if manifest.get("status") == "proven":
         differs = [
-            name for name, value in stamped(config).items() if _setting(manifest, name) != value
+            name
+            for name, value in {**stamped(config), "external_data": config.external_data}.items()
+            if _setting(manifest, name) != value
         ]
         what = ", ".join(differs) or "weights, images or versions"
         raise ConfigError(
@@ -327,5 +344,6 @@ def _reusable(config: RunConfig, out: Path, key: str, on: Sequence[str]) -> Outc
 def _setting(manifest: Mapping[str, Any], name: str) -> Any:
     """One setting of a finished run, as graphs state it; None where the manifest has none."""
     config = manifest.get("config")
-    value = config.get(name) if isinstance(config, dict) else None
+    usual = "auto" if name == "external_data" else None  # older runs know no other way
+    value = config.get(name, usual) if isinstance(config, dict) else None
     return of_format_2(value) if name == "method" else value

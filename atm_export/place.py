@@ -22,7 +22,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from atm_export.errors import ConfigError, OutputError
-from atm_export.runs.reading import MANIFEST, is_sealed, sealed, sha256
+from atm_export.runs.reading import MANIFEST
+from atm_export.runs.seal import is_sealed, sealed, sha256
 from atm_export.strict_json import loads
 
 LIST = ".atm-export.json"  # the sealed list of our files in a folder

@@ -51,6 +51,7 @@ def resolve(choice: Choice) -> RunConfig:
         "uint8_input": choice.uint8_input,
         "trace": choice.trace,
         "opset": whole(choice.opset, "--opset", 20, 23),
+        "external_data": choice.external_data,
         "calibrate": choice.calibrate,
         "images": choice.images,
     }

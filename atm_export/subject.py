@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -53,7 +53,7 @@ class Subject:
         """What the graph takes."""
         return self.model.input(uint8=self.config.uint8_input)
 
-    def graph(self, plan: MergePlan) -> onnx.ModelProto:
+    def graph(self, plan: MergePlan) -> ir.Model:
         """The FP32 graph of the model under `plan`, with its trace outputs; translated anew."""
         return traced_graph(self.config, self.model, plan)
 

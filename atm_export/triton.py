@@ -23,6 +23,7 @@ from atm_export.backends.base import AUTO
 from atm_export.errors import ConfigError
 from atm_export.inputs import IMAGE, stated_input
 from atm_export.runs.golden import read_golden
+from atm_export.runs.graphs import Buffer, read_graph
 from atm_export.runs.reading import Run, open_run, read_checked
 from atm_export.runs.writing import working
 from atm_export.tasks.stated import stated
@@ -95,7 +96,8 @@ def write_repository(
         shutil.rmtree(part, ignore_errors=True)
         (part / "1").mkdir(parents=True)
         (part / "warmup").mkdir()
-        (part / "1" / graph.name).write_bytes(read_checked(run, graph.file))
+        for file, data in _files(run, graph).items():
+            (part / "1" / file).write_bytes(data)
         (part / "warmup" / IMAGE).write_bytes(_warm_up_image(run))
         labels = _labels(run)
         if labels:
@@ -105,6 +107,14 @@ def write_repository(
         place.put_folder(part, folder, REMEDY)
     adaptive = run.manifest["method"]["merge"] == "adaptive"
     return Repository(folder, (ADAPTIVE,) if adaptive else ())
+
+
+def _files(run: Run, graph: Graph) -> Mapping[str, Buffer]:
+    """What Triton loads: an engine, or the graph and the weights beside it, as the run has them."""
+    if graph.backend == "tensorrt":
+        return {graph.name: read_checked(run, graph.file)}
+    saved = read_graph(run, graph.file)
+    return {graph.name: saved.graph, **saved.beside}
 
 
 def default_name(run: Path) -> str:

@@ -8,13 +8,14 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 from torch import Tensor
 
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.backends.runner import Array
 from atm_export.graph.assemble import onnx_from_model
 from atm_export.graph.optimize import optimize, with_outputs
+from atm_export.graph.saving import in_memory
 from atm_export.inputs import InputSpec, Preprocessing
 from atm_export.methods.plan import MergePlan
 from atm_export.model.reference import Trace, run_reference
@@ -41,11 +42,11 @@ class Exported:
 
     backbone: TimmBackbone
     plan: MergePlan
-    assembled: onnx.ModelProto
-    traced: onnx.ModelProto
+    assembled: ir.Model
+    traced: ir.Model
 
     @property
-    def shipped(self) -> onnx.ModelProto:
+    def shipped(self) -> ir.Model:
         return with_outputs(self.traced, ["logits"])
 
 
@@ -164,7 +165,7 @@ def export(
     return Exported(backbone, plan, assembled, optimize(assembled))
 
 
-def run_onnx(model: onnx.ModelProto, image: Array) -> dict[str, Array]:
+def run_onnx(model: ir.Model, image: Array) -> dict[str, Array]:
     """Outputs by name, from ONNX Runtime."""
-    with OnnxRuntimeRunner(model) as runner:
+    with OnnxRuntimeRunner(in_memory(model)) as runner:
         return dict(runner.run(np.ascontiguousarray(image)))

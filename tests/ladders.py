@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import onnx
+import onnx_ir as ir
 
 from atm_export.backends import ONNXRUNTIME
 from atm_export.choice import Choice
@@ -24,8 +24,8 @@ class Climber:
 
     model: LoadedModel
     plan: MergePlan
-    traced: onnx.ModelProto
-    shipped: onnx.ModelProto
+    traced: ir.Model
+    shipped: ir.Model
     uint8_input: bool = False
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 
 from atm_export import pipeline
 from atm_export.choice import Choice
@@ -57,7 +57,7 @@ def _noise(model: LoadedModel) -> ImageSet:
     return ImageSet(pixels, "noise")
 
 
-def write(subject: Subject, shipped: onnx.ModelProto, work: WorkFolder, out: Path) -> None:
+def write(subject: Subject, shipped: ir.Model, work: WorkFolder, out: Path) -> None:
     """The pipeline's end, with nothing compared."""
     images = _noise(subject.model)
     proof = LadderResult((), (), specs=subject.model.backbone.outputs)

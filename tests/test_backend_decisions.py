@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import pytest
 
 from atm_export import demo
@@ -18,6 +18,7 @@ from atm_export.backends.onnxruntime import door
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.backends.runner import Array
 from atm_export.choice import Choice
+from atm_export.graph.saving import graph_bytes, in_memory
 from atm_export.measure.data.images import ImageSet
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import crop, read_images
@@ -62,7 +63,7 @@ def images(name: str) -> ImageSet:
 
 
 @cache
-def traced(name: str, policy: str) -> tuple[onnx.ModelProto, tuple[Array, ...]]:
+def traced(name: str, policy: str) -> tuple[ir.Model, tuple[Array, ...]]:
     """The graph with its trace outputs, and its inputs in batches."""
     made = subject(name, policy)
     pixels = images(name).pixels
@@ -71,15 +72,15 @@ def traced(name: str, policy: str) -> tuple[onnx.ModelProto, tuple[Array, ...]]:
 
 
 @contextmanager
-def in_openvino(graph: onnx.ModelProto, precision: str = "f32") -> Iterator[Any]:
+def in_openvino(graph: ir.Model, precision: str = "f32") -> Iterator[Any]:
     """A function from an input to outputs by name."""
     openvino = pytest.importorskip("openvino", reason="openvino is not installed ([openvino])")
     core = openvino.Core()
-    model = core.read_model(graph.SerializeToString())
+    model = core.read_model(graph_bytes(graph))
     compiled = core.compile_model(
         model, "CPU", {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": 1}
     )
-    names = [output.name for output in graph.graph.output]
+    names = [str(output.name) for output in graph.graph.outputs]
 
     def run(feed: Array) -> dict[str, Array]:
         found = compiled({"image": feed})
@@ -101,7 +102,9 @@ def by_onnxruntime(
     name: str, policy: str, optimizations: door.Optimizations = "all", threads: int = 1
 ) -> Answers:
     graph, feeds = traced(name, policy)
-    with OnnxRuntimeRunner(graph, threads=threads, optimizations=optimizations) as runner:
+    with OnnxRuntimeRunner(
+        in_memory(graph), threads=threads, optimizations=optimizations
+    ) as runner:
         return answers(runner.run, feeds)
 
 

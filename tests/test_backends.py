@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from onnx import parser
 
@@ -15,6 +14,14 @@ from atm_export.backends.onnxruntime.door import use_threads
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.backends.runner import Runner
 from atm_export.errors import AtmExportError
+from atm_export.graph.saving import (
+    External,
+    graph_from_file,
+    graph_from_memory,
+    in_memory,
+    written,
+)
+from atm_export.runs.graphs import SavedGraph
 
 DOUBLE = (
     '<ir_version: 10, opset_import: ["": 20]>'
@@ -23,40 +30,40 @@ DOUBLE = (
 )
 
 
-def test_outputs_come_by_name_from_memory_and_from_a_file(tmp_path: Path) -> None:
-    model = parser.parse_model(DOUBLE)
-    onnx.save(model, tmp_path / "double.onnx")
+def graph() -> SavedGraph:
+    return SavedGraph(parser.parse_model(DOUBLE).SerializeToString())
+
+
+def test_outputs_come_by_name() -> None:
     image = np.array([[1, 2], [3, 4], [5, 6]], dtype=np.float32)
-    for source in (model, tmp_path / "double.onnx"):
-        with OnnxRuntimeRunner(source, threads=1) as runner:
-            out = runner.run(image)
-        assert list(out) == ["twice", "minus"]
-        assert np.array_equal(out["twice"], 2 * image)
-        assert np.array_equal(out["minus"], -image)
+    with OnnxRuntimeRunner(graph(), threads=1) as runner:
+        out = runner.run(image)
+    assert list(out) == ["twice", "minus"]
+    assert np.array_equal(out["twice"], 2 * image)
+    assert np.array_equal(out["minus"], -image)
 
 
-def test_nothing_is_loaded_before_entry_or_held_after_exit(tmp_path: Path) -> None:
-    absent: Runner = OnnxRuntimeRunner(tmp_path / "absent.onnx")
-    with pytest.raises(AtmExportError, match="does not load"), absent:
-        pytest.fail("a missing file was loaded")
-    runner = OnnxRuntimeRunner(parser.parse_model(DOUBLE))
-    assert runner.session is None
+def test_nothing_is_loaded_before_entry_or_held_after_exit() -> None:
+    runner: Runner = OnnxRuntimeRunner(graph())
+    assert isinstance(runner, OnnxRuntimeRunner) and runner.session is None
     with runner:
         assert runner.session is not None
     assert runner.session is None
 
 
-def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
-    path = tmp_path / "damaged.onnx"
-    path.write_bytes(b"\x08\x0a no model")
-    with pytest.raises(AtmExportError) as caught, OnnxRuntimeRunner(path):
+def test_a_damaged_graph_is_one_line() -> None:
+    damaged = SavedGraph(b"\x08\x0a no model")
+    with (
+        pytest.raises(AtmExportError, match="does not load") as caught,
+        OnnxRuntimeRunner(damaged),
+    ):
         pytest.fail("a damaged file was loaded")
     assert "\n" not in str(caught.value)
 
 
 def test_sessions_that_prove_and_that_are_measured_open_in_one_process() -> None:
     """An export opens both, after its threads are set, each with threads of its own."""
-    model = parser.parse_model(DOUBLE)
+    model = graph()
     assert use_threads(3) == 3
     with (
         OnnxRuntimeRunner(model) as proving,
@@ -68,17 +75,10 @@ def test_sessions_that_prove_and_that_are_measured_open_in_one_process() -> None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' names are Unicode")
-def test_a_graph_below_a_name_that_is_no_utf8_opens(tmp_path: Path) -> None:
+@pytest.mark.parametrize("external", ["never", "always"])
+def test_a_graph_below_a_name_that_is_no_utf8_opens(tmp_path: Path, external: External) -> None:
     folder = tmp_path / os.fsdecode(b"run \xff\xfe")
     folder.mkdir()
-    onnx.save(parser.parse_model(DOUBLE), folder / "model.onnx")
-    with OnnxRuntimeRunner(folder / "model.onnx") as runner:
+    file = written(graph_from_memory(graph()), folder / "model.onnx", external)
+    with OnnxRuntimeRunner(in_memory(graph_from_file(file))) as runner:
         assert runner.run(np.ones((1, 2), np.float32))["twice"].tolist() == [[2, 2]]
-
-
-def test_a_graph_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    with (
-        pytest.raises(AtmExportError, match=r"model\.onnx"),
-        OnnxRuntimeRunner(tmp_path / "model.onnx"),
-    ):
-        pytest.fail("there is none")

@@ -25,6 +25,7 @@ from atm_export.model_configs import load_model_config
 from atm_export.preprocess import crop
 from atm_export.prove.results import Difference, LadderResult
 from atm_export.resolve import resolve
+from atm_export.runs.graphs import SavedGraph
 from atm_export.runs.writing import broken_files, read_manifest, sha256
 from tests.runs import run_command
 from tests.tiny import planned, spec_of
@@ -91,7 +92,7 @@ def test_trace_outputs_are_the_references(demo_run: Path) -> None:
     trace = run_reference(
         model.backbone, plan, torch.from_numpy(normalize(pixels, model.preprocessing))
     )
-    with OnnxRuntimeRunner(demo_run / "model.onnx") as runner:
+    with OnnxRuntimeRunner(SavedGraph((demo_run / "model.onnx").read_bytes())) as runner:
         out = runner.run(pixels)
     assert set(out) == {"logits", "tokens_per_block", "patch_to_token"}
     assert out["tokens_per_block"].tolist() == trace.tokens_out[:, 0].tolist()

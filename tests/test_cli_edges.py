@@ -277,6 +277,7 @@ def test_every_option_of_merging_has_its_place_in_the_rule() -> None:
     """A new option of a method must say where it is of use."""
     known = {name for use in USES for name in use.options} | {"images"}
     shape = {"model", "weights", "image_size", "option", "uint8_input", "trace", "opset"}
+    shape |= {"external_data"}
     known |= {"method", "settings", "preset"}  # which mean something in every choice
     assert {field.name for field in fields(Choice)} == known | shape
 

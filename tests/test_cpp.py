@@ -27,14 +27,17 @@ from atm_export.preprocess import read_image, read_images
 from atm_export.prove.finished import _rebuilt
 from atm_export.prove.golden_vectors import FILE as GOLDEN
 from atm_export.prove.golden_vectors import scene
-from atm_export.runs.reading import MANIFEST, sealed
-from atm_export.runs.tensors import packed, read_tensors
+from atm_export.runs.reading import MANIFEST
+from atm_export.runs.seal import sealed
+from atm_export.runs.tensors import packed, unpacked
 from atm_export.runtime import load
 from atm_export.runtime.session import Session
-from tests.run_folders import LABELS, deit_t_run, tiny_run
+from tests.run_folders import LABELS, deit_t_run, real_run, tiny_run
 from tests.runs import ended
 from tests.shared_data import sample_images
+from tests.test_format_2 import OLD
 from tests.test_verify import reseal
+from tests.test_weights_beside import DAMAGE, ELSEWHERE, NO_GRAPH, pointing
 from tests.tiny import MEAN, STD
 
 BUILD = os.environ.get("ATM_CPP_BUILD")
@@ -94,6 +97,61 @@ def test_golden_vectors_hold_through_the_c_boundary(demo_folder: Path, uint8_fol
         for kind in ("plain", "sanitized"):
             done = call("self_test", run, kind=kind)
             ended(done)
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo with its weights beside the graph."""
+    return real_run(tmp_path_factory.mktemp("runs") / "run", model="demo", external_data="always")
+
+
+def test_weights_beside_the_graph_give_the_same_answers(
+    beside: Path, demo_folder: Path, jpegs: list[Path]
+) -> None:
+    for kind in ("plain", "sanitized"):
+        ended(call("self_test", beside, kind=kind))
+    assert np.array_equal(logits(beside, "jpeg", *jpegs), logits(demo_folder, "jpeg", *jpegs))
+
+
+def test_a_run_of_format_2_is_read(tmp_path: Path) -> None:
+    for kind in ("plain", "sanitized"):
+        ended(call("self_test", OLD, kind=kind))
+    run = Path(shutil.copytree(OLD, tmp_path / "run"))
+    for version in (1, 4):
+        reseal(run, format=version)
+        done = call("self_test", run)
+        assert done.returncode in REFUSED and b"this runtime reads 2 and 3" in done.stderr, done
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_damaged_weights_beside_the_graph_are_refused(
+    what: str, beside: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(beside, tmp_path / "run"))
+    DAMAGE[what](run)
+    done = call("self_test", run, kind="sanitized")
+    assert done.returncode in REFUSED, done
+    assert b"model.onnx.data" in done.stderr
+
+
+@pytest.mark.parametrize("location", ELSEWHERE)
+def test_graphs_that_point_elsewhere_are_refused(
+    location: str, beside: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(beside, tmp_path / "run"))
+    shutil.copy(run / "model.onnx.data", tmp_path / "secret")
+    done = call("self_test", pointing(run, location), kind="sanitized")
+    assert done.returncode in REFUSED, done
+    assert b"has no file" in done.stderr
+
+
+def test_bytes_that_are_no_graph_are_refused(beside: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(beside, tmp_path / "run"))
+    for data in NO_GRAPH:
+        (run / "model.onnx").write_bytes(data)
+        reseal(run)
+        done = call("self_test", run, kind="sanitized")
+        assert done.returncode in REFUSED and b"is no ONNX file" in done.stderr, done
 
 
 def test_pictures_and_answers_equal_pythons(demo_folder: Path, jpegs: list[Path]) -> None:
@@ -284,7 +342,7 @@ def test_golden_files_with_nothing_in_them_are_refused(
     uint8_folder: Path, tmp_path: Path, name: str
 ) -> None:
     run = Path(shutil.copytree(uint8_folder, tmp_path / "run"))
-    arrays = dict(read_tensors(run / GOLDEN))
+    arrays = dict(unpacked((run / GOLDEN).read_bytes(), GOLDEN))
     for less in ({**arrays, name: arrays[name][:0]}, {k: arrays[k] for k in arrays if k != name}):
         (run / GOLDEN).write_bytes(packed(less))
         reseal(run)
@@ -295,7 +353,7 @@ def test_golden_files_with_nothing_in_them_are_refused(
 def test_golden_logits_that_are_nan_are_refused(uint8_folder: Path, tmp_path: Path) -> None:
     for name in ("logits", "batch_logits", "picture_logits"):
         run = Path(shutil.copytree(uint8_folder, tmp_path / name))
-        arrays = dict(read_tensors(run / GOLDEN))
+        arrays = dict(unpacked((run / GOLDEN).read_bytes(), GOLDEN))
         arrays[name] = np.full_like(arrays[name], np.nan)
         (run / GOLDEN).write_bytes(packed(arrays))
         reseal(run)

@@ -7,6 +7,7 @@ from itertools import count
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import helper, parser
 
@@ -17,6 +18,7 @@ from atm_export.backends.tensorrt.cut import failing_part, smallest, smallest_fa
 from atm_export.backends.tensorrt.explain import kind_of
 from atm_export.backends.tensorrt.settings import EngineSettings, Flavor
 from tests.exports import exported
+from tests.graphs import proto
 from tests.test_trt_api import flavor_of, tiny_graph
 from tests.trt_fake import SURFACES, fake
 
@@ -39,14 +41,13 @@ def rtx() -> Api:
 
 def failure(model: onnx.ModelProto, api: Api) -> BuildFailedError:
     with pytest.raises(BuildFailedError) as caught:
-        build_engine(model, RTX, api)
+        build_engine(ir.from_proto(model), RTX, api)
     return caught.value
 
 
 def with_attention(variant: str, block: int) -> onnx.ModelProto:
     """A tiny model with an FP32 Attention, which no kernel takes, after a block's attention."""
-    model = onnx.ModelProto()
-    model.CopyFrom(exported(variant).shipped)
+    model = proto(exported(variant).shipped)
     model.opset_import[0].version = 23
     nodes = list(model.graph.node)
     softmax = [node for node in nodes if node.op_type == "Softmax"][block]
@@ -105,7 +106,7 @@ def test_one_node_of_hundreds_is_named(variant: str, block: int, rtx: Api) -> No
     error = failure(model, rtx)
     assert "attended" not in str(error) and len(model.graph.node) > 160
     told: list[str] = []
-    part = failing_part(model, RTX, rtx, error, told.append, seconds=LONG)
+    part = failing_part(ir.from_proto(model), RTX, rtx, error, told.append, seconds=LONG)
     assert part is not None and str(part) == "attended (Attention)"
     onnx.checker.check_model(part.model)
     assert kind_of(str(failure(part.model, rtx))) == kind_of(str(error))
@@ -114,12 +115,11 @@ def test_one_node_of_hundreds_is_named(variant: str, block: int, rtx: Api) -> No
 
 
 def test_a_node_that_the_parser_names_is_tried_first(rtx: Api) -> None:
-    model = onnx.ModelProto()
-    model.CopyFrom(exported("class token").shipped)
+    model = proto(exported("class token").shipped)
     gelu = [node for node in model.graph.node if node.op_type == "Gelu"][2]
     gelu.op_type = "Det"
     told: list[str] = []
-    part = failing_part(model, RTX, rtx, failure(model, rtx), told.append, LONG)
+    part = failing_part(ir.from_proto(model), RTX, rtx, failure(model, rtx), told.append, LONG)
     assert str(part) == f"{gelu.name} (Det)" and len(told) == 1
 
 
@@ -148,4 +148,4 @@ def test_a_search_that_crashes_finds_nothing(rtx: Api, monkeypatch: pytest.Monke
     error = failure(model, rtx)
     for program in ("/bin/false", "/no/such/python"):
         monkeypatch.setattr(sys, "executable", program)
-        assert failing_part(model, RTX, rtx, error) is None
+        assert failing_part(ir.from_proto(model), RTX, rtx, error) is None

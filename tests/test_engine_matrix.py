@@ -9,7 +9,7 @@ import gc
 from collections.abc import Iterator
 from functools import cache
 
-import onnx
+import onnx_ir as ir
 import pytest
 
 from atm_export.backends.tensorrt.build import Engine, engine_from_onnx
@@ -45,7 +45,7 @@ def loaded(name: str) -> LoadedModel:
     return load_model(ModelSpec(name=name, config=load_model_config(name), weights=weights))
 
 
-def graph(name: str, policy: str) -> onnx.ModelProto:
+def graph(name: str, policy: str) -> ir.Model:
     """The graph of a model at its default operating point."""
     model = loaded(name)
     backbone = model.backbone

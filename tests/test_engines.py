@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import parser
 
@@ -25,9 +26,12 @@ from atm_export.errors import (
     OutputError,
 )
 from atm_export.graph.optimize import with_precision
+from atm_export.graph.saving import graph_bytes
 from atm_export.measure.speed import engines as evaluated
+from atm_export.runs.graphs import SavedGraph
 from atm_export.runs.reading import open_run
 from tests.exports import exported
+from tests.graphs import proto
 from tests.runs import run_command
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
@@ -184,8 +188,7 @@ def test_engines_from_python(precision: Precision) -> None:
 
 
 def test_a_graph_that_breaks_a_rule_is_refused_before_the_build() -> None:
-    model = onnx.ModelProto()
-    model.CopyFrom(exported("class token").shipped)
+    model = proto(exported("class token").shipped)
     for node in model.graph.node:
         if node.op_type == "Max":
             node.op_type = "Min"
@@ -194,8 +197,7 @@ def test_a_graph_that_breaks_a_rule_is_refused_before_the_build() -> None:
 
 
 def test_parser_errors_name_the_node(tmp_path: Path) -> None:
-    model = onnx.ModelProto()
-    model.CopyFrom(exported("unmerged").shipped)
+    model = proto(exported("unmerged").shipped)
     gelu = next(node for node in model.graph.node if node.op_type == "Gelu")
     gelu.op_type, gelu.domain = "NoSuchThing", "com.mine"
     with pytest.raises(EngineBuildError, match="NoSuchThing"):
@@ -206,7 +208,7 @@ class OnnxInPlaceOfPlan:
     """Where no GPU is, the logic around one is tested with ONNX Runtime under a runner's name."""
 
     def __init__(self, plan: Path, facts: object = None, *, static: bool = False) -> None:
-        self.runner = OnnxRuntimeRunner(plan)
+        self.runner = OnnxRuntimeRunner(SavedGraph(plan.read_bytes()))
 
     def __enter__(self) -> OnnxRuntimeRunner:
         return self.runner.__enter__()
@@ -220,8 +222,8 @@ def test_where_a_gpu_is_the_engine_is_proven_measured_and_judged(
 ) -> None:
     facts = open_run(built).manifest["engines"][PLAN]
 
-    def no_build(model: onnx.ModelProto, settings: object, api: object) -> Engine:
-        return Engine(model.SerializeToString(), {**facts, "sms": [89]})
+    def no_build(model: ir.Model, settings: object, api: object) -> Engine:
+        return Engine(graph_bytes(model), {**facts, "sms": [89]})
 
     monkeypatch.setattr(engines, "engine_from_onnx", no_build)
     monkeypatch.setattr(engines, "TensorRTRunner", OnnxInPlaceOfPlan)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from PIL import Image
@@ -18,6 +19,7 @@ from atm_export.cli import main
 from atm_export.commands import evaluate as command
 from atm_export.errors import ChangedFileError, WeightsError
 from atm_export.graph.optimize import with_outputs
+from atm_export.graph.saving import graph_bytes, graph_from_file, graph_from_memory
 from atm_export.measure.accuracy.batches import Options, _count
 from atm_export.measure.accuracy.evaluation import Place, evaluate_run
 from atm_export.measure.accuracy.journal import journal
@@ -27,7 +29,8 @@ from atm_export.model.flops import trace_gmacs
 from atm_export.model.reference import run_reference
 from atm_export.preprocess import read_images
 from atm_export.prove.intervals import share_facts, wilson
-from atm_export.runs.reading import Run, open_run, sha256
+from atm_export.runs.graphs import read_graph
+from atm_export.runs.reading import Run, open_run
 from atm_export.subject import Subject, exported_subject
 from tests.runs import run_command
 
@@ -36,6 +39,14 @@ FAST = Options(batch=16, workers=0)
 
 def subject_of_run(run: Run, weights: str | None = None, *, need_weights: bool = True) -> Subject:
     return exported_subject(run.manifest, "manifest.json", weights, need_weights=need_weights)
+
+
+def with_graph(run: Run, model: ir.Model) -> Run:
+    """The run with another graph in its folder, listed as if it had been exported so."""
+    run.graph.write_bytes(data := graph_bytes(model))
+    entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    files = {**run.manifest["files"], "model.onnx": entry}
+    return Run(run.folder, {**run.manifest, "files": files})
 
 
 def facts_of(folder: Path, runner: str = "onnxruntime") -> dict[str, Any]:
@@ -176,29 +187,24 @@ def test_weights_that_are_gone_cost_the_agreement_alone(run_copy: Path) -> None:
     assert subject_of_run(moved, "pretrained").same_weights
 
 
-def saved(model: onnx.ModelProto, run: Run) -> Run:
-    """The run with another graph, which its manifest lists, and no word about trace outputs."""
-    onnx.save(model, run.graph)
-    files = dict(run.manifest["files"])
-    files["model.onnx"] = {"bytes": run.graph.stat().st_size, "sha256": sha256(run.graph)}
-    config = {**run.manifest["config"], "trace": False}
-    return Run(run.folder, {**run.manifest, "files": files, "config": config})
-
-
 def test_a_graph_without_trace_outputs_gets_them_back(run_copy: Path, digits: Path) -> None:
-    traced = open_run(run_copy)
-    shipped = with_outputs(onnx.load(traced.graph), ["logits"])
-    run = saved(shipped, traced)
+    shipped = with_outputs(graph_from_file(run_copy / "model.onnx"), ["logits"])
+    run = with_graph(open_run(run_copy), shipped)
+    config = {**run.manifest["config"], "trace": False}
+    run = Run(run.folder, {**run.manifest, "config": config})
     subject = subject_of_run(run)
     graph, source = traced_graph(run, subject)
-    assert isinstance(graph, onnx.ModelProto) and "byte by byte" in source
-    assert [output.name for output in graph.graph.output] == ["logits", "tokens_per_block"]
-    shipped.graph.node[5].name = "another"
-    other = saved(shipped, traced)
-    assert traced_graph(other, subject) == (run.graph.read_bytes(), "eager reference")
+    assert "byte by byte" in source
+    assert [output.name for output in graph_from_memory(graph).graph.outputs] == [
+        "logits",
+        "tokens_per_block",
+    ]
+    shipped.graph[5].name = "another"
+    other = with_graph(run, shipped)
+    assert traced_graph(other, subject) == (read_graph(other, "model.onnx"), "eager reference")
     with pytest.raises(ChangedFileError):
         traced_graph(run, subject)  # what runs is what its manifest lists
-    with OnnxRuntimeRunner(run.graph) as runner:
+    with OnnxRuntimeRunner(read_graph(other, "model.onnx")) as runner:
         forward = from_runner(subject, runner, "eager reference")
         pixels = read_images(sorted(digits.rglob("*.png"))[:4], subject.model.preprocessing)
         trace = run_reference(subject.model.backbone, subject.plan, subject.tensor(pixels))
@@ -207,7 +213,7 @@ def test_a_graph_without_trace_outputs_gets_them_back(run_copy: Path, digits: Pa
 
 def run_of_another_format(folder: Path) -> None:
     path = folder / "manifest.json"
-    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
+    path.write_text(path.read_text().replace('"format": 3', '"format": 1'))
 
 
 def changed_graph(folder: Path) -> None:

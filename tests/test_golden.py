@@ -21,13 +21,13 @@ from atm_export.prove.margins import trace_margin
 from atm_export.prove.tolerances import MARGIN
 from atm_export.resolve import resolve
 from atm_export.runs.reading import open_run
-from atm_export.runs.tensors import packed, read_tensors, unpacked
+from atm_export.runs.tensors import packed, unpacked
 from tests.tiny import planned
 
 
 def test_the_file_is_what_safetensors_reads(demo_folder: Path) -> None:
     path = demo_folder / "golden.safetensors"
-    ours, theirs = read_tensors(path), load_file(path)
+    ours, theirs = unpacked(path.read_bytes(), str(path)), load_file(path)
     assert sorted(ours) == sorted(theirs)
     for name, array in ours.items():
         assert array.dtype == theirs[name].dtype and (array == theirs[name]).all()

@@ -25,8 +25,9 @@ from atm_export.pytest_plugin import ProofItem
 from atm_export.report.documents import BENCH, EVALUATION, REPORT
 from atm_export.report.page import page
 from atm_export.runs.manifest import _PREPROCESSING, check_manifest
-from atm_export.runs.reading import MANIFEST, load_manifest, open_run, sealed
-from atm_export.runs.tensors import packed, read_tensors, unpacked
+from atm_export.runs.reading import MANIFEST, load_manifest, open_run
+from atm_export.runs.seal import sealed
+from atm_export.runs.tensors import packed, unpacked
 from atm_export.runtime import load
 from atm_export.runtime.__main__ import main as slim
 from atm_export.subject import exported_subject
@@ -254,7 +255,7 @@ def test_the_least_manifest_is_taken() -> None:
 
 
 def golden_with(run: Path, **changes: Any) -> None:
-    arrays = dict(read_tensors(run / GOLDEN)) | changes
+    arrays = dict(unpacked((run / GOLDEN).read_bytes(), GOLDEN)) | changes
     kept = {name: array for name, array in arrays.items() if array is not None}
     (run / GOLDEN).write_bytes(packed(kept))
     reseal(run)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
-import onnx
 import pytest
-from onnx import numpy_helper
 
 from atm_export.errors import ParityError
 from atm_export.inputs import Preprocessing
@@ -18,6 +15,7 @@ from atm_export.prove import compare, ladder
 from atm_export.prove.inputs import Pixels, cases
 from atm_export.prove.results import LadderResult
 from tests.exports import Exported, export, exported
+from tests.graphs import changed
 from tests.ladders import Climber, climb
 from tests.tiny import MEAN, STD, loaded, spec_of, threshold_plan, tiny_vit
 
@@ -42,18 +40,6 @@ def subject(made: Exported, *, uint8: bool = False) -> Climber:
 def one_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Climb on batches of 3 alone."""
     monkeypatch.setattr(ladder, "cases", partial(cases, batches=(3,)))
-
-
-def changed(
-    model: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]
-) -> onnx.ModelProto:
-    """A copy of the model with one initializer changed."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    (tensor,) = [t for t in copy.graph.initializer if t.name == name]
-    array = change(numpy_helper.to_array(tensor).copy())
-    tensor.CopyFrom(numpy_helper.from_array(array, name))
-    return copy
 
 
 def refusal(result: LadderResult) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import onnx
+import onnx_ir as ir
 import pytest
 from onnx import parser
 
 from atm_export.errors import GraphLintError
 from atm_export.graph.lint import RULES, check, lint
 from tests.exports import VARIANTS, exported
+from tests.graphs import proto
 
 TRAPS = {
     "custom operator": (
@@ -105,13 +106,13 @@ CLEAN = {
 }
 
 
-def graph(text: str) -> onnx.ModelProto:
+def graph(text: str) -> ir.Model:
     """A model from ONNX's own notation, nodes named after their outputs."""
     imports = '["": 20, "com.mine": 1]' if "com.mine" in text else '["": 20]'
     model = parser.parse_model(f"<ir_version: 10, opset_import: {imports}>\n{text}")
     for node in model.graph.node:
         node.name = node.output[0]
-    return model
+    return ir.from_proto(model)
 
 
 @pytest.mark.parametrize(
@@ -135,14 +136,8 @@ def test_every_rule_has_a_trap() -> None:
     fired = set()
     for text, _, _ in TRAPS.values():
         nodes = graph(text)
-        fired |= {rule.__name__ for rule in RULES if any(True for _ in rule(_ir(nodes)))}
+        fired |= {rule.__name__ for rule in RULES if any(True for _ in rule(nodes.graph))}
     assert fired == {rule.__name__ for rule in RULES}
-
-
-def _ir(model: onnx.ModelProto) -> object:
-    import onnx_ir as ir
-
-    return ir.from_proto(model).graph
 
 
 @pytest.mark.parametrize("name", CLEAN)
@@ -170,14 +165,13 @@ def test_exports_are_clean(name: str) -> None:
 
 def test_a_spoilt_export_is_refused() -> None:
     """The rules see into a whole graph: one dimension or one node is enough."""
-    model = onnx.ModelProto()
-    model.CopyFrom(exported("class token").traced)
+    model = proto(exported("class token").traced)
     model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 2
-    assert {(f.rule, f.node) for f in lint(model)} == {("baked batch", "logits")}
-    model.CopyFrom(exported("class token").traced)
+    assert {(f.rule, f.node) for f in lint(ir.from_proto(model))} == {("baked batch", "logits")}
+    model = proto(exported("class token").traced)
     node = next(n for n in model.graph.node if n.op_type == "Softmax")
     node.op_type = "Hardmax"
-    assert next((f.rule, f.node) for f in lint(model)) == (
+    assert next((f.rule, f.node) for f in lint(ir.from_proto(model))) == (
         "operator outside the allow-list",
         node.name,
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -16,7 +17,7 @@ from tests.exports import VARIANTS, exported
 Node = tuple[str, Sequence[str], Sequence[str], dict[str, object]]
 
 
-def graph(*nodes: Node, batch: str | int = "batch", opset: int = 20) -> onnx.ModelProto:
+def graph(*nodes: Node, batch: str | int = "batch", opset: int = 20) -> ir.Model:
     """x [batch, 16, 8] through `nodes`; constants: zero, one, two, far (int64 [1])."""
     constants = {"zero": 0, "one": 1, "two": 2, "far": 2**31 - 1, "many": MOST_TOPK + 1}
     held = [
@@ -40,7 +41,7 @@ def graph(*nodes: Node, batch: str | int = "batch", opset: int = 20) -> onnx.Mod
         opset_imports=[helper.make_opsetid("", opset)],
         ir_version=10,
     )
-    return onnx.shape_inference.infer_shapes(model)
+    return ir.from_proto(onnx.shape_inference.infer_shapes(model))
 
 
 COUNT: tuple[Node, ...] = (
@@ -64,7 +65,7 @@ def head(end: str) -> Node:
     return ("Slice", ["x", "zero", end, "one"], ["out"], {})
 
 
-def refused(model: onnx.ModelProto, reason: str) -> None:
+def refused(model: ir.Model, reason: str) -> None:
     with pytest.raises(GraphLintError, match=reason):
         check_for_tensorrt(model)
 

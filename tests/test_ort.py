@@ -19,12 +19,15 @@ from atm_export.backends.onnxruntime.providers import best_providers
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.backends.onnxruntime.serving import OnnxServer
 from atm_export.errors import AtmExportError, ConfigError
+from atm_export.runs.graphs import SavedGraph
 from tests.runs import ended
 
 PACKAGE = Path(atm_export.__file__).parent
-MODEL = parser.parse_model(
-    '<ir_version: 10, opset_import: ["": 20]>'
-    " g (float[batch, 2] image) => (float[batch, 2] minus) { minus = Neg (image) }"
+MODEL = SavedGraph(
+    parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 20]>'
+        " g (float[batch, 2] image) => (float[batch, 2] minus) { minus = Neg (image) }"
+    ).SerializeToString()
 )
 SPIN = "session.intra_op.allow_spinning"
 
@@ -47,7 +50,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def opened(**keywords: Any) -> Recorded:
     with pytest.raises(AtmExportError) as caught:
-        door.open_session(MODEL.SerializeToString(), **keywords)
+        door.open_session(MODEL, **keywords)
     assert isinstance(caught.value.__cause__, Recorded)
     return caught.value.__cause__
 
@@ -86,7 +89,7 @@ def test_evaluate_on_a_gpu_leaves_tf32_off(monkeypatch: pytest.MonkeyPatch) -> N
 def test_threads_of_a_proof_do_not_spin_and_those_of_a_service_do() -> None:
     assert opened().options.get_session_config_entry(SPIN) == "0"
     with pytest.raises(AtmExportError) as caught:
-        OnnxServer(MODEL.SerializeToString(), 20, ["cpu"], 1)
+        OnnxServer(MODEL, 20, ["cpu"], 1)
     options = caught.value.__cause__.options  # type: ignore[union-attr]
     assert options.get_session_config_entry(SPIN) == "1"
     assert options.intra_op_num_threads == 1
@@ -107,7 +110,7 @@ def test_measured_sessions_spin_while_they_run_alone(
 def test_threads_have_a_bound() -> None:
     for threads in (-1, 257, 100_000):
         with pytest.raises(ConfigError, match="threads"):
-            door.open_session(MODEL.SerializeToString(), threads=threads)
+            door.open_session(MODEL, threads=threads)
         with pytest.raises(ConfigError, match="threads"):
             door.use_threads(threads)
 

@@ -11,7 +11,8 @@ import pytest
 
 from atm_export import place
 from atm_export.errors import ConfigError, OutputError
-from atm_export.runs.reading import MANIFEST, sealed
+from atm_export.runs.reading import MANIFEST
+from atm_export.runs.seal import sealed
 from tests.snapshots import snapshot
 
 NAMES = ["a.txt", "new.txt", MANIFEST]

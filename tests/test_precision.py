@@ -14,11 +14,13 @@ from atm_export.errors import ParityError
 from atm_export.graph.lint import lint
 from atm_export.graph.lint_tensorrt import check_for_tensorrt
 from atm_export.graph.optimize import emulated, quantized, with_outputs, with_precision
+from atm_export.graph.saving import graph_bytes, in_memory
 from atm_export.prove.calibration import linear_inputs, ranges
 from atm_export.prove.intervals import Share
 from atm_export.prove.matching import lowered_matching, require_matching
 from atm_export.prove.precision import Pair, compare_precision, judge
 from tests.exports import VARIANTS, decided, exported
+from tests.graphs import proto
 from tests.lowered import lowering
 from tests.tiny import spec_of
 
@@ -32,10 +34,9 @@ HALF, BRAIN, FLOAT = (
 MATCHING = {"LpNormalization", "Round", "Log", "LayerNormalization", "Softmax", "ReduceSum"}
 
 
-def types_of(model: onnx.ModelProto) -> dict[str, int]:
+def types_of(model: ir.Model) -> dict[str, int]:
     """Element type of every value, inferred from the graph alone."""
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
+    bare = proto(model)
     del bare.graph.value_info[:]
     inferred = onnx.shape_inference.infer_shapes(bare, strict_mode=True).graph
     known = {v.name: v.type.tensor_type.elem_type for v in (*inferred.value_info, *inferred.output)}
@@ -43,9 +44,9 @@ def types_of(model: onnx.ModelProto) -> dict[str, int]:
     return known | {t.name: t.data_type for t in inferred.initializer}
 
 
-def weighs(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
+def weighs(node: onnx.NodeProto, model: ir.Model) -> bool:
     """Whether the node multiplies by a weight."""
-    weights = {tensor.name for tensor in model.graph.initializer}
+    weights = set(model.graph.initializers)
     return node.op_type in ("Gemm", "MatMul") and bool(weights & set(node.input[:2]))
 
 
@@ -54,19 +55,19 @@ def weighs(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
 def test_typed_graphs_are_valid_and_keep_matching_in_fp32(name: str, precision: str) -> None:
     low = HALF if precision == "fp16" else BRAIN
     typed = with_precision(exported(name).traced, precision)
-    onnx.checker.check_model(typed, full_check=True)
+    onnx.checker.check_model(proto(typed), full_check=True)
     assert lint(typed) == []
     check_for_tensorrt(typed)
     types = types_of(typed)
-    for node in typed.graph.node:
+    for node in proto(typed).graph.node:
         kinds = {types[value] for value in (*node.input, *node.output) if value in types}
         if node.op_type in MATCHING:
             assert low not in kinds, f"{node.op_type} {node.name}"
         if weighs(node, typed):
             assert kinds == {low}, node.name
     assert types["logits"] == FLOAT
-    assert [v.name for v in typed.graph.output] == [
-        v.name for v in exported(name).traced.graph.output
+    assert [v.name for v in typed.graph.outputs] == [
+        v.name for v in exported(name).traced.graph.outputs
     ]
 
 
@@ -78,7 +79,7 @@ def test_a_lowered_matching_is_seen_in_the_types(name: str) -> None:
     require_matching(honest, "fp16")
     with lowering():
         lowered = with_precision(exported(name).traced, "fp16")
-    if exported(name).plan.merges and any(n.op_type == "TopK" for n in lowered.graph.node):
+    if exported(name).plan.merges and any(n.op_type == "TopK" for n in lowered.graph):
         with pytest.raises(ParityError, match="fp16 lowers the matching"):
             require_matching(lowered, "fp16")
     else:
@@ -88,8 +89,9 @@ def test_a_lowered_matching_is_seen_in_the_types(name: str) -> None:
 def test_similarities_are_fp32_products() -> None:
     typed = with_precision(exported("class token").traced, "fp16")
     types = types_of(typed)
-    makers = {out: node for node in typed.graph.node for out in node.output}
-    rounds = [node for node in typed.graph.node if node.op_type == "Round"]
+    nodes = proto(typed).graph.node
+    makers = {out: node for node in nodes for out in node.output}
+    rounds = [node for node in nodes if node.op_type == "Round"]
     assert len(rounds) == 3
     for node in rounds:
         product = makers[node.input[0]]
@@ -104,12 +106,12 @@ def test_fp16_stays_close_in_onnx_runtime(name: str) -> None:
     feed = batch.images.numpy()
     if VARIANTS[name].uint8:
         feed = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 3), dtype=np.uint8)
-    with OnnxRuntimeRunner(made.traced) as runner:
+    with OnnxRuntimeRunner(in_memory(made.traced)) as runner:
         expected = runner.run(feed)["logits"]
     typed = with_precision(made.traced, "fp16")
     spread = float(np.ptp(expected))
     for graph in (typed, emulated(typed, "fp16")):
-        with OnnxRuntimeRunner(graph, optimizations="none") as runner:
+        with OnnxRuntimeRunner(in_memory(graph), optimizations="none") as runner:
             found = runner.run(feed)["logits"]
         assert found.dtype == np.float32
         assert 0 < np.abs(found - expected).max() < 0.05 * spread
@@ -118,19 +120,19 @@ def test_fp16_stays_close_in_onnx_runtime(name: str) -> None:
 def test_emulation_rounds_every_low_value() -> None:
     """Logits of the emulated graph lie on the grid of the low type."""
     typed = with_precision(exported("class token").traced, "bf16")
-    with OnnxRuntimeRunner(emulated(typed, "bf16"), optimizations="none") as runner:
+    with OnnxRuntimeRunner(in_memory(emulated(typed, "bf16")), optimizations="none") as runner:
         logits = runner.run(decided("class token", 3).images.numpy())["logits"]
     bits = np.ascontiguousarray(logits).view(np.uint32)
     assert not (bits & 0xFFFF).any()
 
 
 def test_a_constant_that_does_not_fit_is_an_error_and_never_infinite() -> None:
-    model = ir.from_proto(exported("class token").traced)
+    model = exported("class token").traced.clone()
     weight = next(v for n, v in model.graph.initializers.items() if n.endswith("fc1.weight.T"))
     assert weight.const_value is not None
     weight.const_value = ir.tensor(weight.const_value.numpy() * 1e6, name=weight.name)
     with pytest.raises(OverflowError, match=r"fc1.weight.T does not fit FLOAT16"):
-        with_precision(ir.to_proto(model), "fp16")
+        with_precision(model, "fp16")
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
@@ -142,13 +144,15 @@ def test_quantized_graphs_are_calibrated_and_close(precision: str) -> None:
     found = ranges(made.traced, layers, feeds)
     assert all(0 < clipped <= most for clipped, most in found.values())
     typed = quantized(with_precision(made.traced, "fp16"), found, precision)
-    onnx.checker.check_model(typed, full_check=True)
+    onnx.checker.check_model(proto(typed), full_check=True)
     assert lint(typed) == []
-    pairs = [node.op_type for node in typed.graph.node]
+    pairs = [node.op_type for node in typed.graph]
     assert pairs.count("DequantizeLinear") > len(layers)
-    kept = [n for n in typed.graph.node if n.op_type == "MatMul" and ".k.weight" in n.input[1]]
+    kept = [
+        n for n in proto(typed).graph.node if n.op_type == "MatMul" and ".k.weight" in n.input[1]
+    ]
     assert kept and not any(n.input[1].endswith(".dq") for n in kept)
-    small = len(typed.SerializeToString()) / len(made.traced.SerializeToString())
+    small = len(graph_bytes(typed)) / len(graph_bytes(made.traced))
     assert small < 0.6
     proof = compare_precision(made.traced, emulated(typed, "fp16"), feeds, precision, SPECS)
     assert 0.9 < proof.cosine < 1.0 and proof.max_abs > 0
@@ -160,11 +164,11 @@ def test_a_ruined_graph_is_not_within_the_tolerance() -> None:
     proof = compare_precision(made.traced, made.traced, feeds, "fp32", SPECS)
     assert proof.within and proof.max_abs < 1e-4 and proof.counts_that_differ == 0
     proof.require()
-    ruined = ir.from_proto(made.traced)
+    ruined = made.traced.clone()
     weight = next(v for n, v in ruined.graph.initializers.items() if n.startswith("head."))
     assert weight.const_value is not None
     weight.const_value = ir.tensor(-weight.const_value.numpy(), name=weight.name)
-    proof = compare_precision(made.traced, ir.to_proto(ruined), feeds, "fp16", SPECS)
+    proof = compare_precision(made.traced, ruined, feeds, "fp16", SPECS)
     assert not proof.within
     with pytest.raises(ParityError, match="fp16 changes the model too much: logits cosine"):
         proof.require()
@@ -259,18 +263,31 @@ def test_what_is_not_a_number_is_never_within(broken: float, side: str) -> None:
 
 def test_thresholds_that_move_are_seen_as_tokens_that_differ() -> None:
     made = exported("class token")
-    moved = ir.from_proto(made.traced)
+    moved = made.traced.clone()
     for name, value in moved.graph.initializers.items():
         if name.endswith(".limit") and value.const_value is not None:
             limit = value.const_value.numpy()
             value.const_value = ir.tensor(np.full_like(limit, np.iinfo(limit.dtype).max), name=name)
     feeds = [decided("class token", 3).images.numpy()]
-    proof = compare_precision(made.traced, ir.to_proto(moved), feeds, "fp16", SPECS)
+    proof = compare_precision(made.traced, moved, feeds, "fp16", SPECS)
     assert proof.tokens.hits > 0.03 * proof.tokens.of and "tokens that differ" in proof.failed
+
+
+def test_a_typed_graph_leaves_the_given_one_alone() -> None:
+    traced = exported("class token").traced
+    before = graph_bytes(traced)
+    for precision in ("fp16", "bf16"):
+        typed = with_precision(traced, precision)
+        whole = graph_bytes(typed)
+        emulated(typed, precision)
+        quantized(typed, dict.fromkeys(linear_inputs(typed), (1.0, 1.0)), "int8")
+        lowered_matching(typed)
+        assert graph_bytes(typed) == whole
+    assert graph_bytes(traced) == before
 
 
 def test_a_typed_graph_ships_without_its_trace() -> None:
     typed = with_precision(exported("class token").traced, "fp16")
     shipped = with_outputs(typed, ["logits"])
-    assert [value.name for value in shipped.graph.output] == ["logits"]
-    assert len(shipped.graph.node) < len(typed.graph.node)
+    assert [value.name for value in shipped.graph.outputs] == ["logits"]
+    assert len(shipped.graph) < len(typed.graph)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from atm_export import errors
-from atm_export.runs.reading import MANIFEST, load_manifest, open_run, sealed
+from atm_export.runs.reading import MANIFEST, load_manifest, open_run
+from atm_export.runs.seal import sealed
 from atm_export.runs.writing import extend, publish, working
 from tests.manifests import FILES, engine_facts, least_facts
 
@@ -58,7 +59,7 @@ def test_every_mismatch_has_its_own_error(run: Path, tmp_path: Path) -> None:
     with pytest.raises(errors.MissingFileError, match=r"a\.txt is missing"):
         open_run(run)
     text = (run / MANIFEST).read_bytes()
-    (run / MANIFEST).write_bytes(text.replace(b'"format": 2', b'"format": 1'))
+    (run / MANIFEST).write_bytes(text.replace(b'"format": 3', b'"format": 1'))
     with pytest.raises(errors.RunFormatError, match="run format 1"):
         open_run(run)
     (run / MANIFEST).write_bytes(text[: len(text) // 2])

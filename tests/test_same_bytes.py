@@ -16,7 +16,7 @@ import onnx
 import pytest
 import torch
 
-from tests.graphs import shipped_graph
+from tests.graphs import proto, shipped_graph
 from tests.shared_data import shared
 
 RECORDED = Path(__file__).with_name("same_bytes.json")
@@ -64,7 +64,7 @@ def digests(model: onnx.ModelProto) -> dict[str, str]:
 
 def made(case: str) -> dict[str, str]:
     """The digests of a case, as this version makes them; run where the weights lie."""
-    return digests(shipped_graph(**CASES[case]))
+    return digests(proto(shipped_graph(**CASES[case])))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from atm_export.backends.tensorrt.settings import Precision
@@ -23,6 +24,7 @@ from atm_export.prove.typed import typed_graph
 from atm_export.resolve import resolve
 from atm_export.runs.reading import open_run
 from atm_export.subject import subject_of
+from tests.graphs import changed
 from tests.lowered import lowering
 from tests.shared_data import shared
 
@@ -88,10 +90,8 @@ def test_a_matching_that_was_lowered_is_refused(merge: str) -> None:
 def test_weights_that_half_precision_cannot_hold_are_an_error_in_one_line() -> None:
     made = source("deit_t", "frozen")
     reference = made.traced
-    big = type(reference)()
-    big.CopyFrom(reference)
-    tensor = next(t for t in big.graph.initializer if t.name.endswith("fc1.weight.T"))
-    tensor.raw_data = b"\x00\x00\x80\x7e" * (len(tensor.raw_data) // 4)  # 8.5e37
+    name = next(n for n in reference.graph.initializers if n.endswith("fc1.weight.T"))
+    big = changed(reference, name, lambda a: np.full_like(a, 8.5e37))
     with pytest.raises(ParityError, match=r"fp16 cannot hold .* take --precision bf16 or fp32"):
         typed_graph(big, made.feeds, Precision.FP16, made.outputs, lambda text: None)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cache, partial
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from onnx import numpy_helper, parser
@@ -19,6 +19,7 @@ from atm_export.methods.tokens import STRIDE, Capacity
 from atm_export.prove import ladder
 from atm_export.prove.inputs import cases
 from tests.exports import Exported, export
+from tests.graphs import proto
 from tests.ladders import Climber, climb
 from tests.tiny import MEAN, STD, adaptive_plan, loaded, tiny_vit
 
@@ -60,7 +61,7 @@ def test_no_integer_of_the_graph_exceeds_32_bits(tokens: int) -> None:
     for per_image in (False, True):
         graph = made(tokens, per_image).traced
         assert lint(graph) == []
-        for tensor in graph.graph.initializer:
+        for tensor in proto(graph).graph.initializer:
             array = numpy_helper.to_array(tensor)
             if array.dtype.kind == "i" and array.size:
                 assert array.min() >= -(2**31) and array.max() < 2**31, tensor.name
@@ -88,8 +89,8 @@ def test_slots_are_ranked_by_similarity_then_slot(tokens: int) -> None:
         assert found.tolist() == sorted(range(len(row)), key=lambda slot: (-row[slot], slot))
 
 
-def graph(text: str) -> onnx.ModelProto:
-    return parser.parse_model(f'<ir_version: 10, opset_import: ["": 20]>\n{text}')
+def graph(text: str) -> ir.Model:
+    return ir.from_proto(parser.parse_model(f'<ir_version: 10, opset_import: ["": 20]>\n{text}'))
 
 
 METRIC = (

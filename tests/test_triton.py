@@ -16,8 +16,9 @@ from google.protobuf import text_format
 
 from atm_export import errors
 from atm_export.cli import main
-from atm_export.runs.reading import MANIFEST, sealed
-from atm_export.runs.tensors import read_tensors
+from atm_export.runs.reading import MANIFEST
+from atm_export.runs.seal import sealed
+from atm_export.runs.tensors import unpacked
 from atm_export.triton import write_repository
 from tests.manifests import engine_facts
 from tests.runs import run_command
@@ -91,7 +92,7 @@ def test_the_onnx_backend(demo_folder: Path, tmp_path: Path) -> None:
     dims = tuple(config.input[0].dims)
     image = np.frombuffer((written.folder / "warmup" / "image").read_bytes(), np.float32)
     (logits,) = session.run(["logits"], {"image": image.reshape(1, *dims)})
-    golden = read_tensors(demo_folder / "golden.safetensors")["logits"][:1]
+    golden = unpacked((demo_folder / "golden.safetensors").read_bytes(), "golden")["logits"][:1]
     assert np.abs(logits - golden).max() < 1e-4
     assert session.get_inputs()[0].name == config.input[0].name
     assert session.get_inputs()[0].shape[1:] == list(dims)

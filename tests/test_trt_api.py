@@ -30,6 +30,7 @@ from atm_export.backends.tensorrt.settings import (
     parse_sms,
 )
 from atm_export.errors import ConfigError, EngineMismatchError, MissingDependencyError
+from atm_export.graph import saving
 from tests.trt_fake import SURFACES, fake
 
 EVERYTHING = {
@@ -103,6 +104,18 @@ def test_every_version_has_what_a_build_uses(
         assert ("IBuilderConfig.create_timing_cache", b"timings") in told
         assert again.facts == engine.facts
     assert engine.facts["tensors"]["image"]["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("surface", SURFACES, ids=lambda s: s.stem)
+def test_every_version_reads_weights_that_no_onnx_file_holds_from_files(
+    surface: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(saving, "LIMIT", -1)
+    engine, told = build_with(surface, monkeypatch, tmp_path)
+    (file,) = [call[1] for call in told if call[0] == "OnnxParser.parse_from_file"]
+    assert engine.plan == b"a plan"
+    assert file.endswith("model.onnx") and not Path(file).exists()
+    assert not [call for call in told if call[0] == "OnnxParser.parse"]
 
 
 @pytest.mark.parametrize("surface", SURFACES, ids=lambda s: s.stem)

@@ -28,6 +28,7 @@ RETURNS = {
 VALUES: dict[tuple[str, str], Any] = {
     ("Builder", "build_serialized_network"): b"a plan",
     ("OnnxParser", "parse"): True,
+    ("OnnxParser", "parse_from_file"): True,
     ("ITimingCache", "serialize"): b"timings",
     ("ITimingCache", "combine"): True,
     ("INetworkDefinition", "num_inputs"): 1,

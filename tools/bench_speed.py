@@ -55,7 +55,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
@@ -69,6 +69,7 @@ from atm_export.config import RunConfig
 from atm_export.errors import AtmExportError, ConfigError
 from atm_export.graph.assemble import onnx_from_model
 from atm_export.graph.optimize import optimize, with_outputs
+from atm_export.graph.saving import graph_from_file, in_memory, written
 from atm_export.inputs import normalize
 from atm_export.measure.data.images import load_images
 from atm_export.measure.speed import latency
@@ -213,7 +214,7 @@ def _in_batches(pixels: Floats, batch: int, rounds: int) -> Floats:
     return pixels[np.arange(k * batch) % len(pixels)].reshape(k, batch, *pixels.shape[1:])
 
 
-def export_candidate(name: str, subject: Subject) -> onnx.ModelProto:
+def export_candidate(name: str, subject: Subject) -> ir.Model:
     """The graph of one candidate: input `image`, outputs as its task has them."""
     if name == BASELINE:
         return export_timm(subject.model)
@@ -222,7 +223,7 @@ def export_candidate(name: str, subject: Subject) -> onnx.ModelProto:
     return with_outputs(optimize(traced), names(model.backbone.outputs))
 
 
-def export_timm(model: LoadedModel) -> onnx.ModelProto:
+def export_timm(model: LoadedModel) -> ir.Model:
     """The model's own forward through torch.onnx.export with its defaults."""
     height, width = model.backbone.image_size
     with warnings.catch_warnings():
@@ -238,7 +239,7 @@ def export_timm(model: LoadedModel) -> onnx.ModelProto:
             verbose=False,
         )
     assert program is not None
-    return program.model_proto
+    return program.model
 
 
 def gmacs_at(subject: Subject, name: str, batch: int, rounds: int) -> float:
@@ -263,7 +264,10 @@ def measure(folder: Path, args: argparse.Namespace) -> Measured:
     with ExitStack() as stack:
         runners = {
             name: stack.enter_context(
-                OnnxRuntimeRunner(folder / f"{name}.onnx", waiting="spin while running")
+                OnnxRuntimeRunner(
+                    in_memory(graph_from_file(folder / f"{name}.onnx")),
+                    waiting="spin while running",
+                )
             )
             for name in args.candidates
         }
@@ -397,7 +401,7 @@ def write_files(
     """Put graphs and batches into `folder`; returns GFLOPs an image by batch and candidate."""
     for name in subject.plans:
         say.print(f"exporting {name}")
-        onnx.save(export_candidate(name, subject), folder / f"{name}.onnx")
+        written(export_candidate(name, subject), folder / f"{name}.onnx")
     gmacs = {}
     for batch, feeds in subject.feeds.items():
         say.print(f"counting FLOPs at batch {batch}")

@@ -19,8 +19,9 @@ from atm_export.errors import (
 )
 
 if TYPE_CHECKING:
-    import onnx
+    import onnx_ir as ir
 
+    from atm_export.runs.graphs import SavedGraph
     from atm_export.runs.reading import Run
 
 GRAPH = "model.onnx"
@@ -47,21 +48,21 @@ class Backend(ABC):
         """Name, version and device, as reports say what a graph was proven on."""
         return self.title
 
-    def check_graph(self, model: onnx.ModelProto) -> None:
+    def check_graph(self, model: ir.Model) -> None:
         """GraphLintError for the first construct that this backend refuses, or runs otherwise."""
         return None
 
     @abstractmethod
-    def open_graph(self, model: onnx.ModelProto | bytes) -> Runner:
-        """A runner of an FP32 graph as it is (its bytes, or the graph itself), to be entered.
+    def open_graph(self, graph: SavedGraph) -> Runner:
+        """A runner of an FP32 graph as it is saved, weights inside or beside it, to be entered.
 
         Raises ConfigError where the backend runs engines alone.
         """
 
-    def open_measured(self, model: onnx.ModelProto | bytes, *, alone: bool = False) -> Runner:
+    def open_measured(self, graph: SavedGraph, *, alone: bool = False) -> Runner:
         """The same where it is measured: on the device that a service would take. alone: nothing
         else runs meanwhile, so that its threads may spin."""
-        return self.open_graph(model)
+        return self.open_graph(graph)
 
     def device(self, runner: Runner) -> str:
         """What an entered runner runs on, as results say it."""
@@ -77,9 +78,9 @@ class Backend(ABC):
 
     def open_artifact(self, run: Run, name: str) -> Runner:
         """A runner of a file of a run whose bytes are those that were checked, to be entered."""
-        from atm_export.runs.reading import read_checked
+        from atm_export.runs.graphs import read_graph
 
-        return self.open_graph(read_checked(run, name))
+        return self.open_graph(read_graph(run, name))
 
     def check_serving(self, how: Serving) -> None:
         """ConfigError for what `serve` would ignore."""

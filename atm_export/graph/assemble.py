@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
@@ -98,7 +99,7 @@ class Sheet:
 
     opset: int
     nodes: list[onnx.NodeProto] = field(default_factory=list)
-    weights: dict[str, TensorProto] = field(default_factory=dict)
+    weights: dict[str, ir.TensorProtocol] = field(default_factory=dict)
     templates: dict[str, onnx.ModelProto] = field(default_factory=dict)
     translations: Translations = field(default_factory=dict)
 
@@ -107,7 +108,7 @@ class Sheet:
         return output
 
     def constant(self, name: str, array: Any) -> str:
-        self.weights[name] = numpy_helper.from_array(np.asarray(array), name)
+        self.weights[name] = ir.tensor(np.asarray(array), name=name)  # shared, not copied
         return name
 
 
@@ -117,7 +118,7 @@ def onnx_from_model(
     spec: InputSpec,
     *,
     opset: int = 20,
-) -> onnx.ModelProto:
+) -> ir.Model:
     """The traced graph: the task's outputs, tokens_per_block [blocks], token_maps [blocks, batch,
     tokens] (where every embedded token is after each block), patch_to_token [batch, patches].
 
@@ -300,7 +301,7 @@ def _first_map(sheet: Sheet, image: str, tokens: int) -> str:
     return sheet.node("Expand", ["positions", "map_shape"], "map")
 
 
-def _model(sheet: Sheet, backbone: Backbone, plan: MergePlan, spec: InputSpec) -> onnx.ModelProto:
+def _model(sheet: Sheet, backbone: Backbone, plan: MergePlan, spec: InputSpec) -> ir.Model:
     tokens = backbone.tokens
     blocks = len(plan.blocks)
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
@@ -319,9 +320,19 @@ def _model(sheet: Sheet, backbone: Backbone, plan: MergePlan, spec: InputSpec) -
             info(TRACE_OUTPUTS[1], TensorProto.INT64, [blocks, "batch", tokens]),
             info(TRACE_OUTPUTS[2], TensorProto.INT64, ["batch", tokens - backbone.prefix]),
         ],
-        list(sheet.weights.values()),
+        [_declared(name, tensor) for name, tensor in sheet.weights.items()],
     )
     opsets = [helper.make_opsetid("", sheet.opset)]
-    return helper.make_model(
-        graph, producer_name="atm-export", ir_version=IR_VERSION, opset_imports=opsets
+    model = ir.from_proto(
+        helper.make_model(
+            graph, producer_name="atm-export", ir_version=IR_VERSION, opset_imports=opsets
+        )
     )
+    for name, tensor in sheet.weights.items():
+        model.graph.initializers[name].const_value = tensor
+    return model
+
+
+def _declared(name: str, tensor: ir.TensorProtocol) -> TensorProto:
+    """Name, type and shape of a weight, without its numbers."""
+    return TensorProto(name=name, data_type=tensor.dtype, dims=tensor.shape.numpy())

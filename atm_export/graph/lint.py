@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from atm_export.errors import GraphLintError
@@ -29,13 +28,12 @@ ALLOWED = frozenset(
 SHAPE_TAKERS = ("Reshape", "Expand")
 
 
-def lint(model: onnx.ModelProto) -> list[Finding]:
+def lint(model: ir.Model) -> list[Finding]:
     """Every trap in `model`."""
-    graph = ir.from_proto(model).graph
-    return [finding for rule in RULES for finding in rule(graph)]
+    return [finding for rule in RULES for finding in rule(model.graph)]
 
 
-def check(model: onnx.ModelProto) -> None:
+def check(model: ir.Model) -> None:
     """GraphLintError for the first trap."""
     report(lint(model))
 

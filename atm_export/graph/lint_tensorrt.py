@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import onnx
 import onnx_ir as ir
 
 from atm_export.graph.lint import Finding, Rule, constant, name_of, report
@@ -43,10 +42,9 @@ INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
 MOST_TOPK = 3840
 
 
-def check_for_tensorrt(model: onnx.ModelProto) -> None:
+def check_for_tensorrt(model: ir.Model) -> None:
     """GraphLintError for the first construct that TensorRT would refuse."""
-    graph = ir.from_proto(model).graph
-    report([finding for rule in RULES for finding in rule(graph)])
+    report([finding for rule in RULES for finding in rule(model.graph)])
 
 
 def bounded_lengths(graph: ir.Graph) -> Iterator[Finding]:

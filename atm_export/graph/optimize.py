@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript import optimizer
@@ -20,6 +19,7 @@ from atm_export.graph.passes.quantize import LIMITS, Quantize
 from atm_export.graph.passes.set_precision import SetPrecision
 from atm_export.graph.passes.short_slices import ShortSlices
 from atm_export.graph.passes.stamp import Stamp
+from atm_export.graph.reading import copied
 from atm_export.rewrite.names import is_limit
 
 SMALL = 1024  # elements; folding larger constants would swell the file
@@ -72,7 +72,7 @@ class Fixpoint(ir.passes.InPlacePass):
 STATIC_SHAPES = Fixpoint(common.ShapeInferencePass(data_prop=True), FoldConstants())
 
 
-def optimize(model: onnx.ModelProto) -> onnx.ModelProto:
+def optimize(model: ir.Model) -> ir.Model:
     """Fold, fuse and tidy the traced graph; the result computes the same outputs."""
     return _run(
         model,
@@ -92,32 +92,32 @@ def optimize(model: onnx.ModelProto) -> onnx.ModelProto:
     )
 
 
-def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
     """The same graph with only these outputs."""
     return _run(model, [KeepOutputs(names)])
 
 
-def with_facts(model: onnx.ModelProto, facts: Mapping[str, Any]) -> onnx.ModelProto:
+def with_facts(model: ir.Model, facts: Mapping[str, Any]) -> ir.Model:
     """The same graph with facts in its metadata."""
     return _run(model, [Stamp(facts)])
 
 
-def _run(model: onnx.ModelProto, passes: Sequence[Callable[..., Any]]) -> onnx.ModelProto:
+def _run(model: ir.Model, passes: Sequence[Callable[..., Any]]) -> ir.Model:
     for library in ("onnxscript", "onnx_ir"):
         logging.getLogger(library).setLevel(logging.ERROR)
-    graph = ir.from_proto(model)
+    graph = copied(model)
     shapes = {value.name: value.shape for value in graph.graph.outputs}
     for step in passes:
         step(graph)
     for value in graph.graph.outputs:
         value.shape = shapes[value.name]  # inference forgets the names of free axes
-    return ir.to_proto(graph)
+    return graph
 
 
 LOW = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
 
-def with_precision(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+def with_precision(model: ir.Model, precision: str) -> ir.Model:
     """The same graph with `fp16` or `bf16` written into it; see `SetPrecision`."""
     passes = [
         common.ShapeInferencePass(),
@@ -127,7 +127,7 @@ def with_precision(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     return _run(model, passes)
 
 
-def emulated(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+def emulated(model: ir.Model, precision: str) -> ir.Model:
     """A typed graph rewritten to round in FP32; see `EmulateLow`."""
     return _run(model, [EmulateLow(LOW[precision])])
 
@@ -136,8 +136,8 @@ EIGHT_BITS = {"int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN}
 
 
 def quantized(
-    model: onnx.ModelProto, ranges: Mapping[str, tuple[float, float]], precision: str
-) -> onnx.ModelProto:
+    model: ir.Model, ranges: Mapping[str, tuple[float, float]], precision: str
+) -> ir.Model:
     """Linear layers in `int8` or `fp8`; ranges: (percentile, largest) input by weight name."""
     kind = EIGHT_BITS[precision]
     # Floating-point steps grow with the value, so fp8 has no need to clip.

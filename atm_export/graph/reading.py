@@ -22,6 +22,18 @@ class Finding:
 Rule = Callable[[ir.Graph], Iterator[Finding]]
 
 
+def copied(model: ir.Model) -> ir.Model:
+    """A graph to be changed; weights are shared, types are not, as onnx-ir's own clone shares them:
+    to set a value's dtype would change the original's."""
+    copy = model.clone()
+    graph = copy.graph
+    values = [*graph.inputs, *graph.initializers.values()]
+    for value in [*values, *(value for node in graph for value in node.outputs)]:
+        if isinstance(value.type, ir.TensorType):
+            value.type = ir.TensorType(value.type.dtype, denotation=value.type.denotation)
+    return copy
+
+
 def constant(value: ir.Value | None) -> np.ndarray | None:
     """The array of a constant or initializer, else None."""
     if value is None:

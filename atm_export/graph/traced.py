@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import onnx
+import onnx_ir as ir
 
 from atm_export.config import RunConfig
 from atm_export.graph.assemble import onnx_from_model
@@ -11,7 +11,7 @@ from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import LoadedModel
 
 
-def traced_graph(config: RunConfig, model: LoadedModel, plan: MergePlan) -> onnx.ModelProto:
+def traced_graph(config: RunConfig, model: LoadedModel, plan: MergePlan) -> ir.Model:
     """Translate and optimise a model under a plan; all trace outputs on."""
     spec = model.input(uint8=config.uint8_input)
     return optimize(onnx_from_model(model.backbone, plan, spec, opset=config.opset))

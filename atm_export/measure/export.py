@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import torch
 from torch import Tensor
 
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.graph.optimize import with_outputs
+from atm_export.graph.saving import in_memory
 from atm_export.measure.data.images import ImageSet
 from atm_export.measure.speed import latency
 from atm_export.model.backbone import Backbone
@@ -97,7 +98,7 @@ def _accuracy(subject: Subject, images: ImageSet, traces: Sequence[Trace]) -> di
 
 def measure_latency(
     subject: Subject,
-    shipped: onnx.ModelProto,
+    shipped: ir.Model,
     pixels: Pixels,
     threads: int,
     progress: Progress,
@@ -107,7 +108,8 @@ def measure_latency(
     baseline = with_outputs(subject.graph(subject.unmerged), names(subject.model.backbone.outputs))
     rows = []
     runners = (
-        OnnxRuntimeRunner(graph, waiting="spin while running") for graph in (baseline, shipped)
+        OnnxRuntimeRunner(in_memory(graph), waiting="spin while running")
+        for graph in (baseline, shipped)
     )
     with next(runners) as unmerged, next(runners) as merged:
         for batch, rounds in LATENCY_ROUNDS.items():

@@ -91,6 +91,11 @@ class Backbone(nn.Module, ABC):
         return torch.zeros(1, self.channels, *self.image_size)
 
     @property
+    def weight_bytes(self) -> int:
+        """Bytes of its weights, FP32."""
+        return sum(t.numel() * t.element_size() for t in self.state_dict().values())
+
+    @property
     def outputs(self) -> tuple[OutputSpec, ...]:
         """What it answers, the main output first."""
         return tasks[self.task].outputs(self)
@@ -201,19 +206,6 @@ class LoadedModel:
     def tensor(self, pixels: Pixels) -> Tensor:
         """Pixels [k, H, W, C] as the backbone takes them."""
         return torch.from_numpy(self.input().feed(pixels))
-
-
-LARGEST = 2**31 - 2**26  # bytes: protobuf's limit, less room for the graph itself
-
-
-def refuse_large(parameters: int, name: str) -> None:
-    """UnsupportedModelError for a model whose FP32 weights no single ONNX file holds."""
-    size = 4 * parameters
-    if size > LARGEST:
-        raise UnsupportedModelError(
-            f"{name} has {size / 2**30:.1f} GiB of weights; an ONNX file ends at 2 GiB, and "
-            "weights beside the file are not written by this version"
-        )
 
 
 Family = Callable[[ModelSpec], LoadedModel]

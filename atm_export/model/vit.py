@@ -27,14 +27,7 @@ from atm_export.errors import (
     unknown_name,
 )
 from atm_export.inputs import Preprocessing
-from atm_export.model.backbone import (
-    Backbone,
-    BlockParts,
-    Limited,
-    LoadedModel,
-    families,
-    refuse_large,
-)
+from atm_export.model.backbone import Backbone, BlockParts, Limited, LoadedModel, families
 from atm_export.model.flops import linear_weights, module_macs
 from atm_export.model.published import (
     imagenet_labels,
@@ -197,7 +190,6 @@ def _refuse_early(config: ModelConfig, name: str, options: dict[str, Any]) -> No
     except (RuntimeError, NotImplementedError):  # an initialiser that wants real numbers
         return
     refuse_unsupported(model, name)
-    refuse_large(sum(tensor.numel() for tensor in model.state_dict().values()), name)
 
 
 def _pretrained_cfg(config: ModelConfig) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from atm_export.config import ModelConfig, ModelSpec
 from atm_export.errors import ConfigError, UnsupportedModelError, unknown_name
 from atm_export.model import SHIPPED
-from atm_export.model.backbone import Family, Limited, LoadedModel, families, refuse_large
+from atm_export.model.backbone import Family, Limited, LoadedModel, families
 
 MOST_TOKENS = 4096
 
@@ -15,7 +15,6 @@ MOST_TOKENS = 4096
 def load_model(spec: ModelSpec) -> LoadedModel:
     """The model with its weights; errors name the file, key or setting at fault."""
     model = _family(spec.name, spec.config.family)(spec)
-    refuse_large(sum(t.numel() for t in model.backbone.state_dict().values()), spec.name)
     tokens = model.backbone.tokens
     if tokens > MOST_TOKENS:
         raise UnsupportedModelError(

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.backends.runner import Array
+from atm_export.graph.reading import copied
+from atm_export.graph.saving import in_memory
 from atm_export.rewrite.names import may_be_quantized
 
 # Percentile; what lies above is clipped, which costs less than a coarser grid. At 99.99 pictures of
@@ -16,37 +18,38 @@ from atm_export.rewrite.names import may_be_quantized
 CLIPPED = 99.999
 
 
-def linear_inputs(model: onnx.ModelProto) -> Mapping[str, str]:
+def linear_inputs(model: ir.Model) -> Mapping[str, str]:
     """Name of the blocks' linear layers (their weights) to the values that they read."""
-    weights = {tensor.name for tensor in model.graph.initializer}
     found = {}
-    for node in model.graph.node:
-        if node.op_type not in ("Gemm", "MatMul") or node.input[1] not in weights:
+    for node in model.graph:
+        source, weight = node.inputs[:2] if node.op_type in ("Gemm", "MatMul") else (None, None)
+        if source is None or weight is None or not weight.is_initializer():
             continue
-        name = node.input[1]
-        if may_be_quantized(name):
-            found[name] = node.input[0]
+        if may_be_quantized(str(weight.name)):
+            found[str(weight.name)] = str(source.name)
     return found
 
 
 def ranges(
-    model: onnx.ModelProto, linear: Mapping[str, str], feeds: Sequence[Array]
+    model: ir.Model, linear: Mapping[str, str], feeds: Sequence[Array]
 ) -> dict[str, tuple[float, float]]:
     """(percentile, largest) absolute value of each linear layer's input, over all batches."""
     values = sorted(set(linear.values()))
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    del probe.graph.output[:]
-    for value in values:
-        probe.graph.output.append(
-            onnx.helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, None)
-        )
+    probe = copied(model)
+    made = {value.name: value for node in probe.graph for value in node.outputs}
+    probe.graph.outputs[:] = [_float(made[name]) for name in values]
     high = dict.fromkeys(values, 0.0)
     most = dict.fromkeys(values, 0.0)
-    with OnnxRuntimeRunner(probe) as runner:
+    with OnnxRuntimeRunner(in_memory(probe)) as runner:
         for feed in feeds:
             for name, array in runner.run(feed).items():
                 size = np.abs(array)
                 high[name] = max(high[name], float(np.percentile(size, CLIPPED)))
                 most[name] = max(most[name], float(size.max()))
     return {layer: (high[value], most[value]) for layer, value in linear.items()}
+
+
+def _float(value: ir.Value) -> ir.Value:
+    """What an output says of itself: its type, and no shape that a batch may not have."""
+    value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), None
+    return value

@@ -7,17 +7,17 @@ which tokens merged, every output. The graph that ships and the traced one must 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import onnx
+import onnx_ir as ir
 import torch
 
 from atm_export.backends import ONNXRUNTIME, backends
-from atm_export.backends.runner import Runner
+from atm_export.graph.saving import in_memory
 from atm_export.methods.plan import MergePlan
+from atm_export.model.reference import Trace
 from atm_export.prove.compare import compare, measure
 from atm_export.prove.inputs import Case, Pixels, cases
 from atm_export.prove.judging import judge, own_noise, with_margin
@@ -39,7 +39,16 @@ class Answer:
     maps: Any
 
 
-Contender = Callable[[Pixels, bool], Answer]  # the flag: what ships too, not the traced graph alone
+@dataclass(frozen=True)
+class Decided:
+    """An input, and what the reference makes of it. everything: every rung runs it, not the traced
+    graph alone."""
+
+    name: str
+    pixels: Pixels
+    trace: Trace
+    margin: float
+    everything: bool
 
 
 @dataclass(frozen=True)
@@ -55,8 +64,8 @@ class Step:
 
 def climb(
     subject: Subject,
-    traced: onnx.ModelProto,
-    shipped: onnx.ModelProto,
+    traced: ir.Model,
+    shipped: ir.Model,
     images: Pixels,
     progress: Progress = lambda text: None,
     on: Sequence[str] = (ONNXRUNTIME,),
@@ -65,15 +74,12 @@ def climb(
     [k, H, W, C] uint8, real ones; on: names of backends."""
     steps: list[Step] = []
     for label, plan, with_trace, plain in variants(subject.plan, traced, shipped):
-        with ExitStack() as stack:
-            contenders = [_on(name, subject, with_trace, plain, stack) for name in on]
-            twin = [_twin(subject, plan)] if plan.merges else []
-            for case in _cases(images, label):
-                name = f"{label}{case.kind}, batch {case.batch}"
-                progress(name)
-                whole = not label or case.batch == 1  # the same operators at every threshold
-                chosen = [*twin, *contenders] if whole else contenders
-                steps.append(_step(subject, plan, name, case, chosen, whole))
+        inputs = [_decided(subject, plan, label, case, progress) for case in _cases(images, label)]
+        answers = [_on(name, subject, with_trace, plain, inputs, progress) for name in on]
+        if plan.merges:
+            answers.insert(0, _twin(subject, plan, inputs))
+        for given, *found in zip(inputs, *answers, strict=True):
+            steps.append(_step(subject, plan, given, [each for each in found if each is not None]))
     return LadderResult(
         tuple(rung for step in steps for rung in step.rungs),
         tuple(each for step in steps for each in step.differences),
@@ -89,58 +95,67 @@ def _cases(images: Pixels, label: str) -> Iterator[Case]:
     return (case for case in cases(images) if not label or case.kind in ("images", "flat"))
 
 
-def _step(
-    subject: Subject,
-    plan: MergePlan,
-    name: str,
-    case: Case,
-    contenders: Sequence[Contender],
-    whole: bool,
-) -> Step:
-    pixels, trace, margin = with_margin(subject.model, plan, case)
+def _decided(
+    subject: Subject, plan: MergePlan, label: str, case: Case, progress: Progress
+) -> Decided:
+    name = f"{label}{case.kind}, batch {case.batch}"
+    progress(name)
+    everything = not label or case.batch == 1  # the same operators at every threshold
+    return Decided(name, *with_margin(subject.model, plan, case), everything)
+
+
+def _step(subject: Subject, plan: MergePlan, given: Decided, answers: Sequence[Answer]) -> Step:
+    pixels, trace, margin = given.pixels, given.trace, given.margin
     rungs, differences, undecided = [], [], []
-    for answer in (contender(pixels, whole) for contender in contenders):
+    for answer in answers:
         judged = judge(subject.model, plan, pixels, trace, margin, answer.maps)
         noise = partial(own_noise, subject.model, plan, pixels, judged)
         for rung, outputs in answer.rungs.items():
-            rungs.append(measure(rung, name, judged, outputs))
+            rungs.append(measure(rung, given.name, judged, outputs))
             if judged is not trace:
-                undecided.append(f"{rung}: {name}")
+                undecided.append(f"{rung}: {given.name}")
             found = compare(judged, outputs, answer.counts, answer.maps, noise)
             if found:
-                differences.append(Difference(rung, name, found))
-    return Step(name, margin, tuple(rungs), tuple(differences), tuple(undecided))
+                differences.append(Difference(rung, given.name, found))
+    return Step(given.name, margin, tuple(rungs), tuple(differences), tuple(undecided))
 
 
 def _on(
     name: str,
     subject: Subject,
-    traced: onnx.ModelProto,
-    shipped: onnx.ModelProto,
-    stack: ExitStack,
-) -> Contender:
-    """Both graphs on a backend; what ships tells no tokens, the traced one does."""
-    told: Runner = stack.enter_context(backends[name].open_graph(traced))
-    plain: Runner = stack.enter_context(backends[name].open_graph(shipped))
+    traced: ir.Model,
+    shipped: ir.Model,
+    inputs: Sequence[Decided],
+    progress: Progress,
+) -> list[Answer | None]:
+    """Both graphs on a backend, one after the other, for each holds all weights; what ships tells
+    no tokens, the traced one does."""
     kind = "onnx" if name == ONNXRUNTIME else f"{name} onnx"
+    feeds = [subject.feed(given.pixels) for given in inputs]
+    progress(f"the traced graph, {backends[name].title}")
+    with backends[name].open_graph(in_memory(traced)) as runner:
+        told = [runner.run(feed) for feed in feeds]
+    progress(f"the graph that ships, {backends[name].title}")
+    with backends[name].open_graph(in_memory(shipped)) as runner:
+        plain = [
+            {f"shipped {kind}": runner.run(feed)} if given.everything else {}
+            for given, feed in zip(inputs, feeds, strict=True)
+        ]
+    return [
+        Answer({kind: out, **also}, out["tokens_per_block"], out["token_maps"])
+        for out, also in zip(told, plain, strict=True)
+    ]
 
-    def answer(pixels: Pixels, whole: bool) -> Answer:
-        feed = subject.feed(pixels)
-        out = told.run(feed)
-        rungs = {kind: out} | ({f"shipped {kind}": plain.run(feed)} if whole else {})
-        return Answer(rungs, out["tokens_per_block"], out["token_maps"])
 
-    return answer
-
-
-def _twin(subject: Subject, plan: MergePlan) -> Contender:
+def _twin(subject: Subject, plan: MergePlan, inputs: Sequence[Decided]) -> list[Answer | None]:
+    """None where the twin has nothing to show that it has not shown."""
     twin = Twin(subject.model.backbone, plan).eval()
 
-    def answer(pixels: Pixels, whole: bool) -> Answer:
+    def answer(pixels: Pixels) -> Answer:
         with torch.inference_mode():
             found, counts, maps = twin(subject.tensor(pixels))
         named = subject.model.backbone.named(found)
         outputs = {name: value.numpy() for name, value in named.items()}
         return Answer({"twin": outputs}, counts.numpy(), maps.numpy())
 
-    return answer
+    return [answer(given.pixels) if given.everything else None for given in inputs]

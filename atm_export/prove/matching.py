@@ -8,21 +8,23 @@ the photographs that ship: 0.56 % of the tokens differ, 0.42 % without). Types t
 
 from __future__ import annotations
 
-import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 from atm_export.errors import ParityError
+from atm_export.graph.reading import copied
 
 SORTED_BY = "TopK"
 METRIC = "LpNormalization"
 FLOATS = (
-    onnx.TensorProto.FLOAT16,
-    onnx.TensorProto.BFLOAT16,
-    onnx.TensorProto.FLOAT8E4M3FN,
-    onnx.TensorProto.INT8,
+    ir.DataType.FLOAT16,
+    ir.DataType.BFLOAT16,
+    ir.DataType.FLOAT8E4M3FN,
+    ir.DataType.INT8,
 )
 
 
-def require_matching(model: onnx.ModelProto, precision: str) -> None:
+def require_matching(model: ir.Model, precision: str) -> None:
     """ParityError if any value of the matching is less than FP32."""
     if lowered := lowered_matching(model):
         raise ParityError(
@@ -32,32 +34,25 @@ def require_matching(model: onnx.ModelProto, precision: str) -> None:
         )
 
 
-def lowered_matching(model: onnx.ModelProto) -> list[str]:
+def lowered_matching(model: ir.Model) -> list[str]:
     """Names of the values between a block's metric (what is normalised) and its sorted keys that
     are less than FP32, in order; none where nothing merges."""
-    kinds = _types(model)
-    makers = {out: node for node in model.graph.node for out in node.output}
-    seen: set[str] = set()
-    pending = [node.input[0] for node in model.graph.node if node.op_type == SORTED_BY]
+    typed = copied(model)
+    ShapeInferencePass()(typed)
+    seen: set[ir.Value] = set()
+    pending = [node.inputs[0] for node in typed.graph if node.op_type == SORTED_BY]
     while pending:
-        name = pending.pop()
-        if name in seen:
+        value = pending.pop()
+        if value is None or value in seen:
             continue
-        seen.add(name)
-        node = makers.get(name)
+        seen.add(value)
+        node = value.producer()
         if node is None or node.op_type == "Shape":
             continue
         if node.op_type == METRIC:
-            seen.update(node.input)
+            seen.update(given for given in node.inputs if given is not None)
         else:
-            pending.extend(value for value in node.input if value)
-    order = [value for node in model.graph.node for value in (*node.input, *node.output)]
-    return [name for name in dict.fromkeys(order) if name in seen and kinds.get(name) in FLOATS]
-
-
-def _types(model: onnx.ModelProto) -> dict[str, int]:
-    """Element type of every value and constant."""
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    values = (*inferred.value_info, *inferred.input, *inferred.output)
-    known = {value.name: value.type.tensor_type.elem_type for value in values}
-    return known | {tensor.name: tensor.data_type for tensor in inferred.initializer}
+            pending.extend(node.inputs)
+    order = [value for node in typed.graph for value in (*node.inputs, *node.outputs)]
+    low = (v for v in dict.fromkeys(order) if v in seen and v is not None and v.dtype in FLOATS)
+    return [str(value.name) for value in low]

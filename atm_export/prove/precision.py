@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.backends.runner import Array
 from atm_export.comparison import largest
 from atm_export.errors import ParityError
+from atm_export.graph.saving import in_memory
 from atm_export.prove.intervals import Share
 from atm_export.tasks.base import Output
 
@@ -150,8 +151,8 @@ class PrecisionProof:
 
 
 def compare_precision(
-    reference: onnx.ModelProto,
-    typed: onnx.ModelProto,
+    reference: ir.Model,
+    typed: ir.Model,
     feeds: Sequence[Array],
     precision: str,
     outputs: Sequence[Output],
@@ -160,7 +161,9 @@ def compare_precision(
     answers: dict[str, list[Mapping[str, Array]]] = {"reference": [], "typed": []}
     counts: dict[str, list[Array]] = {"reference": [], "typed": []}
     for name, graph in (("reference", reference), ("typed", typed)):
-        with OnnxRuntimeRunner(graph, optimizations="none" if name == "typed" else "all") as runner:
+        with OnnxRuntimeRunner(
+            in_memory(graph), optimizations="none" if name == "typed" else "all"
+        ) as runner:
             for feed in feeds:
                 found = runner.run(feed)
                 answers[name].append(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import onnx
+import onnx_ir as ir
 
 from atm_export.backends.runner import Array
 from atm_export.backends.tensorrt.settings import Precision
@@ -19,12 +19,12 @@ Progress = Callable[[str], None]
 
 
 def typed_graph(
-    reference: onnx.ModelProto,
+    reference: ir.Model,
     feeds: Sequence[Array],
     precision: Precision,
     outputs: Sequence[Output],
     progress: Progress,
-) -> tuple[onnx.ModelProto, PrecisionProof]:
+) -> tuple[ir.Model, PrecisionProof]:
     """The traced graph in `precision`, and how it compares with the FP32 one."""
     name = precision.value
     if precision is Precision.FP32:

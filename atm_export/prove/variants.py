@@ -7,16 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import numpy_helper
+import onnx_ir as ir
 
+from atm_export.graph.reading import copied
 from atm_export.methods.plan import MergePlan
 from atm_export.rewrite.names import of_block
 
 
 def variants(
-    plan: MergePlan, traced: onnx.ModelProto, shipped: onnx.ModelProto
-) -> list[tuple[str, MergePlan, onnx.ModelProto, onnx.ModelProto]]:
+    plan: MergePlan, traced: ir.Model, shipped: ir.Model
+) -> list[tuple[str, MergePlan, ir.Model, ir.Model]]:
     """As configured; and the ends of what its rules may decide (merge nothing, merge all)."""
     found = [("", plan, traced, shipped)]
     ends = [{} if rule is None else rule.extremes() for rule in plan.blocks]
@@ -36,13 +36,12 @@ def variants(
     return found
 
 
-def _with_constants(model: onnx.ModelProto, constants: Mapping[str, Any]) -> onnx.ModelProto:
-    """The same graph with other numbers in its blocks."""
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
-    for tensor in changed.graph.initializer:
-        if tensor.name in constants:
-            old = numpy_helper.to_array(tensor)
-            value = np.asarray(constants[tensor.name], old.dtype)
-            tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+def _with_constants(model: ir.Model, constants: Mapping[str, Any]) -> ir.Model:
+    """The same graph with other numbers in its blocks; weights are shared."""
+    changed = copied(model)
+    for name, value in constants.items():
+        held = changed.graph.initializers.get(name)
+        if held is not None and held.const_value is not None:
+            array = np.asarray(value, held.const_value.numpy().dtype)
+            held.const_value = ir.tensor(array, name=name)
     return changed

@@ -23,7 +23,8 @@ from atm_export.report.documents import (
 from atm_export.report.page import FILE, kept_pictures, page, picture_section
 from atm_export.report.pictures import data_url, drawable, enlarged, regions
 from atm_export.runs import writing
-from atm_export.runs.reading import Run, load_manifest, open_run, sha256
+from atm_export.runs.reading import Run, load_manifest, open_run
+from atm_export.runs.seal import sha256
 from atm_export.runs.writing import WorkFolder
 
 SHOWN = 6  # easiest and hardest images in the report, of each

@@ -27,6 +27,8 @@ from atm_export.shapes import (
 )
 from atm_export.tasks.stated import check_stated, check_task, task_facts
 
+FORMAT = 3  # of new folders
+READ = (2, 3)  # formats that are read
 MOST_TOKENS = 65_536
 SIDE = whole(1, 4096)
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "int8")
@@ -129,6 +131,18 @@ _MANIFEST = fields(
     },
     {"engines": table(_ENGINE), "proven_on": table(text), "task": check_task},
 )
+
+
+def upgraded(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest of any format that is read, in the form of today's.
+
+    Format 2 knew classifiers alone, proven on ONNX Runtime, and weights inside the graph.
+    """
+    if manifest["format"] == FORMAT:
+        return dict(manifest)
+    return {"task": task_facts(manifest), "proven_on": {}, **manifest, "format": FORMAT}
+
+
 NEEDED = ("model.onnx", "config.yaml", "report.json")
 
 

@@ -1,14 +1,11 @@
 """Reading a run folder: what a service trusts before it loads anything.
 
-The manifest seals itself: `seal` is the sha256 of the manifest's own bytes with the seal's 64 hex
-digits written as zeros. Nothing here imports more than the standard library.
+Nothing here imports more than the standard library.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +19,11 @@ from atm_export.errors import (
     RunFormatError,
     UnprovenError,
 )
-from atm_export.runs.manifest import FILES, check_manifest
+from atm_export.runs.manifest import FILES, READ, check_manifest, upgraded
+from atm_export.runs.seal import is_sealed, sha256
 from atm_export.strict_json import MOST_BYTES, loads
 
 MANIFEST = "manifest.json"
-FORMAT = 2
-BLANK = "0" * 64
-_SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"')
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,8 @@ def open_run(folder: Path | str, *, allow_unproven: bool = False) -> Run:
 
 
 def load_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of `folder`: its seal, its format and the files it lists are checked."""
+    """The manifest of `folder`, in the form of today's format; its seal, its format and the files
+    it lists are checked."""
     path = folder / MANIFEST
     data = _manifest_bytes(folder)
     try:
@@ -82,10 +78,10 @@ def load_manifest(folder: Path) -> dict[str, Any]:
             raise ValueError("no format or no files")
     except ValueError as error:
         raise ManifestError(f"{path} is damaged ({error}); export again") from error
-    if version != FORMAT or isinstance(version, bool | float):
+    if type(version) is not int or version not in READ:
         raise RunFormatError(
             f"{folder} was written in run format {str(version)[:40]}, this atm-export reads "
-            f"{FORMAT}; export again with --force"
+            f"{' and '.join(map(str, READ))}; export again with --force"
         )
     if not is_sealed(data):
         raise ManifestError(f"{path} was changed after the export; export again")
@@ -96,7 +92,7 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     strange = [name for name in manifest["files"] if not _is_a_name(name)]
     if strange:
         raise ManifestError(f"{path} lists {strange[0]!r}, which is no file name; export again")
-    return manifest
+    return upgraded(manifest)
 
 
 def check_fields(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -154,28 +150,3 @@ def read_checked(run: Run, name: str) -> bytes:
             f"{path} was changed after the export (sha256 differs); export again"
         )
     return data
-
-
-def sealed(manifest: Mapping[str, Any]) -> bytes:
-    """The bytes of a manifest file, seal included."""
-    text = json.dumps({**manifest, "seal": BLANK}, indent=1, sort_keys=True, ensure_ascii=False)
-    data = (text + "\n").encode()
-    return data.replace(
-        f'"seal": "{BLANK}"'.encode(), f'"seal": "{hashlib.sha256(data).hexdigest()}"'.encode()
-    )
-
-
-def _seal_of(data: bytes) -> str:
-    return hashlib.sha256(_SEAL.sub(f'"seal": "{BLANK}"'.encode(), data, count=1)).hexdigest()
-
-
-def is_sealed(data: bytes) -> bool:
-    """Whether these are bytes that `sealed` gave."""
-    found = _SEAL.search(data)
-    return found is not None and _seal_of(data) == found.group(1).decode()
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

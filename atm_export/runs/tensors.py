@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,11 +62,6 @@ def unpacked(data: bytes, name: str) -> dict[str, Array]:
         }
     except ValueError as error:
         raise RunFolderError(f"{name} is no safetensors file ({error}); export again") from error
-
-
-def read_tensors(path: Path) -> dict[str, Array]:
-    """The arrays of a file."""
-    return unpacked(path.read_bytes(), str(path))
 
 
 def _view(data: bytes, start: int, key: str, facts: Any) -> Array:

@@ -21,7 +21,10 @@ from typing import Any
 from atm_export import place
 from atm_export.errors import OutputError, RunFolderError
 from atm_export.place import output_errors
-from atm_export.runs.reading import FORMAT, MANIFEST, load_manifest, sealed, sha256
+from atm_export.runs.graphs import Buffer
+from atm_export.runs.manifest import FORMAT
+from atm_export.runs.reading import MANIFEST, load_manifest
+from atm_export.runs.seal import sealed, sha256
 
 PACKAGES = ("atm-export", "torch", "timm", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
 
@@ -42,15 +45,17 @@ class WorkFolder:
         )
         return file if whole else None
 
-    def write(self, name: str, data: bytes) -> Path:
-        """Write a stage file, and then the note that it is whole."""
+    def write(self, name: str, data: bytes | Iterable[Buffer]) -> Path:
+        """Write a stage file, at once or piece by piece, and then the note that it is whole."""
+        digest = hashlib.sha256()
         with output_errors(self.path / name):
             part = self.path / f"{name}.part"
-            part.write_bytes(data)
+            with part.open("wb") as file:
+                for piece in (data,) if isinstance(data, bytes) else data:
+                    file.write(piece)
+                    digest.update(piece)
             part.replace(self.path / name)
-            (self.path / f"{name}.done").write_text(
-                f"{self.key} {hashlib.sha256(data).hexdigest()}"
-            )
+            (self.path / f"{name}.done").write_text(f"{self.key} {digest.hexdigest()}")
         return self.path / name
 
 

@@ -6,18 +6,21 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import onnx
+import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from atm_export.backends import backends
 from atm_export.backends.base import Backend
 from atm_export.backends.runner import Array, Runner
+from atm_export.graph.saving import graph_from_memory
+from atm_export.runs.graphs import SavedGraph
 
 
 class Evaluated:
     """A graph as a Runner: a context manager with `run`."""
 
-    def __init__(self, model: onnx.ModelProto | bytes) -> None:
-        self.model = model if isinstance(model, onnx.ModelProto) else onnx.load_from_string(model)
+    def __init__(self, graph: SavedGraph) -> None:
+        self.model = ir.to_proto(graph_from_memory(graph))
         self.evaluator: Any = None
 
     def __enter__(self) -> Self:
@@ -42,8 +45,8 @@ class Reference(Backend):
     def about(self) -> str:
         return f"{self.title} {onnx.__version__}"
 
-    def open_graph(self, model: onnx.ModelProto | bytes) -> Runner:
-        return Evaluated(model)
+    def open_graph(self, graph: SavedGraph) -> Runner:
+        return Evaluated(graph)
 
 
 def register() -> None:

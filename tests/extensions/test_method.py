@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import numpy_helper
 from torch import Tensor
 
 from atm_export.choice import Choice
@@ -40,6 +38,7 @@ from tests.exports import export as exported
 from tests.exports import run_onnx
 from tests.extensions.halve import Halve, HalveSettings
 from tests.families import pixels
+from tests.graphs import changed as swapped
 from tests.runs import run_command
 from tests.tiny import MEAN, SIZE, STD, loaded, random_images, tiny_vit
 
@@ -142,12 +141,10 @@ def proof(*, changed: bool) -> LadderResult:
     method = HalveSettings(at=2)
     plan = plan_for(backbone, method)
     made = exported(backbone, plan)
-    traced = onnx.ModelProto()
-    traced.CopyFrom(made.traced)
+    traced = made.traced
     if changed:
-        tensor = next(t for t in traced.graph.initializer if t.name.startswith("blocks.1.q.weight"))
-        array = -numpy_helper.to_array(tensor)
-        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+        name = next(n for n in traced.graph.initializers if n.startswith("blocks.1.q.weight"))
+        traced = swapped(traced, name, np.negative)
     model = loaded(backbone, Preprocessing((SIZE, SIZE), 1.0, "bicubic", MEAN, STD))
     spec = ModelSpec(name="tiny", config=ModelConfig(family="timm", architecture="tiny"))
     subject = Subject(RunConfig(model=spec, method=method), model, plan)

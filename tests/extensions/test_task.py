@@ -29,8 +29,9 @@ from atm_export.model_configs import load_model_config
 from atm_export.photos import VIEWS
 from atm_export.prove.compare import compare
 from atm_export.prove.judging import own_noise
-from atm_export.runs.reading import MANIFEST, open_run, sealed
-from atm_export.runs.tensors import packed, read_tensors
+from atm_export.runs.reading import MANIFEST, open_run
+from atm_export.runs.seal import sealed
+from atm_export.runs.tensors import packed, unpacked
 from atm_export.runtime import Session, load
 from atm_export.subject import Subject, exported_subject
 from atm_export.tasks import tasks
@@ -83,7 +84,7 @@ def test_the_run_folder_states_it(exported: Path) -> None:
     shipped = onnx.load(exported / "model.onnx").graph.output
     assert [o.name for o in shipped] == ["vector", "tokens_per_block", "patch_to_token"]
     assert manifest["interface"]["outputs"]["vector"]["shape"] == ["batch", WIDTH]
-    arrays = read_tensors(exported / "golden.safetensors")
+    arrays = unpacked((exported / "golden.safetensors").read_bytes(), "golden")
     assert arrays["vector"].shape[1:] == (WIDTH,) and arrays["picture_vector"].shape == (WIDTH,)
     assert "batch_vector" in arrays and not any("logits" in name for name in arrays)
     allowed = manifest["golden"]["tolerance"]
@@ -110,7 +111,7 @@ def test_verify_proves_it(exported: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_vectors_that_point_elsewhere_are_refused(folder: Path) -> None:
     path = folder / "golden.safetensors"
-    arrays = dict(read_tensors(path))
+    arrays = dict(unpacked(path.read_bytes(), str(path)))
     for name in ("vector", "batch_vector", "picture_vector"):
         longer = {**arrays, name: 3 * arrays[name]}
         path.write_bytes(packed(longer))

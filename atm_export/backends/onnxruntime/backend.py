@@ -10,11 +10,9 @@ from atm_export.backends.onnxruntime.providers import best_providers
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.backends.onnxruntime.serving import OnnxServer
 from atm_export.backends.runner import Runner, Server, Serving
-from atm_export.runs.reading import read_checked
+from atm_export.runs.graphs import SavedGraph, read_graph
 
 if TYPE_CHECKING:
-    import onnx
-
     from atm_export.runs.reading import Run
 
 
@@ -30,12 +28,12 @@ class OnnxRuntime(Backend):
     def about(self) -> str:
         return f"{self.title} {door.onnxruntime().__version__}, CPU"
 
-    def open_graph(self, model: onnx.ModelProto | bytes) -> Runner:
-        return OnnxRuntimeRunner(model)
+    def open_graph(self, graph: SavedGraph) -> Runner:
+        return OnnxRuntimeRunner(graph)
 
-    def open_measured(self, model: onnx.ModelProto | bytes, *, alone: bool = False) -> Runner:
+    def open_measured(self, graph: SavedGraph, *, alone: bool = False) -> Runner:
         waiting: door.Waiting = "spin while running" if alone else "sleep"
-        return OnnxRuntimeRunner(model, providers=best_providers(), waiting=waiting)
+        return OnnxRuntimeRunner(graph, providers=best_providers(), waiting=waiting)
 
     def device(self, runner: Runner) -> str:
         assert isinstance(runner, OnnxRuntimeRunner)
@@ -47,4 +45,4 @@ class OnnxRuntime(Backend):
 
     def serve(self, run: Run, name: str, how: Serving) -> Server:
         opset = run.manifest["opset"]
-        return OnnxServer(read_checked(run, name), opset, how.providers, how.threads)
+        return OnnxServer(read_graph(run, name), opset, how.providers, how.threads)

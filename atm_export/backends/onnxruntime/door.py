@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from atm_export.bounds import checked_threads
-from atm_export.errors import AtmExportError, MissingDependencyError
+from atm_export.errors import AtmExportError, MissingDependencyError, RuntimeVersionError
+from atm_export.runs.graphs import SavedGraph
 
 CPU = "CPUExecutionProvider"
 # Less than FP32 rounds similarities (TF32 to 10 bits), and thresholds then decide otherwise than in
@@ -44,7 +44,7 @@ def use_threads(threads: int = 0) -> int:
 
 
 def open_session(
-    graph: bytes | Path,
+    graph: SavedGraph,
     *,
     providers: Sequence[str] = (CPU,),
     threads: int = 0,
@@ -68,9 +68,10 @@ def open_session(
     options.intra_op_num_threads = checked_threads(threads) or _threads
     options.add_session_config_entry(_SPINNING, str(int(waiting != "sleep")))
     options.add_session_config_entry(_STOP_SPINNING, str(int(waiting == "spin while running")))
+    _give_weights(options, graph, ort.__version__)
     try:
         return ort.InferenceSession(
-            graph.read_bytes() if isinstance(graph, Path) else graph,  # any name, also no UTF-8
+            graph.graph,
             options,
             providers=[
                 (name, FP32_ONLY[name]) if name in FP32_ONLY else name for name in providers
@@ -79,6 +80,20 @@ def open_session(
     except Exception as error:  # ONNX Runtime's errors share no public base class
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise AtmExportError(f"ONNX Runtime does not load the model: {line}") from error
+
+
+def _give_weights(options: Any, graph: SavedGraph, version: str) -> None:
+    """The files beside a graph, from memory: what was hashed is what runs. ONNX Runtime copies what
+    it needs; RuntimeVersionError where it is too old to take them."""
+    if not graph.beside:
+        return
+    if not hasattr(options, "add_external_initializers_from_files_in_memory"):
+        raise RuntimeVersionError(
+            f"onnxruntime {version} takes no weights beside the graph from memory; update it"
+        )
+    files = graph.beside
+    sizes = [len(memoryview(data)) for data in files.values()]
+    options.add_external_initializers_from_files_in_memory(list(files), list(files.values()), sizes)
 
 
 def onnxruntime() -> Any:

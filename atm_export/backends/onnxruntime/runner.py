@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from atm_export.backends.onnxruntime import door
 from atm_export.backends.runner import Array
-
-if TYPE_CHECKING:
-    import onnx
+from atm_export.runs.graphs import SavedGraph
 
 
 class OnnxRuntimeRunner:
@@ -21,14 +18,14 @@ class OnnxRuntimeRunner:
 
     def __init__(
         self,
-        model: onnx.ModelProto | Path | bytes,
+        graph: SavedGraph,
         *,
         threads: int = 0,
         providers: Sequence[str] = (door.CPU,),
         waiting: door.Waiting = "sleep",
         optimizations: door.Optimizations = "all",
     ) -> None:
-        self.model = model
+        self.graph = graph
         self.options: dict[str, Any] = {
             "threads": threads,
             "providers": tuple(providers),
@@ -38,9 +35,7 @@ class OnnxRuntimeRunner:
         self.session: Any = None
 
     def __enter__(self) -> Self:
-        source = self.model
-        graph = source if isinstance(source, Path | bytes) else source.SerializeToString()
-        self.session = door.open_session(graph, **self.options)
+        self.session = door.open_session(self.graph, **self.options)
         self.input = self.session.get_inputs()[0].name
         self.names = [output.name for output in self.session.get_outputs()]
         return self

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from atm_export.backends.onnxruntime import door
 from atm_export.backends.onnxruntime import providers as chooser
 from atm_export.errors import AtmExportError, ConfigError, RuntimeVersionError
+from atm_export.runs.graphs import SavedGraph
 
 Array = NDArray[Any]
 # First ONNX Runtime with the whole opset: onnxruntime.ai/docs/reference/compatibility.html
@@ -23,7 +24,7 @@ class OnnxServer:
     facts: Mapping[str, Any] | None = None
 
     def __init__(
-        self, graph: bytes, opset: int, providers: Sequence[str] | None, threads: int
+        self, graph: SavedGraph, opset: int, providers: Sequence[str] | None, threads: int
     ) -> None:
         library = door.onnxruntime()
         check_version(library.__version__, opset)

@@ -18,8 +18,9 @@ from atm_export.errors import (
 from atm_export.runs.reading import read_checked
 
 if TYPE_CHECKING:
-    import onnx
+    import onnx_ir as ir
 
+    from atm_export.runs.graphs import SavedGraph
     from atm_export.runs.reading import Run
 
 
@@ -37,12 +38,12 @@ class TensorRT(Backend):
         found = here()
         return f"{self.title} {found.flavor} {found.version}, SM{found.sm}"
 
-    def check_graph(self, model: onnx.ModelProto) -> None:
+    def check_graph(self, model: ir.Model) -> None:
         from atm_export.graph.lint_tensorrt import check_for_tensorrt
 
         check_for_tensorrt(model)
 
-    def open_graph(self, model: onnx.ModelProto | bytes) -> Runner:
+    def open_graph(self, graph: SavedGraph) -> Runner:
         raise ConfigError("TensorRT runs engines, which are built at export (--trt)")
 
     def artifacts(self, run: Run) -> tuple[str, ...]:

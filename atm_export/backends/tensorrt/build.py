@@ -6,9 +6,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 
 from atm_export import place
 from atm_export.backends.tensorrt.api import Api, gpu_sm, load_api
@@ -16,6 +18,7 @@ from atm_export.backends.tensorrt.explain import explain_builder, explain_parser
 from atm_export.backends.tensorrt.settings import EngineSettings
 from atm_export.errors import EngineBuildError
 from atm_export.graph.lint_tensorrt import check_for_tensorrt
+from atm_export.graph.saving import graph_bytes, graph_from_file, is_beside, weight_bytes, written
 
 DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 LOCK = ".atm-export.lock"
@@ -44,7 +47,7 @@ class BuildFailedError(EngineBuildError):
 
 
 def engine_from_onnx(
-    model: onnx.ModelProto | Path | str,
+    model: ir.Model | onnx.ModelProto | Path | str,
     settings: EngineSettings | None = None,
     *,
     api: Api | None = None,
@@ -60,13 +63,15 @@ def engine_from_onnx(
     """
     settings = settings or EngineSettings()
     api = api or load_api(settings.flavor)
-    proto = model if isinstance(model, onnx.ModelProto) else onnx.load(model)
-    check_for_tensorrt(proto)
-    return build_engine(proto, settings, api, progress)
+    if isinstance(model, Path | str):
+        model = graph_from_file(Path(model))
+    graph = ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model
+    check_for_tensorrt(graph)
+    return build_engine(graph, settings, api, progress)
 
 
 def build_engine(
-    model: onnx.ModelProto,
+    model: ir.Model,
     settings: EngineSettings,
     api: Api,
     progress: Callable[[str], None] = lambda text: None,
@@ -104,17 +109,26 @@ class Parsed:
     refused: str | None
 
 
-def parse(model: onnx.ModelProto, api: Api, log: list[tuple[str, str]]) -> Parsed:
+def parse(model: ir.Model, api: Api, log: list[tuple[str, str]]) -> Parsed:
     """The network of a graph; `log` grows with what TensorRT says."""
     trt = api.module
     logger = api.logger(lambda severity, text: log.append((severity, text)))
     builder = trt.Builder(logger)
     network = api.network(builder)
     parser = trt.OnnxParser(network, logger)
-    if parser.parse(model.SerializeToString()):
+    if _parse(parser, model):
         return Parsed(builder, network, (parser, logger), None)
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
     return Parsed(builder, network, (parser, logger), explain_parser(errors))
+
+
+def _parse(parser: Any, model: ir.Model) -> bool:
+    """From memory, or from files where no ONNX file holds the weights: the parser keeps what it has
+    read of them."""
+    if not is_beside(weight_bytes(model), "auto"):
+        return bool(parser.parse(graph_bytes(model)))
+    with TemporaryDirectory(prefix="atm-export-") as folder:
+        return bool(parser.parse_from_file(str(written(model, Path(folder, "model.onnx")))))
 
 
 def _add_profiles(

@@ -19,11 +19,13 @@ from threading import Timer
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 
 from atm_export.backends.tensorrt.api import Api, load_api
 from atm_export.backends.tensorrt.build import BuildFailedError, build_engine, parse
 from atm_export.backends.tensorrt.explain import kind_of
 from atm_export.backends.tensorrt.settings import EngineSettings, Flavor
+from atm_export.graph.saving import written
 
 BUILDS = 60
 SECONDS = 300.0
@@ -54,7 +56,7 @@ class FailingPart:
 
 
 def failing_part(
-    model: onnx.ModelProto,
+    model: ir.Model,
     settings: EngineSettings,
     api: Api,
     error: BuildFailedError,
@@ -66,7 +68,7 @@ def failing_part(
     try:
         with TemporaryDirectory(prefix="atm-export-") as folder:
             whole, part = Path(folder, "whole.onnx"), Path(folder, "part.onnx")
-            whole.write_bytes(model.SerializeToString())
+            written(model, whole)
             request = [whole, part, api.flavor.value, settings.model_dump_json(), error]
             _search([*map(str, request), str(seconds)], progress, seconds + GRACE)
             return FailingPart(onnx.load(part)) if part.is_file() else None
@@ -166,7 +168,7 @@ def _failure(
 ) -> str | None:
     """In which way the builder fails, or None. longest: tokens, where their number is open."""
     try:
-        build_engine(model, settings, api, free=longest)
+        build_engine(ir.from_proto(model), settings, api, free=longest)
     except BuildFailedError as error:
         return kind_of(str(error))
     return None
@@ -174,7 +176,7 @@ def _failure(
 
 def _shapes(model: onnx.ModelProto, api: Api) -> Shapes:
     """What TensorRT's parser makes of each tensor (all that come before a node it stops at)."""
-    parsed = parse(model, api, [])
+    parsed = parse(ir.from_proto(model), api, [])
     network = parsed.network
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     tensors = [layer.get_output(i) for layer in layers for i in range(layer.num_outputs)]

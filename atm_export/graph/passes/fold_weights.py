@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 
-import numpy as np
 import onnx_ir as ir
 
 log = logging.getLogger(__name__)
@@ -23,7 +22,7 @@ class FoldTransposedWeights(ir.passes.InPlacePass):
             if node.outputs[0].is_graph_output():
                 continue
             perm = node.attributes["perm"].as_ints() if "perm" in node.attributes else None
-            array = np.ascontiguousarray(source.const_value.numpy().transpose(perm))
+            array = source.const_value.numpy().transpose(perm)  # a view: saving puts it in order
             name = f"{source.name}.T" + ("" if array.ndim == 2 else "".join(map(str, perm or ())))
             value = graph.initializers.get(name)
             if value is None:

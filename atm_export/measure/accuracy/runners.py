@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -22,10 +21,12 @@ from atm_export.backends.base import GRAPH, Backend, choose_artifact
 from atm_export.backends.runner import Runner
 from atm_export.errors import ConfigError, unknown_name
 from atm_export.graph.optimize import with_outputs
+from atm_export.graph.saving import fingerprint, graph_from_memory, in_memory
 from atm_export.methods.plan import MergePlan
 from atm_export.model.flops import count_gmacs
 from atm_export.model.reference import run_reference
-from atm_export.runs.reading import Run, read_checked
+from atm_export.runs.graphs import SavedGraph, read_graph
+from atm_export.runs.reading import Run
 from atm_export.subject import Pixels, Subject, fixed_tokens
 from atm_export.tasks.base import names
 
@@ -130,32 +131,26 @@ def told_by(subject: Subject) -> str | None:
     return None if subject.plan.adaptive else "fixed schedule"
 
 
-def traced_graph(run: Run, subject: Subject) -> tuple[onnx.ModelProto | bytes, str]:
+def traced_graph(run: Run, subject: Subject) -> tuple[SavedGraph, str]:
     """A graph to run that tells its tokens, and how one knows.
 
     An adaptive graph that ships without trace outputs is translated again with them. Where its
     nodes and weights are then those of the shipped graph, byte by byte, it takes its place;
     otherwise the shipped graph runs and the eager reference counts.
     """
-    shipped, source = read_checked(run, GRAPH), told_by(subject)
+    shipped, source = read_graph(run, GRAPH), told_by(subject)
     if source is not None:
         return shipped, source
     if subject.same_weights:
         graph = subject.graph(subject.plan)
         answers = names(subject.model.backbone.outputs)
-        if _same(with_outputs(graph, answers), onnx.load_from_string(shipped)):
+        made = fingerprint(with_outputs(graph, answers))
+        if made == fingerprint(graph_from_memory(shipped)):
             return (
-                with_outputs(graph, [*answers, "tokens_per_block"]),
+                in_memory(with_outputs(graph, [*answers, "tokens_per_block"])),
                 "trace outputs added to the exported graph (all else the same, byte by byte)",
             )
     return shipped, "eager reference"
-
-
-def _same(made: onnx.ModelProto, shipped: onnx.ModelProto) -> bool:
-    return bool(
-        made.graph.SerializeToString(deterministic=True)
-        == shipped.graph.SerializeToString(deterministic=True)
-    )
 
 
 def gmacs_from_tokens(subject: Subject, plan: MergePlan, tokens_out: Tensor) -> Tensor:

@@ -16,13 +16,15 @@ from atm_export.backends.base import Backend, choose_artifact
 from atm_export.backends.runner import Array, Runner
 from atm_export.errors import ConfigError
 from atm_export.graph.optimize import with_outputs
+from atm_export.graph.saving import in_memory
 from atm_export.methods import methods
 from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import Answer
 from atm_export.model.calibrate import measured_r
 from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
-from atm_export.runs.reading import Run, open_run, read_checked
+from atm_export.runs.graphs import read_graph
+from atm_export.runs.reading import Run, open_run
 from atm_export.subject import Pixels, Subject, exported_subject
 from atm_export.tasks.base import names
 
@@ -147,7 +149,7 @@ def _on(backend: Backend, candidate: Candidate) -> Runner:
         return backend.open_artifact(run, choose_artifact(backend, run))
     backend.require()
     if run is not None:
-        return backend.open_measured(read_checked(run, choose_artifact(backend, run)), alone=True)
+        return backend.open_measured(read_graph(run, choose_artifact(backend, run)), alone=True)
     answers = names(subject.model.backbone.outputs)
     graph = with_outputs(subject.graph(candidate.plan), answers)
-    return backend.open_measured(graph, alone=True)
+    return backend.open_measured(in_memory(graph), alone=True)

@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "run.hpp"
+#include "graph.hpp"
 
 namespace atm {
 
@@ -17,7 +17,7 @@ class Backend {
   std::string about;
 };
 
-std::unique_ptr<Backend> make_onnx_backend(const Bytes& graph, const Facts& facts,
+std::unique_ptr<Backend> make_onnx_backend(const SavedGraph& graph, const Facts& facts,
                                            const Options& options);
 
 // Error ATM_ARGUMENT where this library was built without TensorRT.

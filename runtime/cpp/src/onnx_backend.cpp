@@ -25,19 +25,37 @@ void append_cuda(Ort::SessionOptions& options) {
   options.AppendExecutionProvider_CUDA_V2(*cuda);
 }
 
-Ort::SessionOptions session_options(const Options& options) {
+// The files beside a graph, from memory: what was hashed is what runs. ONNX Runtime copies what it
+// needs while a session is made.
+void give_weights(Ort::SessionOptions& options, const SavedGraph& graph) {
+  if (graph.beside.empty()) return;
+  std::vector<std::basic_string<ORTCHAR_T>> names;
+  std::vector<char*> buffers;
+  std::vector<std::size_t> sizes;
+  for (const auto& [name, data] : graph.beside) {
+    names.emplace_back(name.begin(), name.end());
+    auto* bytes = const_cast<std::uint8_t*>(data.data());  // it only reads them
+    buffers.push_back(reinterpret_cast<char*>(bytes));
+    sizes.push_back(data.size());
+  }
+  options.AddExternalInitializersFromFilesInMemory(names, buffers, sizes);
+}
+
+Ort::SessionOptions session_options(const SavedGraph& graph, const Options& options) {
   Ort::SessionOptions made;
   made.SetIntraOpNumThreads(options.threads);
   made.SetGraphOptimizationLevel(ORT_ENABLE_ALL);
   if (options.cuda) append_cuda(made);
+  give_weights(made, graph);
   return made;
 }
 
 class OnnxBackend final : public Backend {
  public:
-  OnnxBackend(const Bytes& graph, const Facts& facts, const Options& options)
+  OnnxBackend(const SavedGraph& graph, const Facts& facts, const Options& options)
       : facts_(facts),
-        session_(environment(), graph.data(), graph.size(), session_options(options)),
+        session_(environment(), graph.graph.data(), graph.graph.size(),
+                 session_options(graph, options)),
         memory_(Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault)) {
     about = "ONNX Runtime " + Ort::GetVersionString() + (options.cuda ? ", CUDA" : ", CPU");
   }
@@ -97,7 +115,7 @@ class OnnxBackend final : public Backend {
 
 }  // namespace
 
-std::unique_ptr<Backend> make_onnx_backend(const Bytes& graph, const Facts& facts,
+std::unique_ptr<Backend> make_onnx_backend(const SavedGraph& graph, const Facts& facts,
                                            const Options& options) {
   try {
     return std::make_unique<OnnxBackend>(graph, facts, options);

@@ -11,7 +11,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int kFormat = 2;
+constexpr int kOldestFormat = 2, kFormat = 3;
 constexpr std::uint64_t kMostManifest = 16 << 20;
 const std::string kSealKey = "\"seal\": \"";
 
@@ -103,9 +103,10 @@ Manifest parsed(const Bytes& data, const std::string& path) {
   const json manifest = json_of(data.data(), data.size());
   const std::string text(data.begin(), data.end());
   const std::int64_t version = whole(manifest.at("format"), 0, INT32_MAX);
-  if (version != kFormat) {
+  if (version < kOldestFormat || version > kFormat) {
     throw Error(ATM_RUN_FORMAT, path + " has run format " + std::to_string(version) +
-                                    ", this runtime reads " + std::to_string(kFormat) +
+                                    ", this runtime reads " + std::to_string(kOldestFormat) +
+                                    " and " + std::to_string(kFormat) +
                                     "; export again with --force");
   }
   if (!seal_holds(text)) {

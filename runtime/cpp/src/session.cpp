@@ -15,7 +15,7 @@ constexpr std::size_t kMostImages = 1 << 16;
 
 std::unique_ptr<Backend> backend_of(const Run& run, const Options& options) {
   if (!options.engine.empty()) return make_tensorrt_backend(run, options);
-  return make_onnx_backend(run.read("model.onnx"), run.facts(), options);
+  return make_onnx_backend(read_graph(run, "model.onnx"), run.facts(), options);
 }
 
 Answers finite(Answers answers, const TaskFacts& task) {

@@ -112,7 +112,11 @@ void try_one(const Corpus& corpus, Mutator& random, std::size_t kind) {
   } else {
     Bytes graph = corpus.graph;
     graph.resize(random.below(graph.size()));
-    atm::make_onnx_backend(graph, corpus.facts, {});
+    try {
+      atm::locations(graph);
+    } catch (const atm::Error&) {  // and what it refuses must not hurt ONNX Runtime either
+    }
+    atm::make_onnx_backend({graph, {}}, corpus.facts, {});
   }
 }
 

@@ -1,0 +1,111 @@
+"""A graph as files have it: one ONNX file, and the files beside it that hold its large weights.
+
+ONNX Runtime is given all of them from memory, so that what was hashed is what runs. Which files a
+graph reads is read off its bytes, by the wire format of protocol buffers and the field numbers of
+onnx.proto (github.com/onnx/onnx). Nothing here imports more than NumPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from mmap import mmap
+
+from atm_export.errors import ChangedFileError
+from atm_export.runs.reading import Run, read_checked
+
+MOST_NESTED = 32
+Buffer = bytes | memoryview | mmap
+
+
+@dataclass(frozen=True)
+class SavedGraph:
+    """graph: bytes of the ONNX file. beside: by the location that it names, the bytes of every
+    file with its weights."""
+
+    graph: bytes
+    beside: Mapping[str, Buffer] = field(default_factory=dict)
+
+
+def read_graph(run: Run, name: str) -> SavedGraph:
+    """A graph of a run, each file hashed as it was read.
+
+    MissingFileError where it names a file that the run does not list (a path, another's file);
+    ChangedFileError where one was changed. Everything is held in memory once.
+    """
+    graph = read_checked(run, name)
+    try:
+        named = locations(graph)
+    except ValueError as error:
+        raise ChangedFileError(
+            f"{run.folder}: {name} is no ONNX file ({error}); export again"
+        ) from error
+    return SavedGraph(graph, {each: read_checked(run, each) for each in sorted(named)})
+
+
+# By message, its fields that lead to tensors: number to message.
+_FIELDS: Mapping[str, Mapping[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+}
+
+
+def locations(graph: bytes) -> set[str]:
+    """Names of the files that tensors of a serialized graph lie in; ValueError for what is none."""
+    return set(_locations(memoryview(graph), "model", 0))
+
+
+def _locations(data: memoryview, message: str, depth: int) -> Iterator[str]:
+    if depth > MOST_NESTED:
+        raise ValueError("it is nested too deeply")
+    leads = _FIELDS[message]
+    for number, value in _fields(data):
+        kind = leads.get(number)
+        if kind == "entry":
+            entry = {key: bytes(text) for key, text in _fields(value)}
+            if entry.get(1) == b"location":
+                yield entry.get(2, b"").decode()
+        elif kind is not None:
+            yield from _locations(value, kind, depth + 1)
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Number and bytes of every field that has a length; others are passed over."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        kind = key & 7
+        if kind == 2:
+            size, at = _varint(data, at)
+            if size > len(data) - at:
+                raise ValueError("a field is longer than the file")
+            yield key >> 3, data[at : at + size]
+            at += size
+        elif kind == 0:
+            _, at = _varint(data, at)
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            raise ValueError("it holds fields of an unknown kind")
+    if at != len(data):
+        raise ValueError("it ends within a field")
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    """A whole number of 7 bits a byte, and where it ends."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(data):
+            raise ValueError("it ends within a number")
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+    raise ValueError("a number is too long")
