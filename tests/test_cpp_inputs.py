@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 from atm_export import pipeline
 from atm_export.choice import Choice
@@ -20,7 +21,7 @@ from atm_export.preprocess import read_images
 from atm_export.prove.golden_vectors import FILE as GOLDEN
 from atm_export.prove.golden_vectors import scene
 from atm_export.resolve import resolve
-from atm_export.runs.tensors import packed, read_tensors
+from atm_export.runs.tensors import packed
 from atm_export.runs.writing import working
 from atm_export.runtime import load
 from atm_export.subject import Subject
@@ -175,7 +176,7 @@ def test_inputs_that_do_not_fit_are_refused(
 def test_golden_files_of_grey_are_checked(grey: Path, tmp_path: Path, name: str) -> None:
     for file in grey.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    arrays = dict(read_tensors(tmp_path / GOLDEN))
+    arrays = dict(load_file(tmp_path / GOLDEN))
     (tmp_path / GOLDEN).write_bytes(packed({**arrays, name: np.repeat(arrays[name], 3, axis=-1)}))
     reseal(tmp_path)
     refused(15, "self_test", tmp_path)

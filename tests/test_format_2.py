@@ -44,10 +44,11 @@ def test_it_answers_as_it_did() -> None:
     session = load(OLD)
     for check in check_golden(session):
         assert check.ok, check
-    golden = read_golden(open_run(OLD))
-    logits = session.predict([golden.picture.tobytes()])
-    assert np.abs(logits - golden.shown["logits"]).max() < 1e-3
-    assert session.classify(golden.picture.tobytes())[0][0].name
+    picture = read_golden(open_run(OLD)).picture
+    assert picture is not None
+    file = picture.file.tobytes()
+    assert np.abs(session.predict([file]) - picture.answers["logits"]).max() < 1e-3
+    assert session.classify(file)[0][0].name
 
 
 def test_it_is_verified_and_served(old: Path, tmp_path: Path) -> None:

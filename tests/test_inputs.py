@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atm_export.config import ModelSpec, load_model_config
+from atm_export.config import ModelSpec
 from atm_export.errors import ConfigError, DataError, UnsupportedModelError
 from atm_export.inputs import InputSpec, Preprocessing, stated_input
 from atm_export.measure.data.images import load_images
 from atm_export.methods.plan import MergePlan
 from atm_export.model.zoo import load_model
+from atm_export.model_configs import load_model_config
 from atm_export.pictures import of_channels
 from atm_export.preprocess import crop, drawn, sample
 from atm_export.prove.golden_vectors import golden_vectors, scene

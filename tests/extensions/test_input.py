@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 from atm_export import errors
 from atm_export.cli import main
@@ -20,7 +21,6 @@ from atm_export.model.plan import exported_plan
 from atm_export.model.reference import run_reference
 from atm_export.photos import VIEWS
 from atm_export.pictures import read_rgb
-from atm_export.runs.tensors import read_tensors
 from atm_export.runtime import load
 from atm_export.subject import exported_subject
 from tests.extensions.grey import SIZE, YAML
@@ -85,7 +85,7 @@ def test_the_run_folder_states_it(exported: Path, raw: Path) -> None:
         (image,) = onnx.load(run / "model.onnx").graph.input
         axes = image.type.tensor_type.shape.dim
         assert [axis.dim_param or axis.dim_value for axis in axes] == shape
-        arrays = read_tensors(run / "golden.safetensors")
+        arrays = load_file(run / "golden.safetensors")
         assert arrays["images"].shape[1:] == arrays["picture_pixels"].shape == (*SIZE, 1)
         report = json.loads((run / "report.json").read_text())
         assert report["parity"]["proven"] and report["parity"]["comparisons"] >= 53
@@ -151,7 +151,7 @@ def test_triton_serves_it(exported: Path, raw: Path, tmp_path: Path) -> None:
         assert f"data_type: {kind}\n  dims: {dims}" in text
         image = (tmp_path / kind / "warmup" / "image").read_bytes()
         assert len(image) == size * 32 * 48
-        first = read_tensors(run / "golden.safetensors")["images"][:1]
+        first = load_file(run / "golden.safetensors")["images"][:1]
         assert image == load(run).input.feed(first).tobytes()
 
 
