@@ -26,11 +26,12 @@ from atm_export.inputs import InputSpec
 from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import Answer, Backbone
 from atm_export.rewrite import names as named
-from atm_export.rewrite.block import Merge, TwinBlock
+from atm_export.rewrite.block import OF_RULES, Merge, TwinBlock
 from atm_export.rewrite.twin import Twin
 
 Translations = dict[Callable[..., Any], Callable[..., Any]]  # torch operator to its ONNX
 IR_VERSION = 10
+MODULES = "pkg.torch.onnx.class_hierarchy"  # where torch.onnx says which modules a node is part of
 EXAMPLE_TOKENS = 149  # any count that nothing in a model equals
 TRACE_OUTPUTS = ("tokens_per_block", "token_maps", "patch_to_token")
 
@@ -245,7 +246,23 @@ def _place(
         )
         copy.attribute.extend(node.attribute)
         sheet.nodes.append(copy)
+    _tag(graph.node, sheet.nodes[-len(graph.node) :])
     return [names[value.name] for value in graph.output]
+
+
+def _tag(given: Sequence[onnx.NodeProto], placed: Sequence[onnx.NodeProto]) -> None:
+    """Tag what belongs to a rule, and what makes the values that it is handed."""
+    modules = [f"'{kind.__module__}.{kind.__qualname__}'" for kind in OF_RULES]
+    within = [
+        any(p.key == MODULES and name in p.value for p in node.metadata_props for name in modules)
+        for node in given
+    ]
+    handed = {name for node, own in zip(placed, within, strict=True) if own for name in node.input}
+    for node, own in zip(placed, within, strict=True):
+        if own:
+            node.metadata_props.add(key=named.RULE, value="")
+        elif handed & set(node.output):
+            node.metadata_props.add(key=named.SIGNAL, value="")
 
 
 def _translate(

@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from atm_export.errors import ConfigError
 from atm_export.graph.reading import copied
+from atm_export.rewrite.names import TAGS
 from atm_export.runs.graphs import Buffer, SavedGraph, locations
 
 External = Literal["auto", "always", "never"]
@@ -63,7 +64,7 @@ def is_beside(size: int, external: External) -> bool:
 
 def graph_bytes(model: ir.Model) -> bytes:
     """The ONNX file of a graph, weights inside; the same bytes for the same graph."""
-    return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+    return bytes(_proto(model).SerializeToString(deterministic=True))
 
 
 def save_graph(
@@ -134,10 +135,20 @@ def graph_from_memory(saved: SavedGraph) -> ir.Model:
 def fingerprint(model: ir.Model) -> str:
     """A hash of nodes and weights, wherever these lie; metadata of the file does not count."""
     moved = _moved(model, {key: ("", 0) for key, _ in _large(model)})
-    digest = hashlib.sha256(ir.to_proto(moved).graph.SerializeToString(deterministic=True))
+    digest = hashlib.sha256(_proto(moved).graph.SerializeToString(deterministic=True))
     for _, tensor in _large(model):
         digest.update(_bytes_of(tensor))
     return digest.hexdigest()
+
+
+def _proto(model: ir.Model) -> onnx.ModelProto:
+    """As files have it: without the tags of work under way."""
+    proto = ir.to_proto(model)
+    for node in proto.graph.node:
+        kept = [each for each in node.metadata_props if each.key not in TAGS]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
+    return proto
 
 
 def _tensors(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:

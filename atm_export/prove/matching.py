@@ -8,15 +8,16 @@ the photographs that ship: 0.56 % of the tokens differ, 0.42 % without). Types t
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from atm_export.errors import ParityError
 from atm_export.graph.reading import copied
+from atm_export.rewrite.names import RULE, SIGNAL
 
-SORTED_BY = "TopK"
-METRIC = "LpNormalization"
-FLOATS = (
+LOWERED = (
     ir.DataType.FLOAT16,
     ir.DataType.BFLOAT16,
     ir.DataType.FLOAT8E4M3FN,
@@ -35,24 +36,46 @@ def require_matching(model: ir.Model, precision: str) -> None:
 
 
 def lowered_matching(model: ir.Model) -> list[str]:
-    """Names of the values between a block's metric (what is normalised) and its sorted keys that
-    are less than FP32, in order; none where nothing merges."""
+    """Names of the values that rules decide by and that are less than FP32, in order; none where
+    nothing is decided.
+
+    model: a traced graph, its nodes tagged as they were placed. A rule decides where it makes whole
+    numbers or truths of floats: its keys, a comparison. All that leads there from what it was
+    handed counts, if the rule made it; what it was handed (keys, tokens) is as the layers made it.
+    """
     typed = copied(model)
     ShapeInferencePass()(typed)
     seen: set[ir.Value] = set()
-    pending = [node.inputs[0] for node in typed.graph if node.op_type == SORTED_BY]
+    pending = [value for node in typed.graph if _decides(node) for value in _floats(node.inputs)]
     while pending:
         value = pending.pop()
-        if value is None or value in seen:
+        node = value.producer()
+        if value in seen or (node is not None and SIGNAL in node.metadata_props):
             continue
         seen.add(value)
-        node = value.producer()
-        if node is None or node.op_type == "Shape":
-            continue
-        if node.op_type == METRIC:
-            seen.update(given for given in node.inputs if given is not None)
-        else:
-            pending.extend(node.inputs)
+        pending.extend(_floats(() if node is None else node.inputs))
     order = [value for node in typed.graph for value in (*node.inputs, *node.outputs)]
-    low = (v for v in dict.fromkeys(order) if v in seen and v is not None and v.dtype in FLOATS)
-    return [str(value.name) for value in low]
+    own = (v for v in dict.fromkeys(order) if v is not None and v in seen and _is_own(v))
+    return [str(value.name) for value in own if value.dtype in LOWERED]
+
+
+def _is_own(value: ir.Value) -> bool:
+    """Whether a rule made it, or it is a number of the graph."""
+    node = value.producer()
+    return node is None or RULE in node.metadata_props
+
+
+def _decides(node: ir.Node) -> bool:
+    whole = any(out.dtype is not None and not out.dtype.is_floating_point() for out in node.outputs)
+    return RULE in node.metadata_props and node.op_type not in ("Shape", "Size") and whole
+
+
+def _floats(values: Iterable[ir.Value | None]) -> Iterator[ir.Value]:
+    """Those that are floats, or that were quantized."""
+    for value in values:
+        if value is not None and value.dtype is not None and _is_number(value.dtype):
+            yield value
+
+
+def _is_number(kind: ir.DataType) -> bool:
+    return kind.is_floating_point() or kind in LOWERED

@@ -25,6 +25,28 @@ class Merge(NamedTuple):
     remaining: Tensor | None
 
 
+class KeyMetric(nn.Module):
+    """What keys are compared by; a module of its own for the reason of `Reduction`."""
+
+    def forward(self, k: Tensor, key_shift: Tensor | None) -> Tensor:
+        return operators.key_metric(k, key_shift)
+
+
+class Reduction(nn.Module):
+    """What a rule does in a block. A module of its own, so that its nodes can be told in the graph:
+    all that they decide by stays in FP32 (`prove.matching`)."""
+
+    def __init__(self, rule: BlockRule) -> None:
+        super().__init__()
+        self.rule = rule
+
+    def forward(self, signals: GraphSignals, each: bool = False) -> GraphReduced:
+        return self.rule.apply_each(signals) if each else self.rule.apply(signals)
+
+
+OF_RULES = (KeyMetric, Reduction)
+
+
 class TwinBlock(nn.Module):
     """One block: attention, reduction, MLP.
 
@@ -78,6 +100,8 @@ class TwinBlock(nn.Module):
     def _take_rule(self, rule: BlockRule | None, tokens: int | None) -> None:
         self.tokens_out, self.reorders = tokens, False
         self.constants: tuple[str, ...] = ()
+        self.metric = KeyMetric()
+        self.reduction = None if rule is None else Reduction(rule)
         if rule is None:
             return
         # Only where the number of tokens is known is the new order a constant.
@@ -128,13 +152,13 @@ class TwinBlock(nn.Module):
         v = operators.split_heads(self.v(h), self.heads)
         attended, weights = self._attend(self._queries(ahead), k, v, bias)
         x = self._add(x, self.scale1(self.proj(self.attn_norm(attended))))
-        if self.rule is None:
+        if self.reduction is None:
             return self._mlp(x)
         if self.reorders:
             return self._reorder(self._mlp(x), sizes, where)
         moving = x if self.reads is None else None
         signals = self._signals(moving, sizes, where, k, v, weights)
-        reduced = self.rule.apply(signals)
+        reduced = self.reduction(signals)
         out = reduced.tokens if self.reads is None else x
         out = self._mlp(out if self.cuts is None else out[:, : self.cuts])
         return self._handed_on(out, reduced, where)
@@ -165,7 +189,7 @@ class TwinBlock(nn.Module):
             self.prefix,
             self.most,
             {name: getattr(self, name) for name in self.constants},
-            key_metric=operators.key_metric(k, self.key_shift) if "key_metric" in asks else None,
+            key_metric=self.metric(k, self.key_shift) if "key_metric" in asks else None,
             keys=k if "keys" in asks else None,
             values=v if "values" in asks else None,
             attention=weights,

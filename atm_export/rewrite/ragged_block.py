@@ -41,10 +41,11 @@ class RaggedTwinBlock(TwinBlock):
         x = self._add(x, self.scale1(self.proj(attended)))
         if self.reads is not None:
             return self._mlp(x)
-        if self.rule is None:
+        if self.reduction is None:
             return ragged.unpack(self._mlp(x), slots)
         signals = self._signals(None, sizes, where, k, v, weights)
-        reduced = self.rule.apply_each(replace(signals, tokens=ragged.unpack(x, slots)))
+        signals = replace(signals, tokens=ragged.unpack(x, slots))
+        reduced = self.reduction(signals, each=True)
         return self._packed_mlp(reduced, where)
 
     def _packed_mlp(self, reduced: GraphReduced, where: Tensor) -> Merge:
