@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,39 +29,61 @@ from atm_export.subject import exported_subject
 MOST_CORES = 4096
 
 
-def bench(
-    run: Path,
-    /,
-    *,
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What is measured, on what and how often."""
+
     against: Annotated[
         str | None,
         Parameter(help="Compare with another run folder, with ToMe as tome:8, or none (default)."),
-    ] = None,
+    ] = None
     backends: Annotated[
         str,
         Parameter(help="A list of onnxruntime, eager, torch.compile, tensorrt, ..."),
-    ] = "onnxruntime",
-    batches: Annotated[str, Parameter(help="Batch sizes, a list.")] = "1,8,32",
-    rounds: Annotated[Whole, Parameter(help="Counted rounds at each batch.")] = 15,
+    ] = "onnxruntime"
+    batches: Annotated[str, Parameter(help="Batch sizes, a list.")] = "1,8,32"
+    rounds: Annotated[Whole, Parameter(help="Counted rounds at each batch.")] = 15
     images: Annotated[
         str | None,
         Parameter(help="Folder of images to run (up to 64; else photographs that ship)."),
-    ] = None,
+    ] = None
     policies: Annotated[
         bool,
         Parameter(
             help="Measure adaptive, frozen and per-image merging, not only the run's own.",
             negative="--no-policies",
         ),
-    ] = True,
+    ] = True
     cores: Annotated[
         str | None, Parameter(help="Bind the process to these CPU cores, a list (0,1).")
-    ] = None,
-    threads: Annotated[Whole, Parameter(help="CPU threads (0: one a core).")] = 0,
+    ] = None
+    threads: Annotated[Whole, Parameter(help="CPU threads (0: one a core).")] = 0
     weights: Annotated[
         str | None, Parameter(help="The export's weights, where they are no longer in their place.")
-    ] = None,
-) -> int:
+    ] = None
+
+    def sweep(self) -> Sweep:
+        """What to measure; ConfigError for what cannot be meant."""
+        checked_threads(self.threads, "--threads")
+        rounds = whole(self.rounds, "--rounds", 1, MAX_ROUNDS)
+        batches = _numbers(self.batches, "--batches", 1, MAX_BATCH)
+        return Sweep(_backends(self.backends), batches, rounds)
+
+    def bind(self) -> int:
+        """Take the cores and threads asked for; returns how many threads run."""
+        if self.cores is not None:
+            _bind(_numbers(self.cores, "--cores", 0, MOST_CORES))
+        bound = len(os.sched_getaffinity(0)) if self.cores else 0
+        count = use_threads(self.threads or bound)
+        torch.set_num_threads(count)
+        return count
+
+
+USUAL = BenchOptions()
+
+
+def bench(run: Path, /, *, options: BenchOptions = USUAL) -> int:
     """Compare a run's speed with the unmerged model's, and recommend what to deploy.
 
     All candidates run in turn in one process on the same batches, after a warm-up; the speed-up is
@@ -71,21 +94,17 @@ def bench(
         atm-export bench build/deit_s-a2-3.23 --images photos --batches 1,8
         atm-export bench build/deit_s-a2-3.23 --against tome:13 --backends onnxruntime,eager
     """
-    checked_threads(threads, "--threads")
-    rounds = whole(rounds, "--rounds", 1, MAX_ROUNDS)
-    sweep = Sweep(_backends(backends), _numbers(batches, "--batches", 1, MAX_BATCH), rounds)
+    sweep = options.sweep()
     opened = open_with_report(run, BENCH_FILE)
     refuse_loss(run, [BENCH_FILE])
-    if cores is not None:
-        _bind(_numbers(cores, "--cores", 0, MOST_CORES))
-    count = use_threads(threads or (len(os.sched_getaffinity(0)) if cores else 0))
-    torch.set_num_threads(count)
+    count = options.bind()
     console = Console(stderr=True)
     with console.status("loading the model") as status:
-        subject = exported_subject(opened.manifest, f"{run}/manifest.json", weights)
-        found = load_images(images, subject.model.preprocessing, subject.model.own_images)
+        subject = exported_subject(opened.manifest, f"{run}/manifest.json", options.weights)
+        how, own = subject.model.preprocessing, subject.model.own_images
+        found = load_images(options.images, how, own)
         pixels = found.pixels[:64]
-        chosen = candidates(opened, subject, pixels, against, policies)
+        chosen = candidates(opened, subject, pixels, options.against, options.policies)
         facts = measure(chosen, pixels, sweep, count, status.update)
     facts |= {"model": subject.model.name, "source": found.source}
     text = json.dumps(facts, indent=1, sort_keys=True) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +36,72 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:.1f} images/s" if speed else "")
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """What runs, and how its images are read."""
+
+    runner: Annotated[
+        str,
+        Parameter(help="eager (PyTorch), onnxruntime (CUDA where there is one), tensorrt, ..."),
+    ] = "onnxruntime"
+    labels: Annotated[
+        Path | None,
+        Parameter(
+            help="Labels file: `file class` a line (spaces and commas in names are kept, quotes as "
+            "in CSV), or one class a line in file order."
+        ),
+    ] = None
+    class_order: Annotated[
+        ClassOrder | None,
+        Parameter(
+            help="What class folders mean whose names are neither synsets nor classes of the "
+            "model. name: classes in the order of names (1, 10, 2), as torchvision's ImageFolder "
+            "trains; natural: by the numbers in them (1, 2, 10), as timm trains; index: a folder's "
+            "name is the class. Needed only where these differ."
+        ),
+    ] = None
+    real: Annotated[
+        Path | None, Parameter(help="ReaL labels (real.json): several classes may be right.")
+    ] = None
+    split: Annotated[str, Parameter(help="Split of a Hugging Face data set.")] = "validation"
+    batch: Annotated[
+        Whole, Parameter(help="Images a batch; with --merge adaptive they share r.")
+    ] = 32
+    limit: Annotated[Whole | None, Parameter(help="Count the first N images only.")] = None
+    unmerged: Annotated[
+        bool,
+        Parameter(
+            help="Run the unmerged model too: its accuracy, and agreement with it.",
+            negative="--no-unmerged",
+        ),
+    ] = True
+    workers: Annotated[
+        Whole | None, Parameter(help="Decoding processes (default: one a core; 0: none).")
+    ] = None
+    max_unreadable: Annotated[
+        Whole, Parameter(help="Images that may fail to decode; each is named and left out.")
+    ] = 10
+
+    def options(self) -> Options:
+        """How to evaluate, with the number of cores where none is said."""
+        return Options(
+            runner=self.runner,
+            batch=self.batch,
+            workers=(os.cpu_count() or 1) if self.workers is None else self.workers,
+            max_unreadable=self.max_unreadable,
+            limit=self.limit,
+            unmerged=self.unmerged,
+        )
+
+    def place(self, imagenet: str) -> Place:
+        """Where the images and their labels are."""
+        return Place(imagenet, self.labels, self.real, self.split, self.class_order)
+
+
+USUAL = EvaluateOptions()
+
+
 def evaluate(
     run: Path,
     /,
@@ -48,51 +115,11 @@ def evaluate(
             "compressed), a folder of parquet files, or hfds/NAME (Hugging Face)."
         ),
     ],
-    runner: Annotated[
-        str,
-        Parameter(help="eager (PyTorch), onnxruntime (CUDA where there is one), tensorrt, ..."),
-    ] = "onnxruntime",
-    labels: Annotated[
-        Path | None,
-        Parameter(
-            help="Labels file: `file class` a line (spaces and commas in names are kept, quotes as "
-            "in CSV), or one class a line in file order."
-        ),
-    ] = None,
-    class_order: Annotated[
-        ClassOrder | None,
-        Parameter(
-            help="What class folders mean whose names are neither synsets nor classes of the "
-            "model. name: classes in the order of names (1, 10, 2), as torchvision's ImageFolder "
-            "trains; natural: by the numbers in them (1, 2, 10), as timm trains; index: a folder's "
-            "name is the class. Needed only where these differ."
-        ),
-    ] = None,
-    real: Annotated[
-        Path | None, Parameter(help="ReaL labels (real.json): several classes may be right.")
-    ] = None,
-    split: Annotated[str, Parameter(help="Split of a Hugging Face data set.")] = "validation",
-    batch: Annotated[
-        Whole, Parameter(help="Images a batch; with --merge adaptive they share r.")
-    ] = 32,
-    limit: Annotated[Whole | None, Parameter(help="Count the first N images only.")] = None,
-    unmerged: Annotated[
-        bool,
-        Parameter(
-            help="Run the unmerged model too: its accuracy, and agreement with it.",
-            negative="--no-unmerged",
-        ),
-    ] = True,
+    options: EvaluateOptions = USUAL,
     weights: Annotated[
         str | None, Parameter(help="The export's weights, where they are no longer in their place.")
     ] = None,
-    workers: Annotated[
-        Whole | None, Parameter(help="Decoding processes (default: one a core; 0: none).")
-    ] = None,
     threads: Annotated[Whole, Parameter(help="CPU threads of the model (0: all).")] = 0,
-    max_unreadable: Annotated[
-        Whole, Parameter(help="Images that may fail to decode; each is named and left out.")
-    ] = 10,
 ) -> int:
     """Measure a finished run on labelled images.
 
@@ -103,16 +130,37 @@ def evaluate(
         atm-export evaluate build/deit_s-a2-3.23 --imagenet imagenet/val
         atm-export evaluate build/deit_s-a2-3.23 --imagenet photos --labels photos.txt
     """
-    options = Options(
-        runner=runner,
-        batch=batch,
-        workers=(os.cpu_count() or 1) if workers is None else workers,
-        max_unreadable=max_unreadable,
-        limit=limit,
-        unmerged=unmerged,
+    return evaluate_folder(run, options.place(imagenet), options.options(), weights, threads)
+
+
+class _Shown:
+    """Progress of an evaluation: a bar, or where nobody watches a line at every tenth."""
+
+    def __init__(self, console: Console, bar: Progress) -> None:
+        self.console, self.bar = console, bar
+        self.task = bar.add_task("starting", total=None)
+        self.last = -1
+
+    def say(self, text: str) -> None:
+        self.bar.update(self.task, description=text)
+
+    def progress(self, done: int, total: int) -> None:
+        self.bar.update(self.task, completed=done, total=total, description="evaluating")
+        tenth = 10 * done // max(total, 1)
+        if not self.console.is_terminal and tenth != self.last:
+            print(f"evaluating: {done} of {total} images", flush=True)
+        self.last = tenth
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        console=console,
     )
-    place = Place(imagenet, labels, real, split, class_order)
-    return evaluate_folder(run, place, options, weights, threads)
 
 
 def evaluate_folder(
@@ -126,34 +174,16 @@ def evaluate_folder(
     run = open_with_report(folder, f"evaluation-{options.runner}.json")
     refuse_loss(folder, result_names(options.runner))
     console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
-        console=console,
-    )
-    with bar:
-        task = bar.add_task("starting", total=None)
-        last = -1
-
-        def progress(done: int, total: int) -> None:
-            nonlocal last
-            bar.update(task, completed=done, total=total, description="evaluating")
-            tenth = 10 * done // max(total, 1)
-            if not console.is_terminal and tenth != last:
-                print(f"evaluating: {done} of {total} images", flush=True)
-            last = tenth
-
+    with _bar(console) as bar:
+        shown = _Shown(console, bar)
         evaluation = evaluate_run(
             run,
             place,
             options,
             weights=weights,
             threads=threads,
-            say=lambda text: bar.update(task, description=text),
-            progress=progress,
+            say=shown.say,
+            progress=shown.progress,
         )
     add_results(folder, evaluation.files())
     evaluation.journal.unlink(missing_ok=True)

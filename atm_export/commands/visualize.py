@@ -15,7 +15,7 @@ from atm_export.measure.insight import fates
 from atm_export.preprocess import list_images, read_image
 from atm_export.report.pictures import drawable, png, regions, side_by_side
 from atm_export.runs.reading import open_run
-from atm_export.subject import exported_subject
+from atm_export.subject import Subject, exported_subject
 
 
 def visualize(
@@ -50,18 +50,23 @@ def visualize(
     names = [f"{name}-tokens.png" for name in _names(files)]
     place.refuse_loss(out, names)
     for file, name in zip(files, names, strict=True):
-        pixels = read_image(file, subject.model.preprocessing)
-        with torch.inference_mode():
-            fate = fates(backbone, subject.plan, subject.tensor(pixels[None]))
-        draw = regions if plain else side_by_side
-        picture = png(draw(pixels, fate.maps[0].numpy(), backbone.grid))
-        place.put_files(out, {name: picture})
-        patches = backbone.patches
-        print(
-            f"{out / name}: {int(fate.tokens[0])} tokens of {patches + backbone.prefix}, "
-            f"{float(fate.gmacs[0]):.3f} GFLOPs"
-        )
+        place.put_files(out, {name: _drawn(subject, file, plain, out / name)})
     return 0
+
+
+def _drawn(subject: Subject, file: Path, plain: bool, where: Path) -> bytes:
+    """A picture, as PNG; says what is left of its tokens."""
+    backbone = subject.model.backbone
+    pixels = read_image(file, subject.model.preprocessing)
+    with torch.inference_mode():
+        fate = fates(backbone, subject.plan, subject.tensor(pixels[None]))
+    draw = regions if plain else side_by_side
+    picture = png(draw(pixels, fate.maps[0].numpy(), backbone.grid))
+    print(
+        f"{where}: {int(fate.tokens[0])} tokens of {backbone.tokens}, "
+        f"{float(fate.gmacs[0]):.3f} GFLOPs"
+    )
+    return picture
 
 
 def _names(files: list[Path]) -> list[str]:

@@ -70,7 +70,11 @@ def count_batches(
         _check_unreadable(journal, options, total)
         done += len(batches[k])
         progress(done, total)
-    wall, count = time.perf_counter() - start, done - before
+    return _rate(done - before, time.perf_counter() - start, busy)
+
+
+def _rate(count: int, wall: float, busy: float) -> dict[str, Any]:
+    """Of `count` images in `wall` seconds, `busy` of them in the model."""
     if not count:
         return {"images": 0}
     return {
