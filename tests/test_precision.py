@@ -19,6 +19,7 @@ from atm_export.prove.calibration import linear_inputs, ranges
 from atm_export.prove.intervals import Share
 from atm_export.prove.matching import lowered_matching, require_matching
 from atm_export.prove.precision import Pair, compare_precision, judge
+from atm_export.rewrite.names import RULE, SIGNAL, TAGS
 from tests.exports import VARIANTS, decided, exported
 from tests.graphs import proto
 from tests.lowered import lowering
@@ -84,6 +85,29 @@ def test_a_lowered_matching_is_seen_in_the_types(name: str) -> None:
             require_matching(lowered, "fp16")
     else:
         assert lowered_matching(lowered) == []
+
+
+def test_tags_of_rules_are_placed_and_never_saved() -> None:
+    traced = exported("class token").traced
+    tagged = {
+        tag: [node.op_type for node in traced.graph if tag in node.metadata_props] for tag in TAGS
+    }
+    assert {"LpNormalization", "TopK", "Round"} <= set(tagged[RULE])
+    assert "Softmax" not in tagged[RULE] and "Gelu" not in tagged[RULE]
+    assert set(tagged[SIGNAL]) == {"Reshape", "Add"}  # keys by heads, and the residual stream
+    saved = onnx.load_from_string(graph_bytes(traced))
+    assert not any(node.metadata_props for node in saved.graph.node)
+
+
+def test_a_matching_whose_beginning_is_unknown_is_refused() -> None:
+    """Without its tag the way back leads into layers that are low."""
+    typed = with_precision(exported("class token").traced, "fp16")
+    assert lowered_matching(typed) == []
+    for node in typed.graph:
+        if node.op_type in ("Reshape", "Add"):
+            node.metadata_props.pop(SIGNAL, None)
+    with pytest.raises(ParityError, match="fp16 lowers the matching"):
+        require_matching(typed, "fp16")
 
 
 def test_similarities_are_fp32_products() -> None:

@@ -7,110 +7,26 @@ the translation to seconds and gives every value a name that says where it belon
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import torch
-from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
+from onnx import TensorProto, helper
 
 from atm_export.graph import translations, translations_ragged
-from atm_export.graph.translation_cache import parsed_once
+from atm_export.graph.pieces import Block, Entry, Head
+from atm_export.graph.sheet import Sheet, Translations, place
 from atm_export.inputs import InputSpec
 from atm_export.methods.plan import MergePlan
-from atm_export.model.backbone import Answer, Backbone
+from atm_export.model.backbone import Backbone
 from atm_export.rewrite import names as named
-from atm_export.rewrite.block import OF_RULES, Merge, TwinBlock
+from atm_export.rewrite.block import TwinBlock
 from atm_export.rewrite.twin import Twin
 
-Translations = dict[Callable[..., Any], Callable[..., Any]]  # torch operator to its ONNX
 IR_VERSION = 10
-MODULES = "pkg.torch.onnx.class_hierarchy"  # where torch.onnx says which modules a node is part of
 EXAMPLE_TOKENS = 149  # any count that nothing in a model equals
 TRACE_OUTPUTS = ("tokens_per_block", "token_maps", "patch_to_token")
-
-
-class Piece(nn.Module):
-    """A part of the model that is translated on its own; equal kinds share a translation."""
-
-    @property
-    def kind(self) -> str:
-        return type(self).__name__
-
-
-class Entry(Piece):
-    """Image to tokens, or to the answer (`whole`); uint8 [B, H, W, C] is normalised here."""
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        spec: InputSpec,
-        whole: bool,
-    ) -> None:
-        super().__init__()
-        self.backbone, self.uint8, self.whole = backbone, spec.uint8, whole
-        mean, std = spec.preprocessing.mean, spec.preprocessing.std
-        self.shift: Tensor
-        self.scale: Tensor
-        self.register_buffer("shift", 255.0 * torch.tensor(mean, dtype=torch.float32))
-        self.register_buffer("scale", 255.0 * torch.tensor(std, dtype=torch.float32))
-
-    def forward(self, image: Tensor) -> Answer:
-        if self.uint8:
-            image = ((image.float() - self.shift) / self.scale).permute(0, 3, 1, 2)
-        return self.backbone.plain(image) if self.whole else self.backbone.embed(image)
-
-
-class Head(Piece):
-    """Tokens and merging sizes to the answer."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, tokens: Tensor, sizes: Tensor | None) -> Answer:
-        return self.backbone.head(tokens, sizes)
-
-
-class Block(Piece):
-    """A twin block whose result is a flat tuple."""
-
-    def __init__(self, block: TwinBlock) -> None:
-        super().__init__()
-        self.block = block
-
-    @property
-    def kind(self) -> str:
-        return self.block.kind
-
-    def forward(self, tokens: Tensor, sizes: Tensor | None, where: Tensor) -> tuple[Tensor, ...]:
-        out = self.block(tokens, sizes, where)
-        return tuple(t for t in out if t is not None) if isinstance(out, Merge) else (out,)
-
-
-@dataclass
-class Sheet:
-    """The graph under construction."""
-
-    opset: int
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    weights: dict[str, ir.TensorProtocol] = field(default_factory=dict)
-    templates: dict[str, onnx.ModelProto] = field(default_factory=dict)
-    translations: Translations = field(default_factory=dict)
-
-    def node(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
-        return output
-
-    def constant(self, name: str, array: Any) -> str:
-        self.weights[name] = ir.tensor(np.asarray(array), name=name)  # shared, not copied
-        return name
 
 
 def onnx_from_model(
@@ -131,7 +47,7 @@ def onnx_from_model(
     where = _first_map(sheet, spec.name, tokens)
     sheet.constant("tokens", np.array([tokens], dtype=np.int64))
     entry = Entry(backbone, spec, whole=not plan.merges)
-    answer = _place(
+    answer = place(
         sheet, named.MODEL if entry.whole else named.EMBED, entry, [sample], [(0,)], [spec.name]
     )
     counts, maps = ["tokens"] * len(plan.blocks), [where] * len(plan.blocks)
@@ -203,7 +119,7 @@ def _place_block(
         torch.ones(2, n, 1) if inputs[1] else None,
         torch.zeros(2, embedded).long(),
     ]
-    return _place(sheet, named.block(i), Block(block), example, [axes, axes, (0,)], inputs)
+    return place(sheet, named.block(i), Block(block), example, [axes, axes, (0,)], inputs)
 
 
 def _place_head(sheet: Sheet, twin: Twin, tokens: str, sizes: str) -> list[str]:
@@ -212,92 +128,7 @@ def _place_head(sheet: Sheet, twin: Twin, tokens: str, sizes: str) -> list[str]:
     if last.kept is None and sizes:
         example[1] = torch.ones(2, EXAMPLE_TOKENS, 1)
     axes = [(0,) if last.kept else (0, 1), (0, 1)]
-    return _place(sheet, named.HEAD, Head(twin.backbone), example, axes, [tokens, sizes])
-
-
-def _place(
-    sheet: Sheet,
-    name: str,
-    piece: Piece,
-    example: Sequence[Tensor | None],
-    axes: Sequence[tuple[int, ...]],
-    inputs: Sequence[str],
-) -> list[str]:
-    """Add `piece` to the sheet with its inputs connected; returns the names of its outputs."""
-    kind = f"{piece.kind} {[tensor is None for tensor in example]}"
-    if kind not in sheet.templates:
-        sheet.templates[kind] = _translate(piece, example, axes, sheet)
-    graph = sheet.templates[kind].graph
-    connected = [given for given, tensor in zip(inputs, example, strict=True) if tensor is not None]
-    names = dict(zip((value.name for value in graph.input), connected, strict=True))
-    own = piece.state_dict()
-    for tensor in graph.initializer:
-        names[tensor.name] = f"{name}.{tensor.name.split('.', 1)[-1]}"
-        array = own[tensor.name].numpy() if tensor.name in own else numpy_helper.to_array(tensor)
-        sheet.constant(names[tensor.name], array)
-    for node in graph.node:
-        for value in node.output:
-            names[value] = f"{name}/{value}" if value else ""
-        copy = helper.make_node(
-            node.op_type,
-            [names[value] if value else "" for value in node.input],
-            [names[value] for value in node.output],
-            domain=node.domain,
-        )
-        copy.attribute.extend(node.attribute)
-        sheet.nodes.append(copy)
-    _tag(graph.node, sheet.nodes[-len(graph.node) :])
-    return [names[value.name] for value in graph.output]
-
-
-def _tag(given: Sequence[onnx.NodeProto], placed: Sequence[onnx.NodeProto]) -> None:
-    """Tag what belongs to a rule, and what makes the values that it is handed."""
-    modules = [f"'{kind.__module__}.{kind.__qualname__}'" for kind in OF_RULES]
-    within = [
-        any(p.key == MODULES and name in p.value for p in node.metadata_props for name in modules)
-        for node in given
-    ]
-    handed = {name for node, own in zip(placed, within, strict=True) if own for name in node.input}
-    for node, own in zip(placed, within, strict=True):
-        if own:
-            node.metadata_props.add(key=named.RULE, value="")
-        elif handed & set(node.output):
-            node.metadata_props.add(key=named.SIGNAL, value="")
-
-
-def _translate(
-    piece: nn.Module,
-    example: Sequence[Tensor | None],
-    axes: Sequence[tuple[int, ...]],
-    sheet: Sheet,
-) -> onnx.ModelProto:
-    symbols = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
-    dynamic = tuple(
-        None if tensor is None else {axis: symbols[axis] for axis in fixed}
-        for tensor, fixed in zip(example, axes, strict=True)
-    )
-    quiet = logging.getLogger("torch.onnx")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), parsed_once():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                piece.eval(),
-                tuple(example),
-                dynamo=True,
-                dynamic_shapes=dynamic,
-                # From 23 on torch would write the Attention operator, which builders refuse in
-                # FP32; no other operator that it writes differs.
-                opset_version=min(sheet.opset, 22),
-                custom_translation_table=sheet.translations,
-                optimize=False,
-                verbose=False,
-            )
-    finally:
-        quiet.setLevel(level)
-    assert program is not None
-    return program.model_proto
+    return place(sheet, named.HEAD, Head(twin.backbone), example, axes, [tokens, sizes])
 
 
 def _translations(plan: MergePlan) -> Translations:
