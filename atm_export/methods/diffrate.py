@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from atm_export.methods.joining import Assigned, Cuts
 
-Counts = Annotated[tuple[Annotated[int, Field(ge=2, le=65_536)], ...], Field(min_length=1)]
+Counts = tuple[Annotated[int, Field(ge=2, le=65_536)], ...]
 OWN = "give --set prune=... and --set merge=..., one count a block"
 
 

@@ -41,14 +41,13 @@ class KeepBest(BlockRule):
     """A rule that keeps as many tokens as it says, by a score.
 
     fuse: those that go become one token behind the others, the sum of them weighted by their
-    scores; else they are dropped. total: what all scores of an image sum to at most.
+    scores; else they are dropped.
     """
 
     drops: ClassVar[bool] = True
     static: ClassVar[bool] = True
     adaptive = False
     fuse: bool
-    total: ClassVar[float] = 1.0
 
     @abstractmethod
     def kept(self, body: int) -> int:
@@ -56,7 +55,8 @@ class KeepBest(BlockRule):
 
     @abstractmethod
     def score(self, signals: Signals | GraphSignals) -> Tensor:
-        """The tokens behind the prefix, [B, m], by operations that have an ONNX."""
+        """Of the tokens behind the prefix, [B, m]: at least 0, all together at most 1; by
+        operations that have an ONNX."""
 
     def tokens_after(self, tokens: int, prefix: int) -> int:
         count = self.kept(tokens - prefix)
@@ -72,7 +72,7 @@ class KeepBest(BlockRule):
     def _on_grid(self, score: Tensor, count: int) -> Tensor:
         from atm_export.methods.ranked import ceiling, on_grid
 
-        return on_grid(score, ceiling(score.shape[1], count, self.total))
+        return on_grid(score, ceiling(score.shape[1], count))
 
     def reduce(self, tokens: Tensor, sizes: Tensor, decision: Kept, prefix: int) -> Reduced:
         import torch

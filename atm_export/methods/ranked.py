@@ -21,11 +21,10 @@ STEPS = 2**21
 UNIT = 2**20  # steps that weigh as much as a cosine of 1: FP32 noise is about one step
 
 
-def ceiling(tokens: int, kept: int, total: float = 1.0) -> float:
+def ceiling(tokens: int, kept: int) -> float:
     """A score above which at most `kept` of `tokens` tokens lie, where all scores together are at
-    most `total`: what exceeds it stays in any case. At least twice the mean of scores that sum
-    to 1."""
-    return 2.0 ** max(1, math.ceil(math.log2(total * tokens / kept))) / tokens
+    most 1: what exceeds it stays in any case. At least twice the mean of scores that sum to 1."""
+    return 2.0 ** max(1, math.ceil(math.log2(tokens / kept))) / tokens
 
 
 def on_grid(score: Tensor, most: float) -> Tensor:
