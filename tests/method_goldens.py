@@ -12,10 +12,15 @@ import torch
 from torch import Tensor
 
 from atm_export.config import ModelSpec
+from atm_export.graph.lint import lint
 from atm_export.inputs import normalize
+from atm_export.methods.base import MethodSettings
 from atm_export.model.backbone import LoadedModel
+from atm_export.model.plan import plan_for
+from atm_export.model.reference import Trace, run_reference
 from atm_export.model.zoo import load_model
 from atm_export.model_configs import load_model_config
+from tests.exports import export, run_onnx
 from tests.shared_data import golden, shared
 
 STABLE = 1e-3  # above it no backend can be asked to decide alike
@@ -73,3 +78,26 @@ def close(found: Any, expected: Setting, tolerance: float) -> None:
     gap = np.abs(np.asarray(found) - expected["logits"])[stable].max(axis=1)
     worst = int(gap.argmax())
     assert gap[worst] <= tolerance, f"image {stable[worst]} differs by {gap[worst]:.1e}"
+
+
+def eager(method: MethodSettings, key: str) -> Trace:
+    """The eager reference on the eight images."""
+    return run_reference(deit_t().backbone, plan_for(deit_t().backbone, method), images(key))
+
+
+def in_onnx(method: MethodSettings, key: str) -> dict[str, Any]:
+    """What ONNX Runtime makes of the traced graph; the graph that ships gives the same logits."""
+    backbone = deit_t().backbone
+    made = export(backbone, plan_for(backbone, method))
+    assert lint(made.traced) == []
+    feed = images(key).numpy()
+    out = run_onnx(made.traced, feed)
+    shipped = run_onnx(made.shipped, feed)["logits"]
+    np.testing.assert_allclose(shipped, out["logits"], atol=1e-5)
+    return out
+
+
+def same_maps(out: Mapping[str, Any], trace: Trace) -> None:
+    """ONNX Runtime moved every token as the reference did."""
+    assert np.array_equal(out["token_maps"], trace.maps.numpy())
+    assert out["tokens_per_block"].tolist() == trace.tokens_out[:, 0].tolist()
