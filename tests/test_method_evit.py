@@ -118,8 +118,11 @@ TINY = (
 )
 
 
-@pytest.mark.parametrize("method", TINY, ids=lambda m: Evit().label(m))
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [*zip(MODELS, TINY, strict=False), ("class token", TINY[1]), ("class token", TINY[3])],
+    ids=lambda each: each if isinstance(each, str) else Evit().label(each),
+)
 def test_reference_and_graph_keep_what_loops_keep(name: str, method: EvitSettings) -> None:
     backbone = tiny_vit(**MODELS[name])
     plan = plan_for(backbone, method)
@@ -152,8 +155,7 @@ def test_keep_1_does_nothing() -> None:
     assert Evit().summary(EvitSettings(keep=1), plan, None) == "EViT, keep 1: every token stays"
 
 
-@pytest.mark.parametrize("positions", [True, False], ids=["with positions", "alike patches"])
-@pytest.mark.parametrize("fuse", [True, False])
+@pytest.mark.parametrize(("fuse", "positions"), [(True, False), (False, True)])
 def test_the_ladder_proves_it(fuse: bool, positions: bool) -> None:
     """On flat images, too, where all scores tie."""
     backbone = tiny_vit(positions=positions, depth=3)
