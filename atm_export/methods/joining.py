@@ -126,35 +126,30 @@ def pruned_and_joined(signals: GraphSignals, score: Tensor, cuts: Cuts) -> Graph
     ahead = torch.arange(prefix).expand(tokens.shape[0], -1)
     order = falling(score)
     rank = ranks(order)
-    target = prefix + ascending(order[:, : cuts.first])
-    stay = torch.cat([ahead, target], dim=1)
+    stay = torch.cat([ahead, prefix + ascending(order[:, : cuts.first])], dim=1)
+    x, mass = take_rows(tokens, stay), take_rows(sizes, stay)
     places = torch.where(rank < cuts.first, _count(rank < cuts.first) + prefix, -1)
     if cuts.first == cuts.last:
-        moved_to = torch.cat([ahead, places], dim=1)
-        return GraphReduced(take_rows(tokens, stay), take_rows(sizes, stay), moved_to)
+        return GraphReduced(x, mass, torch.cat([ahead, places], dim=1))
     source = prefix + ascending(order[:, cuts.first : cuts.last])
-    x, y = take_rows(tokens, target), take_rows(tokens, source)
-    similarity = torch.round((_unit(y) * GRID) @ _unit(x).transpose(1, 2))
-    top, best = nearest(similarity, 0, Capacity(x.shape[1]))
-    joins = best.unsqueeze(2) == torch.arange(x.shape[1])
+    y = take_rows(tokens, source)
+    similarity = torch.round((_unit(y) * GRID) @ _unit(x).transpose(1, 2))[..., prefix:]
+    top, best = nearest(similarity, 0, Capacity(cuts.first))
+    joins = (best + prefix).unsqueeze(2) == torch.arange(prefix + cuts.first)
     weight = joins.to(x.dtype).transpose(1, 2)
     held = 1 + weight.sum(dim=2, keepdim=True)
-    x = x / held + (weight / held) @ y
+    # Sizes are summed, not multiplied: so a lint sees that they stay above 0.
     grown = take_rows(sizes, source) * (top.clamp(min=0) * (1 / GRID)).unsqueeze(2)
-    # Summed, not multiplied: so a lint sees that sizes stay above 0.
     grown = torch.where(joins, grown, 0.0).sum(dim=1).unsqueeze(2)
-    mass = take_rows(sizes, target) + grown
     of_source = (rank >= cuts.first) & (rank < cuts.last)
     into = best.gather(1, _count(of_source).clamp(min=0)) + prefix
-    return GraphReduced(
-        torch.cat([tokens[:, :prefix], x], dim=1),
-        torch.cat([sizes[:, :prefix], mass], dim=1),
-        torch.cat([ahead, torch.where(of_source, into, places)], dim=1),
-    )
+    moved_to = torch.cat([ahead, torch.where(of_source, into, places)], dim=1)
+    return GraphReduced(x / held + (weight / held) @ y, mass + grown, moved_to)
 
 
 def _unit(x: Tensor) -> Tensor:
-    return F.normalize(x, dim=-1)
+    """Rows of norm 1. A quotient, which stays in FP32 where tokens do not."""
+    return x / torch.linalg.vector_norm(x, dim=2, keepdim=True).clamp(min=1e-12)
 
 
 def _count(marked: Tensor) -> Tensor:
