@@ -13,16 +13,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from atm_export.choice import Choice
 from atm_export.cli import main
+from atm_export.config import Preset
 from atm_export.errors import ConfigError, UnsupportedModelError
 from atm_export.graph.optimize import with_precision
 from atm_export.methods.evit import Evit, EvitSettings
+from atm_export.methods.flat import flattened
 from atm_export.methods.given import settings_of
 from atm_export.methods.rule import NotFollowed
 from atm_export.model.plan import plan_for, shape_of
 from atm_export.model.reference import attention, run_reference
+from atm_export.model_configs import add_user_preset
 from atm_export.prove.follow import follow
 from atm_export.prove.matching import lowered_matching
+from atm_export.resolve import resolve
 from tests import method_goldens as goldens
 from tests.exports import export, run_onnx
 from tests.families import prove
@@ -233,6 +238,15 @@ def test_blocks_by_default() -> None:
     shape = replace(shape_of(tiny_vit()), depth=14)
     plan = Evit().plan(EvitSettings(), shape)
     assert [i for i, rule in enumerate(plan.blocks) if rule] == [3, 7, 10]
+
+
+def test_a_preset_chooses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATM_EXPORT_CONFIGS", str(tmp_path))
+    settings = EvitSettings(keep=0.77, blocks=(2, 5))
+    add_user_preset("demo", "fitted", Preset(method="evit", settings=flattened(settings)))
+    found = resolve(Choice(model="demo", preset="fitted")).method
+    assert found == settings.model_copy(update={"preset": "fitted"})
+    assert "evit: keep 0.7" in run_command("list", "demo")
 
 
 def test_the_demo_goes_the_whole_way(tmp_path: Path) -> None:
