@@ -18,7 +18,7 @@ from atm_export.errors import ConfigError, UnsupportedModelError
 if TYPE_CHECKING:
     from torch import Tensor
 
-Signal = Literal["key_metric", "keys", "values", "attention"]
+Signal = Literal["key_metric", "keys", "values", "attention", "class_attention"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Signals:
     keys, values [B, H, N, d]; attention [B, H, N, N]: softmax weights, query first; tokens
     [B, N, D]: the residual stream, attention added; sizes [B, N, 1]: merging sizes; where [B, N0]:
     places of the embedded tokens, -1 where one was dropped. prefix: leading tokens that stay, in
-    front. attention is None where the rule does not ask for it.
+    front. class_attention [B, N]: the first token's row of attention, mean over heads. attention
+    and class_attention are None where the rule does not ask for them.
     """
 
     keys: Tensor
@@ -38,6 +39,7 @@ class Signals:
     sizes: Tensor
     where: Tensor
     prefix: int
+    class_attention: Tensor | None = None
 
 
 class Decision(ABC):
@@ -65,8 +67,9 @@ class GraphSignals:
 
     tokens [B, n, D] (None in a last block whose head reads the prefix alone, where the rule
     `spares_tokens`); sizes [B, n, 1] (None: all 1; padding: 0); key_metric [B, n, d]: keys summed
-    over heads, L2-normalised; keys, values [B, n, H, d]; attention [B, H, n, n]; where as in
-    `Signals`. constants: what the rule's `constants` gave. most: tokens that are embedded.
+    over heads, L2-normalised; keys, values [B, n, H, d]; attention [B, H, n, n];
+    class_attention [B, n] and where as in `Signals`. constants: what the rule's `constants` gave.
+    most: tokens that are embedded.
     """
 
     tokens: Tensor | None
@@ -79,6 +82,7 @@ class GraphSignals:
     keys: Tensor | None = None
     values: Tensor | None = None
     attention: Tensor | None = None
+    class_attention: Tensor | None = None
 
 
 @dataclass(frozen=True)

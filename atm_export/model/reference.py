@@ -68,7 +68,10 @@ def run_batch(
         decision = None
         if rule is not None:
             weights = heads.weights if "attention" in rule.asks else None
-            signals = Signals(heads.keys, heads.values, weights, x, sizes, where, backbone.prefix)
+            row = heads.weights[:, :, 0].mean(dim=1) if "class_attention" in rule.asks else None
+            signals = Signals(
+                heads.keys, heads.values, weights, x, sizes, where, backbone.prefix, row
+            )
             decision = rule.decide(signals) if decider is None else decider(i, signals, rule)
             reduced = rule.reduce(x, sizes, decision, backbone.prefix)
             x, sizes, where = reduced.tokens, reduced.sizes, carried(where, reduced.moved_to)

@@ -150,17 +150,21 @@ class TwinBlock(nn.Module):
         k = self.k_norm(operators.split_heads(self.k(h), self.heads))
         bias = sizes.log() if self.proportional and sizes is not None else None
         v = operators.split_heads(self.v(h), self.heads)
-        attended, weights = self._attend(self._queries(ahead), k, v, bias)
+        q = self._queries(ahead)
+        attended, weights = self._attend(q, k, v, bias)
         x = self._add(x, self.scale1(self.proj(self.attn_norm(attended))))
         if self.reduction is None:
             return self._mlp(x)
         if self.reorders:
             return self._reorder(self._mlp(x), sizes, where)
         moving = x if self.reads is None else None
-        signals = self._signals(moving, sizes, where, k, v, weights)
+        asks = self.reduction.rule.asks
+        row = operators.class_attention(q, k, bias) if "class_attention" in asks else None
+        signals = self._signals(moving, sizes, where, k, v, weights, row)
         reduced = self.reduction(signals)
         out = reduced.tokens if self.reads is None else x
-        out = self._mlp(out if self.cuts is None else out[:, : self.cuts])
+        # The prefix stays as it is, so that what ships need not reduce anything here.
+        out = self._mlp(out if self.cuts is None else x[:, : self.cuts])
         return self._handed_on(out, reduced, where)
 
     def _attend(
@@ -179,6 +183,7 @@ class TwinBlock(nn.Module):
         k: Tensor,
         v: Tensor,
         weights: Tensor | None,
+        row: Tensor | None = None,
     ) -> GraphSignals:
         assert self.rule is not None
         asks = self.rule.asks
@@ -193,6 +198,7 @@ class TwinBlock(nn.Module):
             keys=k if "keys" in asks else None,
             values=v if "values" in asks else None,
             attention=weights,
+            class_attention=row,
         )
 
     def _handed_on(self, out: Tensor, reduced: GraphReduced, where: Tensor) -> Merge:
