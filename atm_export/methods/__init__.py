@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from atm_export.methods.atm import Atm
 from atm_export.methods.base import Method
+from atm_export.methods.mctf import Mctf
 from atm_export.methods.none import Unmerged
 from atm_export.methods.pitome import Pitome
 from atm_export.methods.tome import Tome
 from atm_export.registry import Registry
 
 methods: Registry[Method] = Registry("method")
-for _method in (Atm(), Tome(), Pitome(), Unmerged()):
+for _method in (Atm(), Tome(), Mctf(), Pitome(), Unmerged()):
     methods.add(_method.name, _method)
 
 USUAL_METHOD = Atm.name

@@ -6,6 +6,7 @@ What a rule's decision and its graph have in common; keys are unique and fit 32 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from atm_export.methods.tokens import sorted_by
@@ -68,3 +69,14 @@ def least(gaps: Tensor) -> float:
 def most(gaps: Tensor) -> float:
     """The largest of some shortfalls, 0 at least."""
     return max(float(gaps.max()), 0.0) if gaps.numel() else 0.0
+
+
+@torch.library.custom_op("atm_export::unit_rows", mutates_args=())
+def unit_rows(x: Tensor) -> Tensor:
+    """Rows of L2 norm 1, as one operator: where FP32 begins in lower precisions."""
+    return F.normalize(x.float(), dim=-1)
+
+
+@unit_rows.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)

@@ -118,6 +118,8 @@ class TwinBlock(nn.Module):
         )
 
     def forward(self, tokens: Tensor, sizes: Tensor | None, where: Tensor) -> Tensor | Merge:
+        if self.rule is not None and self.rule.before_attention:
+            return self._reduce_first(self.rule, tokens, sizes, where)
         x = tokens
         h = ahead = self.norm1(x)
         if self.reads is not None:
@@ -139,6 +141,24 @@ class TwinBlock(nn.Module):
         out = self._mlp(out if self.cuts is None else out[:, : self.cuts])
         return self._handed_on(out, reduced, where)
 
+    def _reduce_first(
+        self, rule: BlockRule, tokens: Tensor, sizes: Tensor | None, where: Tensor
+    ) -> Merge:
+        """The rule merges tokens and attention map; then the map meets the values."""
+        h = self.norm1(tokens)
+        k = self.k_norm(operators.split_heads(self.k(h), self.heads))
+        bias = sizes.log() if self.proportional and sizes is not None else None
+        weights = operators.attention_map(self._queries(h), k, bias)
+        reduced = rule.apply(self._signals(tokens, sizes, where, k, None, weights))
+        x, merged = reduced.tokens, reduced.attention
+        assert merged is not None
+        v = operators.split_heads(self.v(self.norm1(x)), self.heads)
+        if self.cuts is not None:
+            x, merged = x[:, : self.cuts], merged[:, :, : self.cuts]
+        attended = self.attn_norm(operators.applied(merged, v))
+        out = self._mlp(self._add(x, self.scale1(self.proj(attended))))
+        return self._handed_on(out, reduced, where)
+
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
@@ -153,7 +173,7 @@ class TwinBlock(nn.Module):
         sizes: Tensor | None,
         where: Tensor,
         k: Tensor,
-        v: Tensor,
+        v: Tensor | None,
         weights: Tensor | None,
     ) -> GraphSignals:
         assert self.rule is not None
