@@ -16,6 +16,22 @@ def summed(x: Tensor, moved_to: Tensor, count: int) -> Tensor:
     return total.scatter_add(1, moved_to.unsqueeze(2).expand_as(x), x)
 
 
+def means(x: Tensor, weights: Tensor, moved_to: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Means [B, count, C] of those rows by weights [B, n, 1], and the sums of the weights."""
+    mass = summed(weights, moved_to, count)
+    return summed(x * weights, moved_to, count) / mass, mass
+
+
+def fused(maps: Tensor, weights: Tensor, moved_to: Tensor, count: int) -> Tensor:
+    """An attention map [B, H, n, n], merged: keys are summed, then queries averaged by weights
+    [B, n, 1]; [B, H, count, count]."""
+    batch, heads = maps.shape[:2]
+    moved_to = moved_to.repeat_interleave(heads, dim=0)
+    by_key = summed(maps.flatten(0, 1).transpose(1, 2), moved_to, count).transpose(1, 2)
+    merged, _ = means(by_key, weights.repeat_interleave(heads, dim=0), moved_to, count)
+    return merged.unflatten(0, (batch, heads))
+
+
 class Groups(NamedTuple):
     """Who joins whom, as a graph computes it: kept [B, K], old positions in their new order;
     merged [B, R], old positions, each of which joins the kept one at new position into [B, R]."""
@@ -59,3 +75,12 @@ class Shares(NamedTuple):
         """Weighted means [B, K, C] of the rows of x [B, n, C] by group."""
         joining = self.joined @ take_rows(x, self.groups.merged)
         return take_rows(x, self.groups.kept) * self.own + joining
+
+    def fused(self, maps: Tensor) -> Tensor:
+        """`fused` of an attention map [B, H, n, n]."""
+        batch, heads, n, _ = maps.shape
+        left = self.total.shape[1]
+        by_key = self.groups.sums(maps.permute(0, 3, 1, 2).reshape(batch, n, heads * n))
+        by_query = by_key.reshape(batch, left, heads, n).permute(0, 3, 2, 1)
+        merged = self.means(by_query.reshape(batch, n, heads * left))
+        return merged.reshape(batch, left, heads, left).transpose(1, 2)

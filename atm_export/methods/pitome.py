@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from atm_export.methods.base import Knob, Method, MethodSettings, ModelShape, SearchSpace
+from atm_export.methods.moves import Moves
 from atm_export.methods.plan import MergePlan
 from atm_export.methods.rule import (
     BlockRule,
-    Decision,
     GraphReduced,
     GraphSignals,
     NotFollowed,
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MARGIN = 0.75  # of the first block, as in the official code; the paper says 0.9
+ALIKE = 64.0  # steps of an energy: about 2e-6, within the noise of FP32
 Half = Literal["first", "second"]
-# Patches left alone and destinations, by place, and pairs (source, destination).
-Roles = tuple[list[int], list[int], list[tuple[int, int]]]
 
 
 class PitomeSettings(MethodSettings):
@@ -37,17 +36,6 @@ class PitomeSettings(MethodSettings):
     name: Literal["pitome"] = "pitome"
     ratio: Annotated[float, Field(ge=0.5, le=1, allow_inf_nan=False)] = 0.945
     protects: Half = "second"
-
-
-@dataclass(frozen=True)
-class EnergyDecision(Decision):
-    """moved_to [B, n]: new place of each token; firm: the decision's margin."""
-
-    moved_to: Tensor
-    firm: float
-
-    def margin(self) -> float:
-        return self.firm
 
 
 @dataclass(frozen=True)
@@ -68,23 +56,21 @@ class EnergyMerge(BlockRule):
     def tokens_after(self, tokens: int, prefix: int) -> int:
         return tokens - self.r
 
-    def decide(self, signals: Signals) -> EnergyDecision:
-        from atm_export.methods.scores import FINE, SPAN, leads, least, ranked_gaps
+    def decide(self, signals: Signals) -> Moves:
+        from atm_export.methods.scores import FINE, firmness, least, ranked_gaps
 
         metric, energy = _seen(signals, self.margin)
         order = energy.sort(dim=1, descending=True, stable=True).indices
-        source, target, rest = self._split(order)
-        scores = _scores(metric, source, target)
-        highest, best = scores.max(dim=2).values, scores.argmax(dim=2)
+        source, target, alone = self._split(order)
+        score = _scores(metric, source, target)
+        highest, best = score.max(dim=2).values, score.argmax(dim=2)
         ranked = highest.sort(dim=1, descending=True, stable=True).indices
-        lead = least(leads(scores).gather(1, ranked[:, : self.r])) / SPAN
-        if not self.protects:
-            lead = min(lead, least(ranked_gaps(highest)[:, self.r - 1 :]) / SPAN)
-        firm = min(least(ranked_gaps(energy)) / FINE, lead)
-        rest = source.gather(1, ranked[:, self.r :]) if rest is None else rest
-        merged, into = ranked[:, : self.r], best.gather(1, ranked[:, : self.r])
-        moved_to = _moved_to(rest, target, source.gather(1, merged), into, signals.prefix)
-        return EnergyDecision(moved_to, firm)
+        firm = firmness(score, highest, ranked, self.r, in_order=not self.protects)
+        ranked, left = ranked[:, : self.r], ranked[:, self.r :]
+        alone = source.gather(1, left) if alone is None else alone
+        merged, into = source.gather(1, ranked), best.gather(1, ranked)
+        moved_to = _moved_to(alone, target, merged, into, signals.prefix)
+        return Moves(moved_to, min(firm, least(ranked_gaps(energy)) / FINE))
 
     def _split(self, order: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Sources, destinations and protected patches (None: there are none), by energy."""
@@ -93,70 +79,74 @@ class EnergyMerge(BlockRule):
         pairs = order[:, : 2 * self.r]
         return pairs[:, 0::2], pairs[:, 1::2], order[:, 2 * self.r :]
 
-    def reduce(
-        self, tokens: Tensor, sizes: Tensor, decision: EnergyDecision, prefix: int
-    ) -> Reduced:
-        from atm_export.methods.groups import summed
+    def reduce(self, tokens: Tensor, sizes: Tensor, decision: Moves, prefix: int) -> Reduced:
+        from atm_export.methods.groups import means
 
         count = tokens.shape[1] - self.r
-        mass = summed(sizes, decision.moved_to, count)
-        total = summed(tokens * sizes, decision.moved_to, count)
-        return Reduced(total / mass, mass, decision.moved_to)
+        return Reduced(*means(tokens, sizes, decision.moved_to, count), decision.moved_to)
 
-    def follow(self, signals: Signals, moved_to: Tensor) -> tuple[EnergyDecision, float]:
-        metric, energy = _seen(signals, self.margin)
-        short = [
-            self._shortfall(self._roles(to, e, signals.prefix), m, e)
-            for to, m, e in zip(moved_to, metric, energy, strict=True)
-        ]
-        return EnergyDecision(moved_to, self.decide(signals).firm), max(short)
-
-    def _shortfall(self, roles: Roles, metric: Tensor, energy: Tensor) -> float:
-        """How far one image's energies [T] and cosines must move for these roles to be right."""
-        from atm_export.methods.scores import FINE, SPAN, most
-
-        alone, target, pairs = roles
-        source = [a for a, _ in pairs] + ([] if self.protects else alone)
-        order = energy.sort(descending=True).values
-        at_source, at_target, rest = self._split(order.unsqueeze(0))
-        of_source = energy[source].sort(descending=True).values
-        moves = [(of_source - at_source).abs(), (energy[target] - at_target).abs()]
-        if rest is not None:
-            moves.append((energy[alone] - rest).abs())
-        score = _scores(metric.unsqueeze(0), *_rows(source, target))[0]
-        highest, r = score.amax(dim=1), self.r
-        moves_of_pairs = [highest[:r] - score[range(r), [target.index(b) for _, b in pairs]]]
-        if not self.protects and alone:
-            moves_of_pairs += [highest[r:] - highest[:r].min(), highest[r + 1 :] - highest[r:-1]]
-        return max(most(_joined(moves)) / FINE, most(_joined(moves_of_pairs)) / SPAN)
-
-    def _roles(self, moved_to: Tensor, energy: Tensor, prefix: int) -> Roles:
-        """What a map [n] makes of the patches. Of a group the destination is the one whose energy
-        fits its place."""
+    def follow(self, signals: Signals, moved_to: Tensor) -> tuple[Moves, float]:
         import torch
 
-        patches = len(energy)
-        targets = self.r if self.protects else patches // 2
-        alone = patches - self.r - targets
-        ahead = torch.arange(prefix)
-        if not torch.equal(moved_to[:prefix], ahead) or not bool(
-            (moved_to[prefix:] >= prefix).all()
-        ):
-            raise NotFollowed("prefix tokens move or merge")
-        groups: list[list[int]] = [[] for _ in range(alone + targets)]
-        for patch, place in enumerate((moved_to[prefix:] - prefix).tolist()):
-            if place >= len(groups):
-                raise NotFollowed("more places than tokens stay")
+        metric, energy = _seen(signals, self.margin)
+        ahead = torch.arange(signals.prefix).expand(len(moved_to), -1)
+        if not torch.equal(moved_to[:, : signals.prefix], ahead):
+            raise NotFollowed("prefix tokens move")
+        places = (moved_to[:, signals.prefix :] - signals.prefix).tolist()
+        each = zip(places, metric, energy, strict=True)
+        return Moves(moved_to, self.decide(signals).firm), max(
+            self._shortfall(*one) for one in each
+        )
+
+    def _shortfall(self, places: list[int], metric: Tensor, energy: Tensor) -> float:
+        """How far one image's cosines and energies [T] must move for the places [T] to be right. Of
+        several patches in a place, the destination is the one whose energy fits it; of those
+        that fit alike, the one at the least price."""
+        groups: list[list[int]] = [[] for _ in range(len(places) - self.r)]
+        for patch, place in enumerate(places):
+            if not 0 <= place < len(groups):
+                raise NotFollowed("other counts than the method leaves")
             groups[place].append(patch)
+        fitting = self._split(energy.sort(descending=True).values[None])[1][0].tolist()
+        alone = len(groups) - len(fitting)
         if any(len(group) != 1 for group in groups[:alone]) or not all(groups):
             raise NotFollowed("patches merge that no pair may hold")
-        fitting = energy.sort(descending=True).values[1 : 2 * targets : 2].tolist()
-        target, pairs = [], []
-        for group, value in zip(groups[alone:], fitting, strict=True):
-            b = min(group, key=lambda patch: abs(float(energy[patch]) - value))
-            target.append(b)
-            pairs += [(a, b) for a in group if a != b]
-        return [group[0] for group in groups[:alone]], target, pairs
+        fit = [
+            [i for _, i in sorted((abs(float(energy[i]) - value), i) for i in group)]
+            for group, value in zip(groups[alone:], fitting, strict=True)
+        ]
+        best = self._price(groups, [group[0] for group in fit], metric, energy)
+        for k, group in enumerate(fit):
+            for i in group[1:]:
+                if abs(float(energy[i] - energy[group[0]])) <= ALIKE:
+                    fit[k] = [i, *(j for j in group if j != i)]
+                    price = self._price(groups, [each[0] for each in fit], metric, energy)
+                    fit[k] = fit[k] if price < best else group
+                    best = min(best, price)
+        return best
+
+    def _price(
+        self, groups: list[list[int]], target: list[int], metric: Tensor, energy: Tensor
+    ) -> float:
+        """The same with these destinations."""
+        from atm_export.methods.scores import FINE, SPAN, most
+
+        left = [group[0] for group in groups[: -len(target)]]
+        joined = groups[len(left) :]
+        pairs = [(i, k) for k, b in enumerate(target) for i in joined[k] if i != b]
+        source = [i for i, _ in pairs] + ([] if self.protects else left)
+        ranked = energy.sort(descending=True).values[None]
+        fitting, fitting_target, fitting_left = self._split(ranked)
+        moves = [energy[source].sort(descending=True).values - fitting]
+        moves.append(energy[target] - fitting_target)
+        if fitting_left is not None:
+            moves.append(energy[left] - fitting_left)
+        both = (energy.new_tensor(rows).long()[None] for rows in (source, target))
+        score, r = _scores(metric[None], *both)[0], self.r
+        highest = score.amax(dim=1)
+        short = [highest[:r] - score[range(r), [k for _, k in pairs]]]
+        short += [highest[r:] - highest[:r].min(), highest[r + 1 :] - highest[r:-1]]
+        return max(most(*(move.abs() for move in moves)) / FINE, most(*short) / SPAN)
 
     def apply(self, signals: GraphSignals) -> GraphReduced:
         import torch
@@ -169,19 +159,16 @@ class EnergyMerge(BlockRule):
         prefix, metric = signals.prefix, signals.key_metric[:, signals.prefix :]
         above = metric @ metric.transpose(1, 2) - self.margin
         bent = torch.where(above > 0, above, above.clamp(max=0).exp() - 1)
-        source, target, rest = self._split(falling(on_grid(bent.mean(dim=2), FINE), FINE))
+        source, target, alone = self._split(falling(on_grid(bent.mean(dim=2), FINE), FINE))
         a, b = take_rows(metric, source), take_rows(metric, target)
         highest, best = nearest(on_grid(a @ b.transpose(1, 2)))
-        if rest is None:
+        if alone is None:
             ranked = falling(highest)
-            rest = source.gather(1, ranked[:, self.r :])
-            source, best = (
-                source.gather(1, ranked[:, : self.r]),
-                best.gather(1, ranked[:, : self.r]),
-            )
+            alone, ranked = source.gather(1, ranked[:, self.r :]), ranked[:, : self.r]
+            source, best = source.gather(1, ranked), best.gather(1, ranked)
         ahead = torch.arange(prefix).expand(metric.shape[0], -1)
-        kept = torch.cat([ahead, rest + prefix, target + prefix], dim=1)
-        groups = Groups(kept, source + prefix, best + (prefix + rest.shape[1]))
+        kept = torch.cat([ahead, alone + prefix, target + prefix], dim=1)
+        groups = Groups(kept, source + prefix, best + (prefix + alone.shape[1]))
         sizes = signals.sizes
         sizes = torch.ones_like(signals.key_metric[..., :1]) if sizes is None else sizes
         shares = groups.shares(sizes)
@@ -209,26 +196,14 @@ def _scores(metric: Tensor, source: Tensor, target: Tensor) -> Tensor:
     return on_grid(rows(metric, source) @ rows(metric, target).transpose(1, 2))
 
 
-def _rows(*indices: list[int]) -> list[Tensor]:
-    import torch
-
-    return [torch.tensor([index], dtype=torch.int64) for index in indices]
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    import torch
-
-    return torch.cat([part.flatten() for part in parts])
-
-
-def _moved_to(rest: Tensor, target: Tensor, merged: Tensor, into: Tensor, prefix: int) -> Tensor:
+def _moved_to(alone: Tensor, target: Tensor, merged: Tensor, into: Tensor, prefix: int) -> Tensor:
     """New place of every token [B, n]: prefix, patches left alone, destinations."""
     import torch
 
-    batch, first = len(rest), prefix + rest.shape[1]
+    batch, first = len(alone), prefix + alone.shape[1]
     n = first + target.shape[1] + merged.shape[1]
     moved_to = torch.arange(n).repeat(batch, 1)
-    moved_to.scatter_(1, rest + prefix, torch.arange(prefix, first).expand(batch, -1))
+    moved_to.scatter_(1, alone + prefix, torch.arange(prefix, first).expand(batch, -1))
     places = torch.arange(first, first + target.shape[1]).expand(batch, -1)
     moved_to.scatter_(1, target + prefix, places)
     return moved_to.scatter(1, merged + prefix, first + into)

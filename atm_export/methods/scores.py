@@ -14,6 +14,7 @@ from atm_export.methods.tokens import sorted_by
 SPAN = 2**23  # steps of a score from 0 to 1: float32 has no finer ones between 1/2 and 1
 FINE = 2**25  # of one below 1/2
 DIGITS = 2**13  # of two sorts, the first takes the scores modulo this
+EXACT = 2**24  # float32 holds all whole numbers up to here
 ROOM = 2**31  # keys lie below
 
 
@@ -28,8 +29,9 @@ def falling(score: Tensor, span: int = SPAN) -> Tensor:
     low digits, then by the high ones, equals as the first sort left them."""
     slot = torch.arange(score.shape[1], dtype=torch.int32)
     places = 1 << (score.shape[1] - 1).bit_length()
-    score = score.clamp(1 - span, span - 1)  # says the bound; changes nothing
-    if span * places <= ROOM:
+    most = span - (span <= EXACT)
+    score = score.clamp(-most, most)  # says the bound; changes nothing
+    if (most + 1) * places <= ROOM:
         return sorted_by(score.int() * places - slot)
     high = (score / DIGITS).floor()
     low = (score - high * DIGITS).clamp(0, DIGITS - 1)
@@ -47,18 +49,26 @@ def nearest(score: Tensor) -> tuple[Tensor, Tensor]:
     return top[..., 0], first.clamp(0, score.shape[2] - 1).long()
 
 
+def firmness(
+    score: Tensor, highest: Tensor, ranked: Tensor, merges: int, *, in_order: bool
+) -> float:
+    """The least change of a score [B, S, T] that alters who joins whom: the best columns of the
+    first `merges` rows by rank [B, S], which rows those are, and, if it counts, the order of the
+    others. highest [B, S]: of each row."""
+    first = max(merges - 1, 0)
+    gaps = ranked_gaps(highest)
+    gaps = gaps[:, first:] if in_order else gaps[:, first:merges]
+    if not merges or score.shape[2] < 2:
+        return least(gaps) / SPAN
+    best = score.topk(2, dim=2).values
+    leads = (best[..., 0] - best[..., 1]).gather(1, ranked[:, :merges])
+    return min(least(leads), least(gaps)) / SPAN
+
+
 def ranked_gaps(score: Tensor) -> Tensor:
     """How far each score [B, S] is ahead of the next smaller one, [B, S - 1]."""
     ranked = score.sort(dim=1, descending=True).values
     return ranked[:, :-1] - ranked[:, 1:]
-
-
-def leads(score: Tensor) -> Tensor:
-    """How far the best column of each row [B, S, T] is ahead of the second best, [B, S]."""
-    if score.shape[2] < 2:
-        return torch.full(score.shape[:2], torch.inf)
-    best = score.topk(2, dim=2).values
-    return best[..., 0] - best[..., 1]
 
 
 def least(gaps: Tensor) -> float:
@@ -66,9 +76,9 @@ def least(gaps: Tensor) -> float:
     return float(gaps.min()) if gaps.numel() else float("inf")
 
 
-def most(gaps: Tensor) -> float:
+def most(*shortfalls: Tensor) -> float:
     """The largest of some shortfalls, 0 at least."""
-    return max(float(gaps.max()), 0.0) if gaps.numel() else 0.0
+    return max([0.0, *(float(each.max()) for each in shortfalls if each.numel())])
 
 
 @torch.library.custom_op("atm_export::unit_rows", mutates_args=())

@@ -24,7 +24,8 @@ class Trace:
 
     outputs: the answers [B, ...] by name, as `specs` say. tokens_in and tokens_out [blocks, B]:
     tokens that enter a block and its MLP's input after the reduction; attended [blocks, B]: tokens
-    whose values and attention output it computes. maps [blocks, B, N0]: where each of the N0 embedded tokens is after a block (-1: dropped). features [B, D]:
+    whose values and attention output it computes. maps [blocks, B, N0]: where each of the N0
+    embedded tokens is after a block (-1: dropped). features [B, D]:
     the class token (or first row) after the last block. decisions [blocks][batches]: one entry a
     batch, or one an image where r is decided per image.
     """
