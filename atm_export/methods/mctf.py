@@ -240,7 +240,8 @@ class Mctf(Method):
 
     def facts(self, settings: MctfSettings, plan: MergePlan) -> dict[str, Any]:
         r = [rule.r if isinstance(rule, Fusion) else 0 for rule in plan.blocks]
-        return {"r_per_block": r, "proportional_attention": plan.proportional}
+        told = {**settings.model_dump(mode="json", include={"r", "blocks"}), "r_per_block": r}
+        return {**told, "proportional_attention": plan.proportional}
 
     def summary(self, settings: MctfSettings, plan: MergePlan, origin: str | None) -> str:
         return f"MCTF, r = {' '.join(map(str, self.facts(settings, plan)['r_per_block']))}"

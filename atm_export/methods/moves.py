@@ -29,7 +29,11 @@ class Moves(Decision):
 
 
 def _spelled_out(value: Any) -> Any:
-    """Blocks with ranges ("5-11") as numbers."""
+    """Blocks as numbers, from a list or a text ("3,5-11"), ranges included."""
+    if isinstance(value, str):
+        value = value.split(",")
+    elif isinstance(value, int):
+        value = [value]
     if not isinstance(value, list | tuple):
         return value
     found: list[Any] = []
