@@ -72,7 +72,7 @@ class Fusion(BlockRule):
         from atm_export.methods.scores import firmness
         from atm_export.methods.tokens import rows
 
-        score, weights = _scored(signals.tokens, signals.attention, signals.sizes, signals.prefix)
+        score, weights = _scored(signals, signals.sizes)
         r1, r2 = self.r // 2, self.r - self.r // 2
         highest, best = score.max(dim=2).values, score.argmax(dim=2)
         ranked = highest.sort(dim=1, descending=True, stable=True).indices
@@ -107,7 +107,7 @@ class Fusion(BlockRule):
         return fused(weights, decision.weights, decision.moved_to, count)
 
     def follow(self, signals: Signals, moved_to: Tensor) -> tuple[Moves, float]:
-        score, weights = _scored(signals.tokens, signals.attention, signals.sizes, signals.prefix)
+        score, weights = _scored(signals, signals.sizes)
         short = max(self._shortfall(s, to) for s, to in zip(score, moved_to, strict=True))
         return Moves(moved_to, self.decide(signals).firm, weights), short
 
@@ -148,7 +148,7 @@ class Fusion(BlockRule):
         tokens, maps, sizes = signals.tokens, signals.attention, signals.sizes
         assert tokens is not None and maps is not None
         sizes = torch.ones_like(maps[:, 0, :, :1]) if sizes is None else sizes
-        score, weights = _scored(tokens, maps, sizes, signals.prefix)
+        score, weights = _scored(signals, sizes)
         r1, r2 = self.r // 2, self.r - self.r // 2
         highest, best = nearest(score)
         ranked = falling(highest)
@@ -179,9 +179,7 @@ class Fusion(BlockRule):
         return TABLE
 
 
-def _scored(
-    tokens: Tensor, maps: Tensor | None, sizes: Tensor, prefix: int
-) -> tuple[Tensor, Tensor]:
+def _scored(signals: Signals | GraphSignals, sizes: Tensor) -> tuple[Tensor, Tensor]:
     """How readily each even token and each odd one merge [B, evens, odds], on the grid (the class
     token's row: -1), and the weight of each token in a mean [B, n, 1]: attention received times
     size."""
@@ -190,17 +188,15 @@ def _scored(
     from atm_export.methods.scores import on_grid, unit_rows
     from atm_export.methods.tokens import TINY
 
-    assert maps is not None
+    tokens, maps, prefix = signals.tokens, signals.attention, signals.prefix
+    assert tokens is not None and maps is not None
     received = maps.float().mean(dim=(1, 2)).unsqueeze(2).clamp(min=TINY)
-    size = sizes.clamp(min=TINY)
-    x = unit_rows(tokens)
-    a, b = x[:, 0::2], x[:, 1::2]
+    size, x = sizes.clamp(min=TINY), unit_rows(tokens)
     ready = (_behind(received) / TAU_INFO + _behind(size) / TAU_SIZE).exp()
-    score = (a @ b.transpose(1, 2) + 1) / 2 * ready[:, 0::2] * ready[:, 1::2].transpose(1, 2)
-    score = on_grid(score)
+    alike = (x[:, 0::2] @ x[:, 1::2].transpose(1, 2) + 1) / 2
+    score = on_grid(alike * ready[:, 0::2] * ready[:, 1::2].transpose(1, 2))
     if prefix:
-        guard = torch.arange(a.shape[1]).unsqueeze(1) == 0
-        score = torch.where(guard, -1.0, score)
+        score = torch.where(torch.arange(score.shape[1]).unsqueeze(1) < prefix, -1.0, score)
     return score, received * size / size.amax(dim=1, keepdim=True)
 
 
@@ -229,8 +225,7 @@ class Mctf(Method):
         depth, n, blocks = shape.depth, shape.tokens, list[Fusion | None]()
         share = settings.r < 1
         at = {depth // 4, depth // 2, 3 * depth // 4} if share else set(range(1, depth))
-        if settings.blocks is not None:
-            at = within(settings.blocks, depth)
+        at = at if settings.blocks is None else within(settings.blocks, depth)
         for i in range(depth):
             r = int((n - 1) * settings.r) if share else int(settings.r)
             r = max(min(r, (n - 1) // 2, n - LEAST_TOKENS), 0) if i in at else 0

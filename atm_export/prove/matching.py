@@ -13,7 +13,7 @@ import onnx
 from atm_export.errors import ParityError
 
 SORTED_BY = "TopK"
-METRIC = "LpNormalization"
+BEGINS = ("LpNormalization", "Softmax")  # metrics, and attention weights as scores
 FLOATS = (
     onnx.TensorProto.FLOAT16,
     onnx.TensorProto.BFLOAT16,
@@ -33,8 +33,8 @@ def require_matching(model: onnx.ModelProto, precision: str) -> None:
 
 
 def lowered_matching(model: onnx.ModelProto) -> list[str]:
-    """Names of the values between a block's metric (what is normalised) and its sorted keys that
-    are less than FP32, in order; none where nothing merges."""
+    """Names of the values between a block's metric (what is normalised), or its attention weights,
+    and its sorted keys that are less than FP32, in order; none where nothing merges."""
     kinds = _types(model)
     makers = {out: node for node in model.graph.node for out in node.output}
     seen: set[str] = set()
@@ -47,7 +47,7 @@ def lowered_matching(model: onnx.ModelProto) -> list[str]:
         node = makers.get(name)
         if node is None or node.op_type == "Shape":
             continue
-        if node.op_type == METRIC:
+        if node.op_type in BEGINS:
             seen.update(node.input)
         else:
             pending.extend(value for value in node.input if value)
