@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from atm_export.methods.atm import Atm
+from atm_export.methods.ats import Ats
 from atm_export.methods.base import Method
 from atm_export.methods.mctf import Mctf
 from atm_export.methods.none import Unmerged
@@ -11,7 +12,7 @@ from atm_export.methods.tome import Tome
 from atm_export.registry import Registry
 
 methods: Registry[Method] = Registry("method")
-for _method in (Atm(), Tome(), Mctf(), Pitome(), Unmerged()):
+for _method in (Atm(), Tome(), Ats(), Mctf(), Pitome(), Unmerged()):
     methods.add(_method.name, _method)
 
 USUAL_METHOD = Atm.name

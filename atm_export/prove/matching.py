@@ -13,7 +13,8 @@ import onnx
 from atm_export.errors import ParityError
 
 SORTED_BY = "TopK"
-BEGINS = ("LpNormalization", "Softmax")  # metrics, and attention weights as scores
+# Metrics; attention weights and norms of values as scores.
+BEGINS = ("LpNormalization", "Softmax", "ReduceL2")
 FLOATS = (
     onnx.TensorProto.FLOAT16,
     onnx.TensorProto.BFLOAT16,
@@ -33,8 +34,8 @@ def require_matching(model: onnx.ModelProto, precision: str) -> None:
 
 
 def lowered_matching(model: onnx.ModelProto) -> list[str]:
-    """Names of the values between a block's metric (what is normalised), or its attention weights,
-    and its sorted keys that are less than FP32, in order; none where nothing merges."""
+    """Names of the values between a block's metric (what is normalised), or other scores, and its
+    sorted keys that are less than FP32, in order; none where nothing merges."""
     kinds = _types(model)
     makers = {out: node for node in model.graph.node for out in node.output}
     seen: set[str] = set()
