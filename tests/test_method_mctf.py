@@ -190,9 +190,10 @@ def test_another_choice_is_followed_at_its_price() -> None:
     ("given", "said"),
     [
         ({"r": 1.5}, "whole number of tokens"),
-        ({"r": -1}, "r"),
-        ({"r": float("nan")}, "r"),
-        ({"r": "many"}, "r"),
+        ({"r": -1}, "share of them below 1"),
+        ({"r": float("nan")}, "share of them"),
+        ({"r": "many"}, "whole number of tokens"),
+        ({"r": (8, 9)}, "whole number of tokens"),
         ({"blocks": []}, "blocks"),
         ({"blocks": ["x"]}, "blocks"),
     ],

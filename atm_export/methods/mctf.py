@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import BeforeValidator
 
 from atm_export.errors import UnsupportedModelError
 from atm_export.methods.base import Knob, Method, MethodSettings, ModelShape, SearchSpace
@@ -27,12 +27,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TAU_INFO, TAU_SIZE = 20, 40  # how little attention and size count beside the cosine
-LEAST_TOKENS = 10
+LEAST_TOKENS, MOST_TOKENS = 10, 65_536
 
 
-def _count_or_share(r: int | float) -> int | float:
-    if r >= 1 and r != int(r):
-        raise ValueError("give a whole number of tokens, or a share below 1")
+def _count_or_share(r: Any) -> int | float:
+    """r as given, alone or as a list of one (`-r 8`)."""
+    r = r[0] if isinstance(r, list | tuple) and len(r) == 1 else r
+    number = isinstance(r, int | float) and not isinstance(r, bool)
+    if not number or not 0 <= r <= MOST_TOKENS or (r >= 1 and r != int(r)):
+        raise ValueError("give a whole number of tokens, or a share of them below 1")
     return int(r) if r >= 1 else r
 
 
@@ -42,11 +45,7 @@ class MctfSettings(MethodSettings):
     a share, at a quarter, half and three quarters of the depth."""
 
     name: Literal["mctf"] = "mctf"
-    r: Annotated[
-        Annotated[int, Field(ge=0, le=65_536)]
-        | Annotated[float, Field(ge=0, le=65_536, allow_inf_nan=False)],
-        AfterValidator(_count_or_share),
-    ] = 0.22
+    r: Annotated[int | float, BeforeValidator(_count_or_share)] = 0.22
     blocks: Blocks | None = None
 
 
