@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from atm_export.choice import Choice
 from atm_export.errors import ConfigError, UnsupportedModelError
 from atm_export.methods.given import parse_settings, settings_of
 from atm_export.methods.mctf import Mctf, MctfSettings
@@ -21,6 +22,7 @@ from atm_export.model.flops import count_gmacs
 from atm_export.model.plan import plan_for, shape_of
 from atm_export.model.reference import attention, run_reference
 from atm_export.prove.follow import follow
+from atm_export.resolve import resolve
 from tests.exports import export, run_onnx
 from tests.families import prove
 from tests.method_goldens import deit_t, graph_equals, official, reference_equals
@@ -219,3 +221,14 @@ def test_the_command_line_takes_it(tmp_path: Path) -> None:
     assert manifest["status"] == "proven"
     assert (manifest["method"]["r"], manifest["method"]["blocks"]) == (0.3, [2, 6])
     run_command("verify", out)
+
+
+def test_a_preset_chooses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATM_EXPORT_CONFIGS", str(tmp_path))
+    point = "{method: mctf, settings: {r: 0.22, blocks: [3, 6, 9]}, gflops: 0.1}"
+    lines = ("family: demo", "architecture: vit_demo", f"presets: {{fast: {point}}}")
+    (tmp_path / "demo.yaml").write_text("\n".join(lines))
+    found = resolve(Choice(model="demo", preset="fast")).method
+    assert found == MctfSettings(r=0.22, blocks=(3, 6, 9), preset="fast")
+    assert resolve(Choice(model="demo", method="mctf", gflops=0.11)).method == found
+    assert "3,6,9" in run_command("list", "demo")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from atm_export.choice import Choice
 from atm_export.errors import ConfigError
 from atm_export.methods.given import settings_of
 from atm_export.methods.pitome import Pitome, PitomeSettings
@@ -21,6 +22,7 @@ from atm_export.model.flops import count_gmacs
 from atm_export.model.plan import plan_for
 from atm_export.model.reference import attention, run_reference
 from atm_export.prove.follow import follow
+from atm_export.resolve import resolve
 from tests.exports import export, run_onnx
 from tests.families import prove
 from tests.method_goldens import deit_t, graph_equals, official, reference_equals
@@ -192,3 +194,16 @@ def test_the_command_line_takes_it(tmp_path: Path) -> None:
     run_command("verify", out)
     html = (out / "report.html").read_text()
     assert Pitome.about.split(":")[0] in html
+
+
+def test_it_is_tuned_and_its_preset_chooses_it(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna", reason="needs atm-export[tune]")
+    monkeypatch.setenv("ATM_EXPORT_CONFIGS", str(tmp_path / "configs"))
+    limits = ("--min-agreement", "1", "--max-drop", "100", "--workers", "0", "--trials", "2")
+    command = ("tune", "demo", "--method", "pitome", "--images", digits)
+    run_command(*command, *limits, "--out", tmp_path / "tune")
+    found = resolve(Choice(model="demo", preset="tuned")).method
+    assert isinstance(found, PitomeSettings) and 0.85 <= found.ratio <= 0.99
+    assert "pitome: ratio" in run_command("list", "demo")
