@@ -40,7 +40,7 @@ def test_the_reference_equals_the_official_implementation(name: str, all_cores: 
     expected = goldens.setting("diffrate", name)
     trace = goldens.eager(SETTINGS[name], "diffrate")
     assert trace.tokens_out[:, 0].tolist() == expected.tokens
-    goldens.close(trace.outputs["logits"], expected, goldens.EAGER_ATOL)
+    goldens.close(trace.outputs["logits"], expected, goldens.PYTORCH)
     for image in expected.stable:
         official = torch.from_numpy(expected["patch_to_token"][image].astype(np.int64))
         assert groups(trace.maps[-1, image]) == groups(official), f"image {image}"
@@ -49,7 +49,7 @@ def test_the_reference_equals_the_official_implementation(name: str, all_cores: 
 @pytest.mark.parametrize("name", ["t09", pytest.param("t07", marks=pytest.mark.slow)])
 def test_onnx_equals_the_official_implementation(name: str, all_cores: None) -> None:
     out = goldens.in_onnx(SETTINGS[name], "diffrate")
-    goldens.close(out["logits"], goldens.setting("diffrate", name), goldens.ONNX_ATOL)
+    goldens.close(out["logits"], goldens.setting("diffrate", name), goldens.ONNX)
     goldens.same_maps(out, goldens.eager(SETTINGS[name], "diffrate"))
 
 

@@ -48,7 +48,7 @@ def test_the_reference_equals_the_official_implementation(name: str, all_cores: 
     expected = goldens.setting("evit", name)
     trace = goldens.eager(SETTINGS[name], "evit")
     assert trace.tokens_out[:, 0].tolist() == expected.tokens
-    goldens.close(trace.outputs["logits"], expected, goldens.EAGER_ATOL)
+    goldens.close(trace.outputs["logits"], expected, goldens.PYTORCH)
     for image in expected.stable:
         for block, kept in zip(BLOCKS, official_groups(expected, image), strict=True):
             assert groups(trace.maps[block, image]) == kept, f"block {block}, image {image}"
@@ -83,7 +83,7 @@ def groups(places: Tensor) -> set[frozenset[int]]:
 )
 def test_onnx_equals_the_official_implementation(name: str, all_cores: None) -> None:
     out = goldens.in_onnx(SETTINGS[name], "evit")
-    goldens.close(out["logits"], goldens.setting("evit", name), goldens.ONNX_ATOL)
+    goldens.close(out["logits"], goldens.setting("evit", name), goldens.ONNX)
     goldens.same_maps(out, goldens.eager(SETTINGS[name], "evit"))
 
 

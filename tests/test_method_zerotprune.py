@@ -37,7 +37,7 @@ def test_the_reference_equals_the_released_code(name: str, all_cores: None) -> N
     expected = goldens.setting(GOLDEN, name)
     trace = goldens.eager(SETTINGS[name], GOLDEN)
     assert trace.tokens_in[:, 0].tolist() == expected.tokens
-    goldens.close(trace.outputs["logits"], expected, goldens.EAGER_ATOL)
+    goldens.close(trace.outputs["logits"], expected, goldens.PYTORCH)
     for block in SETTINGS[name].blocks:
         official = expected[f"kept_patches_after_block{block}"]
         for image in expected.stable:
@@ -48,7 +48,7 @@ def test_the_reference_equals_the_released_code(name: str, all_cores: None) -> N
 @pytest.mark.parametrize("name", ["p258", pytest.param("p258_9to11", marks=pytest.mark.slow)])
 def test_onnx_equals_the_released_code(name: str, all_cores: None) -> None:
     out = goldens.in_onnx(SETTINGS[name], GOLDEN)
-    goldens.close(out["logits"], goldens.setting(GOLDEN, name), goldens.ONNX_ATOL)
+    goldens.close(out["logits"], goldens.setting(GOLDEN, name), goldens.ONNX)
     goldens.same_maps(out, goldens.eager(SETTINGS[name], GOLDEN))
 
 
