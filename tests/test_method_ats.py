@@ -148,7 +148,7 @@ def test_another_choice_is_followed_at_its_price() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     shape = shape_of(tiny_vit())
-    with pytest.raises(ConfigError, match="blocks: 4 lies beyond the model's 4 blocks"):
+    with pytest.raises(ConfigError, match="4 lies beyond the model's 4 blocks"):
         Ats().plan(AtsSettings(blocks=(4,)), shape)
     with pytest.raises(UnsupportedModelError, match="class token"):
         Ats().plan(AtsSettings(), replace(shape, prefix=0))

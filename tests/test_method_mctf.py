@@ -207,7 +207,7 @@ def test_bad_settings_are_named(given: dict[str, Any], said: str) -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     shape = shape_of(tiny_vit())
-    with pytest.raises(ConfigError, match="blocks: 4 lies beyond the model's 4 blocks"):
+    with pytest.raises(ConfigError, match="4 lies beyond the model's 4 blocks"):
         Mctf().plan(MctfSettings(blocks=(4,)), shape)
     with pytest.raises(UnsupportedModelError, match="one class token"):
         Mctf().plan(MctfSettings(), replace(shape, prefix=2))

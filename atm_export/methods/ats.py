@@ -183,8 +183,8 @@ class Ats(Method):
         if not shape.prefix:
             raise UnsupportedModelError("method ats needs a class token, this model has none")
         depth, rule = shape.depth, Sampling(shape.tokens - shape.prefix)
-        at = set(range(5 * depth // 12, depth))
-        at = at if settings.blocks is None else within(settings.blocks, depth)
+        usual = range(5 * depth // 12, depth)
+        at = usual if settings.blocks is None else within(settings.blocks, depth)
         blocks = tuple(rule if i in at else None for i in range(depth))
         return MergePlan(blocks, proportional=False, per_image=True)
 

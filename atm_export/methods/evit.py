@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from atm_export.methods.base import Knob, Method, MethodSettings, ModelShape, SearchSpace
-from atm_export.methods.keep import KeepBest, blocks_of, one_class_token
+from atm_export.methods.keep import KeepBest, one_class_token
+from atm_export.methods.moves import Blocks, within
 from atm_export.methods.plan import MergePlan
 from atm_export.methods.rule import GraphSignals, Signal, Signals
 
@@ -28,7 +29,7 @@ class EvitSettings(MethodSettings):
     name: Literal["evit"] = "evit"
     keep: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.7
     fuse: bool = True
-    blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    blocks: Blocks | None = None
 
 
 @dataclass(frozen=True)
@@ -90,4 +91,4 @@ def _blocks(settings: EvitSettings, depth: int) -> tuple[int, ...]:
     usual = (depth // 4, depth // 2, 3 * depth // 4)
     if settings.blocks is None:
         return tuple(sorted(set(usual)))
-    return blocks_of(settings.blocks, depth)
+    return within(settings.blocks, depth)

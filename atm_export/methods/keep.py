@@ -6,7 +6,7 @@ from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from atm_export.errors import ConfigError, UnsupportedModelError
+from atm_export.errors import UnsupportedModelError
 from atm_export.methods.base import ModelShape
 from atm_export.methods.rule import (
     BlockRule,
@@ -149,15 +149,3 @@ def one_class_token(shape: ModelShape, method: str) -> None:
         f"method {method} ranks patches by a class token that stands alone ahead of them; this "
         f"model has {found}; take --method atm or tome"
     )
-
-
-def blocks_of(given: tuple[int, ...], depth: int) -> tuple[int, ...]:
-    """Blocks from 0 in order; ConfigError for one that the model lacks or that is named twice."""
-    if beyond := [block for block in given if block >= depth]:
-        raise ConfigError(
-            f"blocks={','.join(map(str, given))}: the model has {depth} blocks, counted from 0, "
-            f"and no block {beyond[0]}"
-        )
-    if len(set(given)) < len(given):
-        raise ConfigError(f"blocks={','.join(map(str, given))} names a block twice")
-    return tuple(sorted(given))

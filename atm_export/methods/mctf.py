@@ -223,8 +223,8 @@ class Mctf(Method):
             )
         depth, n, blocks = shape.depth, shape.tokens, list[Fusion | None]()
         share = settings.r < 1
-        at = {depth // 4, depth // 2, 3 * depth // 4} if share else set(range(1, depth))
-        at = at if settings.blocks is None else within(settings.blocks, depth)
+        usual = (depth // 4, depth // 2, 3 * depth // 4) if share else range(1, depth)
+        at = usual if settings.blocks is None else within(settings.blocks, depth)
         for i in range(depth):
             r = int((n - 1) * settings.r) if share else int(settings.r)
             r = max(min(r, (n - 1) // 2, n - LEAST_TOKENS), 0) if i in at else 0

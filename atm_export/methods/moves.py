@@ -50,10 +50,13 @@ Blocks = Annotated[
 ]
 
 
-def within(blocks: tuple[int, ...], depth: int) -> set[int]:
-    """The blocks; ConfigError for one beyond the model's, counted from 0."""
+def within(blocks: tuple[int, ...], depth: int) -> tuple[int, ...]:
+    """The blocks in order; ConfigError for one that the model lacks or that is named twice."""
+    told = ",".join(map(str, blocks))
     if max(blocks) >= depth:
         raise ConfigError(
-            f"blocks: {max(blocks)} lies beyond the model's {depth} blocks, counted from 0"
+            f"blocks={told}: {max(blocks)} lies beyond the model's {depth} blocks, counted from 0"
         )
-    return set(blocks)
+    if len(set(blocks)) < len(blocks):
+        raise ConfigError(f"blocks={told} names a block twice")
+    return tuple(sorted(blocks))

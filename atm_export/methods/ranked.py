@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from atm_export.comparison import largest, smallest
+from atm_export.methods import scores
 from atm_export.methods.rule import Decision
-from atm_export.methods.tokens import STRIDE, Capacity, sorted_by
+from atm_export.methods.tokens import sorted_by
 
 STEPS = 2**21
 UNIT = 2**20  # steps that weigh as much as a cosine of 1: FP32 noise is about one step
@@ -28,8 +29,8 @@ def ceiling(tokens: int, kept: int) -> float:
 
 
 def on_grid(score: Tensor, most: float) -> Tensor:
-    """Scores [B, m] in steps, whole numbers from 0 to STEPS (`most` and above)."""
-    return torch.round((score * (1 / most)).clamp(0, 1) * STEPS)
+    """Scores [B, m] in steps, whole numbers from 0 to STEPS - 1 (`most` and above)."""
+    return torch.round((score * (STEPS / most)).clamp(0, STEPS - 1))
 
 
 @dataclass(frozen=True)
@@ -62,18 +63,8 @@ def shortfall(own: Ranked, order: Tensor) -> float:
 
 
 def falling(score: Tensor) -> Tensor:
-    """The same order for exports: by unique keys that fit 32 bits. Beyond STRIDE tokens sorted by
-    the low digits, then by the high ones, equals as the first sort left them."""
-    m = score.shape[1]
-    slot = torch.arange(m, dtype=torch.int32)
-    if m <= STRIDE:
-        return sorted_by((score - STEPS // 2).int() * STRIDE - slot)
-    places = Capacity(m).places
-    high = (score / STRIDE).floor()
-    low = (score - high * STRIDE).clamp(0, STRIDE - 1)  # says the bound; changes nothing
-    first = sorted_by(low.int() * places - slot)
-    second = sorted_by(high.gather(1, first).int() * places - slot)
-    return first.gather(1, second)
+    """The same order for exports, by unique keys that fit 32 bits."""
+    return scores.falling(score, STEPS)
 
 
 def ascending(positions: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from atm_export.methods.base import (
     SearchSpace,
     shown,
 )
-from atm_export.methods.keep import KeepBest, blocks_of, one_class_token
+from atm_export.methods.keep import KeepBest, one_class_token
+from atm_export.methods.moves import Blocks, within
 from atm_export.methods.plan import MergePlan
 from atm_export.methods.rule import GraphSignals, Signal, Signals
 
@@ -38,7 +39,7 @@ class ZerotpruneSettings(MethodSettings):
     all."""
 
     name: Literal["zerotprune"] = "zerotprune"
-    blocks: tuple[Annotated[int, Field(ge=0)], ...] = (2, 5, 8)
+    blocks: Blocks = (2, 5, 8)
     keep: Shares = (0.9, 0.8, 0.7)
 
 
@@ -103,7 +104,7 @@ class Zerotprune(Method):
                 f"keep={shown(keep)} gives {len(keep)} shares for {len(blocks)} blocks; give one, "
                 "or one for each"
             )
-        blocks_of(blocks, depth)
+        within(blocks, depth)
         return dict(zip(blocks, keep if len(keep) > 1 else keep * len(blocks), strict=True))
 
     def facts(self, settings: ZerotpruneSettings, plan: MergePlan) -> dict[str, Any]:
