@@ -229,7 +229,7 @@ def test_bad_settings_are_one_line() -> None:
     ):
         with pytest.raises(ConfigError, match=line):
             settings_of("evit", given)
-    for blocks, line in (((3, 4), "blocks=3,4: 4 lies beyond"), ((2, 2), "names a block twice")):
+    for blocks, line in (((3, 4), "blocks: 4 lies beyond"), ((2, 2), "is named twice")):
         with pytest.raises(ConfigError, match=line):
             Evit().plan(EvitSettings(blocks=blocks), shape)
 

@@ -109,7 +109,7 @@ def test_what_does_not_fit_is_one_line() -> None:
     for given, line in (
         ({"blocks": (1, 2)}, "keep=0.9,0.8,0.7 gives 3 shares for 2 blocks"),
         ({"blocks": (1, 2, 4)}, "4 lies beyond"),
-        ({"blocks": (1, 1), "keep": (0.5,)}, "names a block twice"),
+        ({"blocks": (1, 1), "keep": (0.5,)}, "is named twice"),
     ):
         with pytest.raises(ConfigError, match=line):
             Zerotprune().plan(ZerotpruneSettings.model_validate(given), shape)

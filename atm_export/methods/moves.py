@@ -52,11 +52,10 @@ Blocks = Annotated[
 
 def within(blocks: tuple[int, ...], depth: int) -> tuple[int, ...]:
     """The blocks in order; ConfigError for one that the model lacks or that is named twice."""
-    told = ",".join(map(str, blocks))
     if max(blocks) >= depth:
         raise ConfigError(
-            f"blocks={told}: {max(blocks)} lies beyond the model's {depth} blocks, counted from 0"
+            f"blocks: {max(blocks)} lies beyond the model's {depth} blocks, counted from 0"
         )
-    if len(set(blocks)) < len(blocks):
-        raise ConfigError(f"blocks={told} names a block twice")
+    if twice := [block for block in blocks if blocks.count(block) > 1]:
+        raise ConfigError(f"blocks: {twice[0]} is named twice")
     return tuple(sorted(blocks))
