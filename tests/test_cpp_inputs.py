@@ -144,7 +144,7 @@ def test_answers_equal_pythons(grey: Path, many: Path, jpegs: list[Path], tmp_pa
 def test_other_channels_take_no_pictures(many: Path, jpegs: list[Path], kind: str) -> None:
     line = refused(21, "classify", "--run", many, jpegs[0], kind=kind)
     assert "the model takes 5 channels, which no picture" in line
-    with pytest.raises(DataError, match="the model takes 5 channels, which no picture"):
+    with pytest.raises(DataError, match="the model takes 5 channels, and a picture becomes 1"):
         load(many).predict(jpegs[0])
 
 

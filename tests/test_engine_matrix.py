@@ -69,8 +69,8 @@ def test_engines_of_every_config(name: str) -> None:
     built: dict[tuple[str, str], Engine] = {}
     for policy in POLICIES:
         made = graph(name, policy)
-        size, width = (d.dim_value for d in made.graph.input[0].type.tensor_type.shape.dim[2:])
-        classes = made.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+        size, width = (int(side) for side in made.graph.inputs[0].shape[2:])
+        classes = made.graph.outputs[0].shape[1]
         for precision in ("fp32", "fp16"):
             typed = made if precision == "fp32" else with_precision(made, precision)
             engine = engine_from_onnx(typed, SETTINGS)
