@@ -76,7 +76,7 @@ def main() -> None:
         print(line(rows[-1]), flush=True)
     facts = {
         "model": args.model,
-        "weights": model.digest,
+        "weights": model.weights["sha256"],
         "images": len(seen.labels),
         "batch": BATCH,
         "unmerged_top1": share(seen.logits.argmax(dim=1) == seen.labels),
