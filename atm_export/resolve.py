@@ -22,7 +22,7 @@ from atm_export.model_configs import file_name, find_preset, load_model_config, 
 from atm_export.settings import validated
 from atm_export.uses import is_given, refuse_in_vain, spelled
 
-# options that are a short form of --set
+# Options that are a short form of --set.
 SHORT = ("alpha", "beta", "theta_min", "split", "r", "schedule", "proportional", "merge")
 SHARED = ("merge", "proportional")  # settings with which a preset is still the same point
 

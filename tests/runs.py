@@ -6,7 +6,8 @@ from __future__ import annotations
 import io
 import shutil
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -46,6 +47,15 @@ def ended(done: CompletedProcess[Any], code: int = 0) -> str:
         line = " ".join(map(str, done.args))
         pytest.fail(_story(line, done.returncode, code, out, err))
     return out
+
+
+@contextmanager
+def model_config(folder: Path, name: str, text: str) -> Iterator[None]:
+    """A model's YAML in the user's config folder, which is `folder` meanwhile."""
+    (folder / f"{name}.yaml").write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ATM_EXPORT_CONFIGS", str(folder))
+        yield
 
 
 def _story(line: str, found: int, code: int, out: str, err: str) -> str:

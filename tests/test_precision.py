@@ -19,7 +19,7 @@ from atm_export.prove.calibration import linear_inputs, ranges
 from atm_export.prove.intervals import Share
 from atm_export.prove.matching import lowered_matching, require_matching
 from atm_export.prove.precision import Pair, compare_precision, judge
-from atm_export.rewrite.names import RULE, SIGNAL, TAGS
+from atm_export.rewrite.names import RULE, SIGNAL
 from tests.exports import VARIANTS, decided, exported
 from tests.graphs import proto
 from tests.lowered import lowering
@@ -90,7 +90,8 @@ def test_a_lowered_matching_is_seen_in_the_types(name: str) -> None:
 def test_tags_of_rules_are_placed_and_never_saved() -> None:
     traced = exported("class token").traced
     tagged = {
-        tag: [node.op_type for node in traced.graph if tag in node.metadata_props] for tag in TAGS
+        tag: [node.op_type for node in traced.graph if tag in node.metadata_props]
+        for tag in (RULE, SIGNAL)
     }
     assert {"LpNormalization", "TopK", "Round"} <= set(tagged[RULE])
     assert "Softmax" not in tagged[RULE] and "Gelu" not in tagged[RULE]

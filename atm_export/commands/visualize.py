@@ -50,23 +50,22 @@ def visualize(
     names = [f"{name}-tokens.png" for name in _names(files)]
     place.refuse_loss(out, names)
     for file, name in zip(files, names, strict=True):
-        place.put_files(out, {name: _drawn(subject, file, plain, out / name)})
+        picture, told = _drawn(subject, file, plain)
+        place.put_files(out, {name: picture})
+        print(f"{out / name}: {told}")
     return 0
 
 
-def _drawn(subject: Subject, file: Path, plain: bool, where: Path) -> bytes:
-    """A picture, as PNG; says what is left of its tokens."""
+def _drawn(subject: Subject, file: Path, plain: bool) -> tuple[bytes, str]:
+    """A picture, as PNG, and what is left of its tokens."""
     backbone = subject.model.backbone
     pixels = read_image(file, subject.model.preprocessing)
     with torch.inference_mode():
         fate = fates(backbone, subject.plan, subject.tensor(pixels[None]))
     draw = regions if plain else side_by_side
     picture = png(draw(pixels, fate.maps[0].numpy(), backbone.grid))
-    print(
-        f"{where}: {int(fate.tokens[0])} tokens of {backbone.tokens}, "
-        f"{float(fate.gmacs[0]):.3f} GFLOPs"
-    )
-    return picture
+    tokens, gmacs = int(fate.tokens[0]), float(fate.gmacs[0])
+    return picture, f"{tokens} tokens of {backbone.tokens}, {gmacs:.3f} GFLOPs"
 
 
 def _names(files: list[Path]) -> list[str]:

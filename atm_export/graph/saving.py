@@ -20,7 +20,6 @@ import onnx_ir as ir
 
 from atm_export.errors import ConfigError
 from atm_export.graph.reading import copied
-from atm_export.rewrite.names import TAGS
 from atm_export.runs.graphs import Buffer, SavedGraph, locations
 
 External = Literal["auto", "always", "never"]
@@ -142,12 +141,10 @@ def fingerprint(model: ir.Model) -> str:
 
 
 def _proto(model: ir.Model) -> onnx.ModelProto:
-    """As files have it: without the tags of work under way."""
+    """As files have it: nodes without the tags of work under way."""
     proto = ir.to_proto(model)
     for node in proto.graph.node:
-        kept = [each for each in node.metadata_props if each.key not in TAGS]
         del node.metadata_props[:]
-        node.metadata_props.extend(kept)
     return proto
 
 

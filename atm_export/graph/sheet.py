@@ -64,6 +64,7 @@ def place(
         names[tensor.name] = f"{name}.{tensor.name.split('.', 1)[-1]}"
         array = own[tensor.name].numpy() if tensor.name in own else numpy_helper.to_array(tensor)
         sheet.constant(names[tensor.name], array)
+    placed: list[onnx.NodeProto] = []
     for node in graph.node:
         for value in node.output:
             names[value] = f"{name}/{value}" if value else ""
@@ -74,8 +75,9 @@ def place(
             domain=node.domain,
         )
         copy.attribute.extend(node.attribute)
-        sheet.nodes.append(copy)
-    _tag(graph.node, sheet.nodes[-len(graph.node) :])
+        placed.append(copy)
+    _tag(graph.node, placed)
+    sheet.nodes.extend(placed)
     return [names[value.name] for value in graph.output]
 
 

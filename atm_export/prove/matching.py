@@ -71,11 +71,10 @@ def _decides(node: ir.Node) -> bool:
 
 
 def _floats(values: Iterable[ir.Value | None]) -> Iterator[ir.Value]:
-    """Those that are floats, or that were quantized."""
+    """Those that are floats, that were quantized, or of a type that nothing says."""
     for value in values:
-        if value is not None and value.dtype is not None and _is_number(value.dtype):
+        if value is None:
+            continue
+        kind = value.dtype
+        if kind is None or kind.is_floating_point() or kind in LOWERED:
             yield value
-
-
-def _is_number(kind: ir.DataType) -> bool:
-    return kind.is_floating_point() or kind in LOWERED

@@ -10,7 +10,6 @@ MODEL, EMBED, HEAD = "model", "embed", "head"
 # Tags of nodes while a graph is worked on; no saved graph has them. RULE: one of a rule's own;
 # SIGNAL: it makes a value that a rule is handed.
 RULE, SIGNAL = "atm_export.rule", "atm_export.signal"
-TAGS = (RULE, SIGNAL)
 LIMIT = "limit"  # a threshold: kept under its own name, so that it can be changed in the graph
 _BLOCKS = "blocks"
 _KEYS = ".k.weight"

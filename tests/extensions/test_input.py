@@ -24,7 +24,7 @@ from atm_export.pictures import read_rgb
 from atm_export.runtime import load
 from atm_export.subject import exported_subject
 from tests.extensions.grey import SIZE, YAML
-from tests.runs import ended
+from tests.runs import ended, model_config
 
 BUILD = os.environ.get("ATM_CPP_BUILD")
 EXPORT = ["grey", "--weights", "random", "--no-benchmark"]
@@ -33,10 +33,7 @@ EXPORT = ["grey", "--weights", "random", "--no-benchmark"]
 @pytest.fixture(scope="module", autouse=True)
 def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The one YAML."""
-    configs = tmp_path_factory.mktemp("configs")
-    (configs / "grey.yaml").write_text(YAML)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ATM_EXPORT_CONFIGS", str(configs))
+    with model_config(tmp_path_factory.mktemp("configs"), "grey", YAML):
         yield
 
 

@@ -38,7 +38,7 @@ from atm_export.tasks import tasks
 from atm_export.tasks.base import Output, OutputSpec, measured
 from atm_export.tasks.stated import CLASSIFIER
 from tests.extensions.vector import FP32, SIZE, YAML, Pooled, Vector
-from tests.runs import ended
+from tests.runs import ended, model_config
 from tests.test_verify import reseal
 from tests.tiny import spec_of
 
@@ -49,10 +49,7 @@ WIDTH = 48
 @pytest.fixture(scope="module", autouse=True)
 def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The one YAML."""
-    configs = tmp_path_factory.mktemp("configs")
-    (configs / "pooled.yaml").write_text(YAML)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ATM_EXPORT_CONFIGS", str(configs))
+    with model_config(tmp_path_factory.mktemp("configs"), "pooled", YAML):
         yield
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from atm_export.rewrite.names import TAGS
-
 
 class NameNodes(ir.passes.InPlacePass):
     """Fires where a node's name is not its first output's."""
@@ -13,8 +11,6 @@ class NameNodes(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = False
         for node in model.graph:
-            for key in [key for key in node.metadata_props if key not in TAGS]:
-                del node.metadata_props[key]
             node.doc_string = None
             name = node.outputs[0].name
             if node.name != name:
