@@ -36,3 +36,12 @@ def whole(value: Any, name: str, least: int, most: int, also: str = "") -> int:
 def checked_threads(threads: Any, name: str = "threads") -> int:
     """A number of threads, 0 (all cores) to MAX_THREADS; ConfigError."""
     return whole(threads, name, 0, MAX_THREADS, " (all cores)")
+
+
+def numbers_of(text: str, option: str, least: int, most: int) -> tuple[int, ...]:
+    """Whole numbers by commas, each once, from `least` to `most`; ConfigError names the option."""
+    try:
+        numbers = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise ConfigError(f"{option} {text[:80]}: give whole numbers, by commas") from None
+    return tuple(whole(number, option, least, most) for number in numbers)

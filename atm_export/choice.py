@@ -69,7 +69,13 @@ class Options:
         shown(HOW, "A named operating point of the model (see `atm-export list MODEL`)."),
     ] = None
     gflops: Annotated[
-        float | None, shown(HOW, "Take the model's preset nearest to this, at or below.")
+        float | None,
+        shown(
+            HOW,
+            "1e9 multiply-adds an image: the paper's preset nearest to it, at or below; with "
+            "--merge-blocks, and where there are no such presets, the settings of the method that "
+            "meet it on --images or on the photographs that ship.",
+        ),
     ] = None
     alpha: Annotated[float | None, shown(HOW, "Threshold of block 1, a cosine.")] = None
     beta: Annotated[float | None, shown(HOW, "How fast thresholds fall from block to block.")] = (
@@ -79,6 +85,16 @@ class Options:
     split: Annotated[
         Whole | None,
         shown(HOW, "Last block that groups tokens alternately; later ones by size (3/4 of depth)."),
+    ] = None
+    merge_blocks: Annotated[
+        str | None,
+        shown(
+            HOW,
+            "Blocks that merge, from 1: 4,6,8,10, 4-8, every:2, auto, all (default: the preset's, "
+            "all). Few merges with lower thresholds save as much in less time: auto takes every "
+            "second block from a third of the depth on, and thresholds that cost --gflops, else "
+            "the preset's.",
+        ),
     ] = None
     r: Annotated[
         str | None,

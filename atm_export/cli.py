@@ -31,12 +31,14 @@ numbers as PyTorch, and reports what was saved.
     atm-export deit_t --weights FILE         your checkpoint (.safetensors, .pth)
     atm-export timm:vit_tiny_patch16_224     any plain timm VisionTransformer
     atm-export deit_s --gflops 3.2           the paper's nearest point at or below 3.2 GFLOPs
+    atm-export deit_t --merge-blocks auto    the same cost by fewer merges, which take less time
     atm-export deit_s --trt                  TensorRT engines too (see Engines below)
     atm-export deit_s --method tome -r 8     ToMe, the static peer
     atm-export list                          models, presets and the paper's figures
     atm-export evaluate RUN --imagenet DIR   accuracy, agreement, GFLOPs, tokens of a finished run
     atm-export bench RUN                     speed here, against no merging, and what to deploy
     atm-export tune MODEL --images DIR       the cheapest point that loses nothing on your images
+    atm-export compare MODEL --images DIR    every reduction method on your images, side by side
     atm-export visualize RUN IMAGE...        pictures of what merged
     atm-export verify build/deit_s           every byte and every golden vector, again
     atm-export deit_s --triton-repo models   a model repository for Triton Inference Server
@@ -81,10 +83,15 @@ def export_command(
     engines: EngineOptions = NO_ENGINES,
 ) -> int:
     """Export one model."""
-    from atm_export.resolve import default_out, resolve
+    from atm_export.resolve import budget_of, default_out, resolve
 
-    config = resolve(Choice.of(model, choice))
+    chosen = Choice.of(model, choice)
+    config, budget = resolve(chosen), budget_of(chosen)
     settings = engines.settings()
+    if budget is not None:
+        from atm_export.measure.budget import meeting
+
+        config = meeting(config, budget, print)
     out = out or default_out(config)
     if triton_repo is not None:
         from atm_export.commands.triton import refuse_loss
@@ -166,6 +173,7 @@ def list_command(model: str | None = None, /) -> int:
 app.command("atm_export.commands.evaluate:evaluate", name="evaluate")
 app.command("atm_export.commands.bench:bench", name="bench")
 app.command("atm_export.commands.tune:tune", name="tune")
+app.command("atm_export.commands.compare:compare", name="compare")
 app.command("atm_export.commands.visualize:visualize", name="visualize")
 app.command("atm_export.commands.verify:verify", name="verify", help=commands.VERIFY)
 app.command("atm_export.commands.triton:triton", name="triton", help=commands.TRITON)

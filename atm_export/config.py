@@ -31,8 +31,19 @@ from atm_export.methods.given import method_settings, settings_of
 from atm_export.settings import Gflops, Percent, Settings, validated
 
 
+class PresetFigures(Settings):
+    """What a preset costs and keeps on images that were at hand: GFLOPs, agreement with the
+    unmerged model (percent), mean KL divergence from it."""
+
+    gflops: Gflops
+    agreement: Percent
+    kl: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    images: Annotated[int, Field(gt=0)]
+
+
 class Preset(Settings):
-    """Settings of a method under a name, with what is known of them (GFLOPs = 1e9 multiply-adds).
+    """Settings of a method under a name, with what is known of them (GFLOPs = 1e9 multiply-adds):
+    by the paper (table, gflops, top1), or measured.
 
     A file has those of the usual method beside the figures, and those of any other, which it names,
     under `settings`.
@@ -44,6 +55,7 @@ class Preset(Settings):
     gflops: Gflops | None = None
     top1: Percent | None = None
     fine_tuned: bool = False
+    measured: PresetFigures | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -67,6 +79,8 @@ class Preset(Settings):
     @model_serializer(mode="wrap")
     def _as_in_a_file(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = handler(self)
+        if self.measured is None:
+            values.pop("measured", None)
         if self.method != USUAL_METHOD:
             return values
         values.pop("method", None)
@@ -136,7 +150,7 @@ WrittenPath = Annotated[str, AfterValidator(_written)]
 
 
 class TunedPresets(Settings):
-    """A file of presets that tune found for one model."""
+    """A file of presets that a search found for one model."""
 
     presets: Mapping[str, Preset]
 
@@ -210,18 +224,28 @@ def upgraded(method: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stamped(config: RunConfig) -> dict[str, Any]:
-    """The config as graphs state it; methods that were there before format 3 keep their bytes."""
+    """The config as graphs state it; methods that were there before format 3 keep their bytes.
+
+    Of a model's presets those that the paper has, the usual and the chosen one: what `tune` added
+    since changes no graph.
+    """
     values = config.model_dump(mode="json")
     if values["external_data"] == "auto":  # where weights lie is then the model's to say
         del values["external_data"]
+    model = config.model.config
+    presets = values["model"]["config"]["presets"]
+    for name, preset in model.presets.items():
+        if preset.table is None and name not in (model.default_preset, config.method.preset):
+            del presets[name]
     return {**values, "method": of_format_2(values["method"])}
 
 
 def of_format_2(method: Any) -> Any:
-    """A method's plain values with all fields that format 2 has, where it has no others."""
-    if not isinstance(method, Mapping) or not method.keys() <= FORMAT_2.keys():
+    """A method's plain values with all fields that format 2 has, where it says no others."""
+    if not isinstance(method, Mapping):
         return method
-    return {**FORMAT_2, **method}
+    said = {key: value for key, value in method.items() if key in FORMAT_2 or value is not None}
+    return {**FORMAT_2, **said} if said.keys() <= FORMAT_2.keys() else method
 
 
 def exported_config(manifest: Mapping[str, Any], where: str) -> RunConfig:

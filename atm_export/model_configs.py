@@ -1,4 +1,4 @@
-"""The configs of models, `export_configs/` and the user's, and the presets that tune found."""
+"""The configs of models, `export_configs/` and the user's, and the presets that searches found."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from atm_export.errors import ConfigError, unknown_name
 from atm_export.methods import USUAL_METHOD, methods
 from atm_export.settings import Settings, validated
 
+PRESETS = "presets"  # a folder of what searches found, in a folder of configs
 OTHER_CONFIGS = "set ATM_EXPORT_CONFIGS to a folder of yours"
 
 
@@ -78,13 +79,13 @@ def file_name(model: str) -> str:
 def preset_file(model: str) -> Path:
     """Where `tune` keeps the presets of a model that it found: beside the user's configs, which it
     never changes."""
-    return user_config_folder() / "presets" / f"{file_name(model)}.yaml"
+    return user_config_folder() / PRESETS / f"{file_name(model)}.yaml"
 
 
 def check_preset(model: str, name: str) -> None:
     """Before a long search: ConfigError or OutputError if its preset could not be written."""
     place.plain_name(name, "--name")
-    if name in _written_config(model).presets:
+    if name in {**_written_config(model).presets, **_shipped_presets(model)}:
         raise ConfigError(f"--name {name}: {model} has a preset of that name; give another")
     path = preset_file(model)
     place.refuse_loss(path.parent, [path.name], remedy=OTHER_CONFIGS)
@@ -110,14 +111,11 @@ def _as_written(preset: Preset) -> dict[str, Any]:
 
 def load_model_config(name: str) -> ModelConfig:
     """The config of `name`, or of any timm VisionTransformer as `timm:NAME`; with the presets that
-    tune found."""
+    were found for it: those that ship, and those of tune."""
     config = _written_config(name)
-    tuned = _tuned_presets(name)
-    return (
-        config.model_copy(update={"presets": {**config.presets, **tuned, **config.presets}})
-        if tuned
-        else config
-    )
+    found = {**_tuned_presets(name), **_shipped_presets(name)}
+    presets = {**config.presets, **found, **config.presets}
+    return config.model_copy(update={"presets": presets}) if found else config
 
 
 def _written_config(name: str) -> ModelConfig:
@@ -138,6 +136,11 @@ def _written_config(name: str) -> ModelConfig:
     raise unknown_name(
         "model", name, model_names(), "or timm:NAME for any plain timm VisionTransformer"
     )
+
+
+def _shipped_presets(model: str) -> dict[str, Preset]:
+    path = config_folders()[-1] / PRESETS / preset_file(model).name
+    return dict(_read_yaml(path, TunedPresets).presets) if path.is_file() else {}
 
 
 def _tuned_presets(model: str) -> dict[str, Preset]:

@@ -328,11 +328,8 @@ def _reusable(config: RunConfig, out: Path, key: str, on: Sequence[str]) -> Outc
             return None
         return Outcome(out, read_report(out), manifest, reused=True)
     if manifest.get("status") == "proven":
-        differs = [
-            name
-            for name, value in {**stamped(config), "external_data": config.external_data}.items()
-            if _setting(manifest, name) != value
-        ]
+        values = {**config.model_dump(mode="json"), "method": stamped(config)["method"]}
+        differs = [name for name, value in values.items() if _setting(manifest, name) != value]
         what = ", ".join(differs) or "weights, images or versions"
         raise ConfigError(
             f"{out} holds a finished run that differs in: {what}; "

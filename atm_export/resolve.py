@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,16 @@ from atm_export.methods import USUAL_METHOD, methods
 from atm_export.methods.base import MergePolicy, MethodSettings
 from atm_export.methods.flat import known_settings, required_settings
 from atm_export.methods.given import parse_settings, settings_of
+from atm_export.methods.sparse import AUTO
 from atm_export.model_configs import file_name, find_preset, load_model_config, nearest_preset
 from atm_export.settings import validated
 from atm_export.uses import is_given, refuse_in_vain, spelled
 
 # Options that are a short form of --set.
-SHORT = ("alpha", "beta", "theta_min", "split", "r", "schedule", "proportional", "merge")
+SHORT = (
+    *("alpha", "beta", "theta_min", "split", "merge_blocks"),
+    *("r", "schedule", "proportional", "merge"),
+)
 SHARED = ("merge", "proportional")  # settings with which a preset is still the same point
 
 
@@ -59,6 +63,38 @@ def resolve(choice: Choice) -> RunConfig:
     return config
 
 
+@dataclass(frozen=True)
+class Budget:
+    """1e9 multiply-adds an image that a method's settings have yet to meet on images
+    (`measure.budget`); fixed: those that were given."""
+
+    gflops: float
+    fixed: frozenset[str]
+
+
+def budget_of(choice: Choice) -> Budget | None:
+    """What is left to find where no preset has it; ConfigError where nothing says how much."""
+    config = load_model_config(choice.model)
+    choice = replace(choice, method=_method_name(choice, config))
+    given = _given(choice, str(choice.method))
+    if choice.gflops is not None:
+        by_preset = _presets_choose(choice, config)
+        return None if by_preset else Budget(choice.gflops, frozenset(given))
+    if given.get("merge_blocks") != AUTO or given.keys() & {"theta_min", "r"}:
+        return None
+    preset = config.presets.get(choice.preset or config.default_preset or "")
+    if preset is None or preset.method != choice.method or preset.gflops is None:
+        raise ConfigError("--merge-blocks auto looks for thresholds that cost --gflops: give it")
+    return Budget(preset.gflops, frozenset(given))
+
+
+def _presets_choose(choice: Choice, config: ModelConfig) -> bool:
+    """Whether --gflops means one of the presets as it is."""
+    method = str(choice.method)
+    known = any(p.gflops for p in config.presets.values() if p.method == method)
+    return known and not is_given(choice, "merge_blocks")
+
+
 def _method_name(choice: Choice, config: ModelConfig) -> str:
     """The method: as given, else that of the preset; ConfigError where they differ."""
     preset = config.presets.get(choice.preset or "")
@@ -81,7 +117,9 @@ def _method(choice: Choice, config: ModelConfig) -> MethodSettings:
     required = required_settings(methods[name].settings)
     complete = bool(required) and given.keys() >= set(required)
     preset = _preset_name(choice, config, required, complete)
-    base = {} if preset is None else find_preset(preset, choice.model, config).settings
+    base = {} if choice.gflops is None else methods[name].usual
+    if preset is not None:
+        base = find_preset(preset, choice.model, config).settings
     if missing := [each for each in required if each not in {**base, **given}]:
         raise ConfigError(
             f"method {name} needs {', '.join(missing)}: give --preset, or --set NAME=VALUE for each"
@@ -115,7 +153,7 @@ def _preset_name(
     if named and complete:
         names = ", ".join(spelled(name) for name in required)
         raise ConfigError(f"{spelled(named[0])} and all of {names}; give one of both")
-    if choice.gflops is not None:
+    if choice.gflops is not None and _presets_choose(choice, config):
         return nearest_preset(choice.gflops, choice.model, config, str(choice.method))
     usual = config.default_preset
     if choice.preset is not None or usual is None or complete:

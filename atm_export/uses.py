@@ -31,9 +31,9 @@ def takes(choice: Choice, config: ModelConfig, setting: str) -> bool:
     return setting in known_settings(method.settings) and setting not in method.ignores
 
 
-def _has_gflops(choice: Choice, config: ModelConfig, option: str) -> bool:
-    found = (p for p in config.presets.values() if p.method == choice.method)
-    return takes(choice, config, "alpha") or any(preset.gflops for preset in found)
+def _costs(choice: Choice, config: ModelConfig, option: str) -> bool:
+    """Whether the chosen method can cost more or less."""
+    return bool(known_settings(methods[str(choice.method)].settings).keys() - {"proportional"})
 
 
 def _freezes(choice: Choice, config: ModelConfig, option: str) -> bool:
@@ -44,7 +44,8 @@ def _freezes(choice: Choice, config: ModelConfig, option: str) -> bool:
 
 USES = (
     Use(("alpha", "beta", "theta_min", "split", "merge"), "--method atm", takes),
-    Use(("gflops",), "--method atm", _has_gflops),
+    Use(("gflops",), "a method with settings", _costs),
+    Use(("merge_blocks",), "--method atm or tome", takes),
     Use(("r", "schedule"), "--method tome", takes),
     Use(("schedule",), "an -r of one number", lambda choice, *_: "," not in (choice.r or "")),
     Use(("proportional",), "--method atm, tome, mctf, pitome or diffrate", takes),

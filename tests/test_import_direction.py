@@ -40,6 +40,7 @@ ORDER = (
     ("report",),
     ("engines",),
     ("pipeline",),
+    ("compare",),
     ("commands",),
     ("cli", "pytest_plugin"),
 )

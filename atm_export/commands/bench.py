@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from atm_export.backends.onnxruntime.door import use_threads
-from atm_export.bounds import MAX_BATCH, MAX_ROUNDS, checked_threads, whole
+from atm_export.bounds import MAX_BATCH, MAX_ROUNDS, checked_threads, numbers_of, whole
 from atm_export.errors import ConfigError
 from atm_export.measure.data.images import load_images
 from atm_export.measure.speed.bench import Sweep
@@ -36,7 +36,10 @@ class BenchOptions:
 
     against: Annotated[
         str | None,
-        Parameter(help="Compare with another run folder, with ToMe as tome:8, or none (default)."),
+        Parameter(
+            help="Compare with another run folder, a preset of the model (sparse-0.90), ToMe as "
+            "tome:8, or none (default)."
+        ),
     ] = None
     backends: Annotated[
         str,
@@ -67,13 +70,13 @@ class BenchOptions:
         """What to measure; ConfigError for what cannot be meant."""
         checked_threads(self.threads, "--threads")
         rounds = whole(self.rounds, "--rounds", 1, MAX_ROUNDS)
-        batches = _numbers(self.batches, "--batches", 1, MAX_BATCH)
+        batches = numbers_of(self.batches, "--batches", 1, MAX_BATCH)
         return Sweep(_backends(self.backends), batches, rounds)
 
     def bind(self) -> int:
         """Take the cores and threads asked for; returns how many threads run."""
         if self.cores is not None:
-            _bind(_numbers(self.cores, "--cores", 0, MOST_CORES))
+            _bind(numbers_of(self.cores, "--cores", 0, MOST_CORES))
         bound = len(os.sched_getaffinity(0)) if self.cores else 0
         count = use_threads(self.threads or bound)
         torch.set_num_threads(count)
@@ -152,14 +155,6 @@ def _backends(text: str) -> tuple[str, ...]:
     if unknown:
         raise ConfigError(f"--backends: unknown '{unknown[0]}'; known: {', '.join(known)}")
     return names
-
-
-def _numbers(text: str, option: str, least: int, most: int) -> tuple[int, ...]:
-    try:
-        numbers = tuple(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        raise ConfigError(f"{option} {text[:80]}: give whole numbers, by commas") from None
-    return tuple(whole(number, option, least, most) for number in numbers)
 
 
 def _bind(cores: tuple[int, ...]) -> None:

@@ -4,7 +4,7 @@ many pairs merge."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -21,6 +21,7 @@ from atm_export.methods.base import (
 )
 from atm_export.methods.bipartite.rule import BlockMerge, counts, merge_facts, refrozen
 from atm_export.methods.plan import MergePlan
+from atm_export.methods.sparse import MergeBlocks, blocks_label, blocks_words, merging
 from atm_export.settings import Cosine, Settings
 
 STEP = 0.005
@@ -49,11 +50,13 @@ class OperatingPoint(Settings):
 
 
 class AtmSettings(MethodSettings):
-    """An operating point, and who shares the number of merges that it gives."""
+    """An operating point, who shares the number of merges that it gives, and where it merges
+    (None: in every block)."""
 
     name: Literal["atm"] = "atm"
     merge: MergePolicy = MergePolicy.ADAPTIVE
     point: OperatingPoint | None = None
+    merge_blocks: MergeBlocks = None
 
     @property
     def policy(self) -> MergePolicy:
@@ -78,14 +81,15 @@ class Atm(Method):
         if split > depth:
             raise ConfigError(f"--split {split} lies beyond the model's {depth} blocks")
         theta = thresholds(point.alpha, point.beta, point.theta_min, depth)
-        blocks: list[BlockMerge | None] = [
+        at = merging(settings.merge_blocks, shape, depth if shape.pooled else depth - 1)
+        blocks = tuple(
             BlockMerge("alternate" if ell <= split else "size", theta=theta[ell - 1])
+            if ell in at
+            else None
             for ell in range(1, depth + 1)
-        ]
-        if not shape.pooled:
-            blocks[-1] = None
+        )
         per_image = settings.merge is MergePolicy.PER_IMAGE
-        return MergePlan(tuple(blocks), proportional(settings, shape), per_image)
+        return MergePlan(blocks, proportional(settings, shape), per_image)
 
     def facts(self, settings: AtmSettings, plan: MergePlan) -> dict[str, Any]:
         point = settings.point.model_dump() if settings.point else None
@@ -97,14 +101,16 @@ class Atm(Method):
         numbers = f"alpha {point.alpha:g}, beta {point.beta:g}, theta_min {point.theta_min:g}"
         policy = plan.policy if plan.adaptive else f"frozen, r = {counts(plan)}"
         preset = f"{settings.preset}: " if settings.preset else ""
-        return f"ATM {preset}{numbers}, {policy}{f' (from {origin})' if origin else ''}"
+        blocks = blocks_words(settings.merge_blocks, plan.at)
+        return f"ATM {preset}{numbers}{blocks}, {policy}{f' (from {origin})' if origin else ''}"
 
     def label(self, settings: AtmSettings) -> str:
         if settings.preset is not None:
             return settings.preset
         assert settings.point is not None
         values = settings.point.model_dump().values()
-        return "-".join(f"{value:g}" for value in values if value is not None)
+        numbers = "-".join(f"{value:g}" for value in values if value is not None)
+        return numbers + blocks_label(settings.merge_blocks)
 
     def exported(self, plan: MergePlan, facts: Mapping[str, Any]) -> MergePlan:
         if not plan.adaptive or facts["merge"] != "frozen":
@@ -112,8 +118,15 @@ class Atm(Method):
         return refrozen(plan, facts.get("r_per_block", ()))
 
     def columns(self, settings: Mapping[str, Any]) -> Mapping[str, str]:
-        split = settings.get("split")
-        return super().columns({**settings, "split": "3/4" if split is None else split})
+        split, blocks = settings.get("split"), settings.get("merge_blocks")
+        shown = {**settings, "split": "3/4" if split is None else split}
+        if blocks is None:
+            shown.pop("merge_blocks", None)
+        return super().columns(shown)
+
+    def dial(self, settings: AtmSettings, shape: ModelShape) -> Sequence[Mapping[str, Any]]:
+        """theta_min, in steps that are finer than the paper's grid."""
+        return [{"theta_min": round(0.3 + i * 0.0005, 4)} for i in range(1401)]
 
     def search_space(self, shape: ModelShape, settings: Any = None) -> SearchSpace:
         """The paper's grid, and the last block that groups alternately."""

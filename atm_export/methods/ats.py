@@ -3,7 +3,7 @@ it would keep alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -187,6 +187,10 @@ class Ats(Method):
         at = usual if settings.blocks is None else within(settings.blocks, depth)
         blocks = tuple(rule if i in at else None for i in range(depth))
         return MergePlan(blocks, proportional=False, per_image=True)
+
+    def dial(self, settings: AtsSettings, shape: ModelShape) -> Sequence[Mapping[str, Any]]:
+        """The first block; all later ones sample too."""
+        return [{"blocks": tuple(range(i, shape.depth))} for i in range(shape.depth)]
 
     def facts(self, settings: AtsSettings, plan: MergePlan) -> dict[str, Any]:
         return {"blocks": [i for i, rule in enumerate(plan.blocks) if rule is not None]}

@@ -7,7 +7,7 @@ A method is one file: it subclasses `MethodSettings`, `BlockRule` (what it does 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -94,7 +94,8 @@ class Method(ABC):
     settings: ClassVar[type[MethodSettings]]
     about: ClassVar[str] = ""  # a sentence for the report's page
     ignores: ClassVar[tuple[str, ...]] = ()  # settings of every method that mean nothing to it
-    usual: ClassVar[Mapping[str, Any]] = {}  # flat settings of models that have no presets
+    # Flat settings where a model has no presets, and where the dial starts.
+    usual: ClassVar[Mapping[str, Any]] = {}
 
     @abstractmethod
     def plan(self, settings: Any, shape: ModelShape) -> MergePlan:
@@ -124,6 +125,11 @@ class Method(ABC):
     def shorthand(self, text: str) -> MethodSettings:
         """Settings from the part behind NAME: (as in `bench --against tome:8`)."""
         raise ConfigError(f"method {self.name} has no short form")
+
+    def dial(self, settings: Any, shape: ModelShape) -> Sequence[Mapping[str, Any]]:
+        """Flat settings from the cheapest to the dearest, on top of `settings`: where `--gflops`
+        looks for those that meet it; none: the method has no such dial."""
+        return ()
 
     def search_space(self, shape: ModelShape, settings: Any = None) -> SearchSpace | None:
         """What tune may search; None: nothing."""

@@ -3,7 +3,7 @@ least class attention, and how many of the next ones join the patch most like th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -139,6 +139,7 @@ class Diffrate(Method):
 
     name = "diffrate"
     settings = DiffrateSettings
+    usual: ClassVar[Mapping[str, Any]] = {"target": 0.9}
     about = "DiffRate (arXiv 2305.17997): learnt schedules prune and then merge in every block."
 
     def plan(self, settings: DiffrateSettings, shape: ModelShape) -> MergePlan:
@@ -172,10 +173,13 @@ class Diffrate(Method):
         assert settings.merge is not None
         return f"diffrate-own-{settings.merge[len(settings.merge) // 2]}-{settings.merge[-1]}"
 
+    def dial(self, settings: DiffrateSettings, shape: ModelShape) -> Sequence[Mapping[str, Any]]:
+        """The published schedules that are at hand."""
+        return [{"target": target} for target in _at_hand(shape)]
+
     def search_space(self, shape: ModelShape, settings: Any = None) -> SearchSpace | None:
         """The published schedules that are at hand."""
-        model = _model_of(shape)
-        at_hand = [t for t, lists in model.schedules.items() if lists] if model else []
+        at_hand = _at_hand(shape)
         if len(at_hand) < 2:
             return None
         low, high = min(at_hand), max(at_hand)
@@ -201,6 +205,12 @@ def _model_of(shape: ModelShape) -> Published | None:
         return None
     kind = (shape.width, shape.pooled)
     return next((m for m in PUBLISHED if (m.width, m.pooled) == kind), None)
+
+
+def _at_hand(shape: ModelShape) -> list[float]:
+    """Targets whose schedules are here, from the cheapest on."""
+    model = _model_of(shape)
+    return sorted(t for t, lists in model.schedules.items() if lists) if model else []
 
 
 def _published(target: float, shape: ModelShape) -> tuple[Counts, Counts]:

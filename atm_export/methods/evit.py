@@ -4,6 +4,7 @@ the others become one token, or are dropped."""
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -82,6 +83,9 @@ class Evit(Method):
     def label(self, settings: EvitSettings) -> str:
         at = "" if settings.blocks is None else f"-at-{'-'.join(map(str, settings.blocks))}"
         return f"evit-{settings.keep:g}{'' if settings.fuse else '-dropped'}{at}"
+
+    def dial(self, settings: EvitSettings, shape: ModelShape) -> Sequence[Mapping[str, Any]]:
+        return [{"keep": i / 200} for i in range(1, 201)]
 
     def search_space(self, shape: ModelShape, settings: Any = None) -> SearchSpace:
         return SearchSpace((Knob("keep", 0.4, 1.0, 0.01),), STARTS)

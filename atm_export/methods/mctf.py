@@ -3,7 +3,7 @@ before the block's attention is applied."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -243,6 +243,12 @@ class Mctf(Method):
     def label(self, settings: MctfSettings) -> str:
         blocks = "" if settings.blocks is None else "-at-" + "-".join(map(str, settings.blocks))
         return f"mctf-{settings.r:g}{blocks}"
+
+    def dial(self, settings: MctfSettings, shape: ModelShape) -> Sequence[Mapping[str, Any]]:
+        """A number of tokens where r is one, else a share."""
+        if settings.r >= 1:
+            return [{"r": r} for r in range(shape.tokens // 2, 0, -1)]
+        return [{"r": i / 200} for i in range(140, 0, -1)]
 
     def search_space(self, shape: ModelShape, settings: Any = None) -> SearchSpace:
         return SearchSpace((Knob("r", 0.05, 0.5, 0.01),), ({"r": 0.22}, {"r": 0.35}))

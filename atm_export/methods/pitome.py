@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -237,6 +237,9 @@ class Pitome(Method):
     def label(self, settings: PitomeSettings) -> str:
         label = f"pitome-{settings.ratio:g}"
         return label if settings.protects == "second" else f"{label}-first"
+
+    def dial(self, settings: PitomeSettings, shape: ModelShape) -> Sequence[Mapping[str, Any]]:
+        return [{"ratio": i / 400} for i in range(200, 401)]
 
     def search_space(self, shape: ModelShape, settings: Any = None) -> SearchSpace:
         starts: tuple[Mapping[str, float], ...] = ({"ratio": 0.945}, {"ratio": 0.975})

@@ -29,6 +29,11 @@ class MergePlan:
         return any(block is not None for block in self.blocks)
 
     @property
+    def at(self) -> tuple[int, ...]:
+        """The blocks that reduce tokens, from 1."""
+        return tuple(i for i, block in enumerate(self.blocks, 1) if block is not None)
+
+    @property
     def idle(self) -> bool:
         """True where no block can reduce anything."""
         return all(block is None or block.idle for block in self.blocks)

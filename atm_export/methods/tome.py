@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,16 +11,19 @@ from atm_export.errors import ConfigError
 from atm_export.methods.base import Method, MethodSettings, ModelShape, proportional
 from atm_export.methods.bipartite.rule import BlockMerge, counts, merge_facts
 from atm_export.methods.plan import MergePlan
+from atm_export.methods.sparse import MergeBlocks, blocks_label, blocks_words, merging
 
 ScheduleShape = Literal["constant", "decreasing", "increasing"]
 
 
 class TomeSettings(MethodSettings):
-    """r: tokens merged per block, one number or one a block; schedule: how one number spreads."""
+    """r: tokens merged per block, one number or one a block; schedule: how one number spreads;
+    merge_blocks: where they merge (None: in every block)."""
 
     name: Literal["tome"] = "tome"
     r: tuple[Annotated[int, Field(ge=0, le=65_536)], ...] | None = None
     schedule: ScheduleShape = "constant"
+    merge_blocks: MergeBlocks = None
 
     @model_validator(mode="after")
     def _needs_r(self) -> TomeSettings:
@@ -41,17 +45,24 @@ class Tome(Method):
 
     name = "tome"
     settings = TomeSettings
+    usual: ClassVar[Mapping[str, Any]] = {"r": (8,)}
     about = "ToMe (arXiv 2210.09461), the static method that the paper compares with."
 
     def plan(self, settings: TomeSettings, shape: ModelShape) -> MergePlan:
-        rules = tuple(BlockMerge("alternate", r=r) for r in _r_per_block(settings, shape.depth))
-        return MergePlan(rules, proportional(settings, shape))
+        at = merging(settings.merge_blocks, shape, shape.depth)
+        rules = {ell: BlockMerge("alternate", r=r) for ell, r in _r_by_block(settings, at)}
+        blocks = tuple(rules.get(ell) for ell in range(1, shape.depth + 1))
+        return MergePlan(blocks, proportional(settings, shape))
+
+    def dial(self, settings: TomeSettings, shape: ModelShape) -> Sequence[Mapping[str, Any]]:
+        """One r for all blocks that merge."""
+        return [{"r": (r,)} for r in range((shape.tokens - shape.prefix) // 2, -1, -1)]
 
     def facts(self, settings: TomeSettings, plan: MergePlan) -> dict[str, Any]:
         return {"operating_point": None, **merge_facts(plan)}
 
     def summary(self, settings: TomeSettings, plan: MergePlan, origin: str | None) -> str:
-        return f"ToMe, r = {counts(plan)}"
+        return f"ToMe, r = {counts(plan)}{blocks_words(settings.merge_blocks, plan.at)}"
 
     def shorthand(self, text: str) -> TomeSettings:
         try:
@@ -62,7 +73,8 @@ class Tome(Method):
     def label(self, settings: TomeSettings) -> str:
         r = settings.given
         label = f"tome-r{'-'.join(map(str, r)) if len(r) < 4 else 'list'}"
-        return label + ("" if settings.schedule == "constant" else f"-{settings.schedule}")
+        label += "" if settings.schedule == "constant" else f"-{settings.schedule}"
+        return label + blocks_label(settings.merge_blocks)
 
 
 def spread(r: int, depth: int, shape: ScheduleShape) -> tuple[int, ...]:
@@ -74,12 +86,14 @@ def spread(r: int, depth: int, shape: ScheduleShape) -> tuple[int, ...]:
     return tuple(int(first + step * i) for i in range(depth))
 
 
-def _r_per_block(settings: TomeSettings, depth: int) -> tuple[int, ...]:
+def _r_by_block(settings: TomeSettings, at: tuple[int, ...]) -> Iterable[tuple[int, int]]:
+    """Blocks that merge, and r of each."""
     r = settings.given
     if len(r) == 1:
-        return spread(r[0], depth, settings.schedule)
-    if len(r) != depth:
+        r = spread(r[0], len(at), settings.schedule)
+    if len(r) != len(at):
+        there = "the model has {} blocks" if settings.merge_blocks is None else "{} blocks merge"
         raise ConfigError(
-            f"-r lists {len(r)} counts, but the model has {depth} blocks; give one count or {depth}"
+            f"-r lists {len(r)} counts, but {there.format(len(at))}; give one count or {len(at)}"
         )
-    return r
+    return zip(at, r, strict=True)

@@ -5,6 +5,7 @@ at 52a46074 (tokenrank_vit_em.py)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -118,6 +119,11 @@ class Zerotprune(Method):
     def label(self, settings: ZerotpruneSettings) -> str:
         numbers = (*settings.blocks, *settings.keep)
         return f"zerotprune-precursor-{'-'.join(f'{n:g}' for n in numbers)}"
+
+    def dial(self, settings: ZerotpruneSettings, shape: ModelShape) -> Sequence[Mapping[str, Any]]:
+        """All shares to one power, so that blocks which keep less go on doing so."""
+        powers = (i / 20 for i in range(80, -1, -1))
+        return [{"keep": tuple(round(k**p, 4) for k in settings.keep)} for p in powers]
 
     def search_space(self, shape: ModelShape, settings: Any = None) -> SearchSpace:
         """One share for all blocks."""

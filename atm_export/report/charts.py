@@ -20,12 +20,14 @@ DASHES = ("", "6 3", "2 3", "8 3 2 3")
 
 @dataclass(frozen=True)
 class Series:
-    """Points (x, y), in order; low and high: interval of each y, where there is one."""
+    """Points (x, y), in order; low and high: interval of each y, where there is one; labels: what
+    stands beside each point."""
 
     name: str
     points: Sequence[tuple[float, float]]
     line: bool = True
     intervals: Sequence[tuple[float, float]] = field(default=())
+    labels: Sequence[str] = field(default=())
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,18 @@ def _draw(axes: Axes, series: Series, i: int) -> str:
         (at, down), (_, up) = axes.at(x, low), axes.at(x, high)
         parts.append(f'<path class="c{i % 4}" d="M{at:.1f} {down:.1f}V{up:.1f}"/>')
     parts += [_marker(x, y, i) for x, y in places]
+    parts += [_label(x, y, text) for (x, y), text in zip(places, series.labels, strict=False)]
     return "".join(parts)
+
+
+def _label(x: float, y: float, text: str) -> str:
+    """Beside a point, on the side where there is room."""
+    left = x > WIDTH * 0.6
+    anchor = ' text-anchor="end"' if left else ""
+    return (
+        f'<text x="{x - 7 if left else x + 7:.1f}" y="{y - 4:.1f}" class="small"{anchor}>'
+        f"{escape(text)}</text>"
+    )
 
 
 def _marker(x: float, y: float, i: int) -> str:

@@ -9,6 +9,7 @@ from atm_export.report.charts import Series, lines
 
 COLUMNS = ("gflops", "agreement", "top1", "distance", "keeps_limits", "trial")
 STYLE = """<style>svg{background:#fff}text{font:11.5px sans-serif;fill:#1b1b1b}
+.small{font-size:9.5px}
 .grid{stroke:#d9d9d9;fill:none}.axis{stroke:#5a5a5a;fill:none}
 .c0{stroke:#0072b2;fill:none;stroke-width:2}.c1{stroke:#d55e00;fill:none;stroke-width:2}
 .c2{stroke:#007a5a;fill:none;stroke-width:2}.c3{stroke:#a0507f;fill:none;stroke-width:2}
@@ -45,11 +46,16 @@ def front_svg(
     if winner is not None:
         series.append(Series("chosen", points([winner]), line=False))
     title = "Agreement with the unmerged model against GFLOPs"
-    svg = lines(title, "GFLOPs an image", "agreement %", series).partition("</svg>")[0]
     keys = "".join(
         f'<text x="330" y="{170 + 13 * i}" class="f{i}">{s.name}</text>'
         for i, s in enumerate(series)
     )
+    return standing_alone(lines(title, "GFLOPs an image", "agreement %", series), keys)
+
+
+def standing_alone(chart: str, keys: str = "") -> str:
+    """A chart as a file of its own, without the page that has its styles and its legend."""
+    svg = chart.partition("</svg>")[0]
     opening = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
     head, _, rest = opening.partition(">")
     return f"{head}>{STYLE}{rest}{keys}</svg>\n"

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from atm_export.config import ModelConfig, Preset
+from atm_export.config import ModelConfig, Preset, PresetFigures
 from atm_export.methods import USUAL_METHOD, methods
 from atm_export.model import SHIPPED
 from atm_export.model_configs import load_model_config, model_names
@@ -74,6 +74,7 @@ def print_presets(console: Console, model: str) -> None:
         row = rows.get(name, {})
         notes = [] if name in rows else [_in_words(preset)]
         notes += ["fine-tuned weights"] if preset.fine_tuned else []
+        notes += [_measured(preset.measured)] if preset.measured else []
         notes += ["default"] if name == config.default_preset and not preset.fine_tuned else []
         cells = [row.get(column, "") for column in settings]
         table.add_row(name, *cells, *_figures(preset), "; ".join(notes))
@@ -88,6 +89,13 @@ def _settings(preset: Preset) -> Mapping[str, str]:
 def _in_words(preset: Preset) -> str:
     """A preset of another method than most, in one cell."""
     return f"{preset.method}: {', '.join(f'{k} {v}' for k, v in _settings(preset).items())}"
+
+
+def _measured(figures: PresetFigures) -> str:
+    return (
+        f"here {figures.gflops:.2f} GFLOPs, {figures.agreement:.1f} % as unmerged, "
+        f"KL {figures.kl:.4f} ({figures.images} images)"
+    )
 
 
 def _figures(preset: Preset) -> tuple[str, str]:

@@ -23,7 +23,7 @@ PICTURES = ("<!-- pictures -->", "<!-- end of pictures -->")
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("atm_export.report", "templates"),
         autoescape=True,
@@ -51,7 +51,7 @@ def page(
         charts.append(("bench", _bench(bench)))
     files = {name: facts for name, facts in manifest["files"].items() if name != FILE}
     return (
-        _environment()
+        environment()
         .get_template("page.html.j2")
         .render(
             manifest=manifest,
@@ -79,7 +79,7 @@ def kept_pictures(html: str) -> str:
 
 def picture_section(pictures: Sequence[Mapping[str, Any]], sorted_by_tokens: bool) -> str:
     """Figures for `page`; each picture: name, tokens, whole, gflops, plain and drawn (URLs)."""
-    template = _environment().get_template("pictures.html.j2")
+    template = environment().get_template("pictures.html.j2")
     return template.render(pictures=pictures, sorted_by_tokens=sorted_by_tokens)
 
 

@@ -16,8 +16,6 @@ from atm_export.backends.runner import Runner
 from atm_export.errors import AtmExportError
 from atm_export.measure.speed.candidates import UNMERGED, Candidate, feed_of, open_runner
 from atm_export.measure.speed.latency import interleave, row_of
-from atm_export.methods import methods
-from atm_export.methods.base import MergePolicy
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.reference import run_reference
 from atm_export.subject import Pixels
@@ -56,7 +54,7 @@ def bench(
                 feeds = [{c.name: feed_of(backend, c, chunk) for c in there} for chunk in chunks]
                 seconds = interleave(runners, feeds, sweep.rounds)
                 rows += [
-                    {"backend": backend, "candidate": c.name}
+                    {"backend": backend, "candidate": c.name, "compared": c.compared}
                     | row_of(
                         seconds[c.name],
                         seconds.get(UNMERGED) if c.name != UNMERGED else None,
@@ -129,16 +127,11 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
-def deployable() -> set[str]:
-    """Names of candidates that an export of this model can be; others are compared with it."""
-    return {policy.value for policy in MergePolicy} | set(methods)
-
-
 def recommend(rows: Sequence[Mapping[str, Any]]) -> str:
     """One sentence: what to deploy, at which batch, and how sure that is."""
     if not rows:
         return "Nothing could be measured."
-    merged = [row for row in rows if "speedup" in row and row["candidate"] in deployable()]
+    merged = [row for row in rows if "speedup" in row and not row.get("compared")]
     sure = [row for row in merged if row["speedup"]["low"] > 1]
     if not sure:
         plain = [row for row in rows if row["candidate"] == UNMERGED]

@@ -34,19 +34,22 @@ EAGER = ("eager", "torch.compile")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to run the model. run: that holds it exported; None: made for this."""
+    """A way to run the model. run: that holds it exported; None: made for this; compared: measured
+    beside what may be recommended."""
 
     name: str
     plan: MergePlan
     subject: Subject
     run: Run | None = None
+    compared: bool = False
 
 
 def candidates(
     run: Run, subject: Subject, pixels: Pixels, against: str | None, policies: bool
 ) -> list[Candidate]:
     """The unmerged baseline first, the run, its other merge policies, and what it is compared
-    with (a run folder, none, or tome:r). Frozen schedules are measured on `pixels`."""
+    with (a run folder, a preset of the model, none, or tome:r). Frozen schedules are measured on
+    `pixels`."""
     found = [Candidate(UNMERGED, subject.unmerged, subject)]
     policy = subject.config.method.policy
     name = subject.config.method.name if policy is None else policy.value
@@ -76,18 +79,22 @@ def _policies(subject: Subject, pixels: Pixels) -> dict[str, MergePlan]:
 
 
 def _other(run: Run, subject: Subject, against: str) -> Candidate:
+    presets = subject.config.model.config.presets
+    if against in presets:
+        chosen = presets[against].chosen
+        return Candidate(against, plan_for(subject.model.backbone, chosen), subject)
     name, colon, text = against.partition(":")
     if colon and name in methods:
         try:
             method = methods[name].shorthand(text)
         except ConfigError as error:
             raise ConfigError(f"--against {against}: {error}") from None
-        return Candidate(against, plan_for(subject.model.backbone, method), subject)
+        return Candidate(against, plan_for(subject.model.backbone, method), subject, compared=True)
     folder = open_run(Path(against))
     if folder.input != run.input:
         raise ConfigError(f"--against {against}: its input differs from this run's")
     other = exported_subject(folder.manifest, f"{against}/manifest.json")
-    return Candidate(Path(against).name, other.plan, other, folder)
+    return Candidate(Path(against).name, other.plan, other, folder, compared=True)
 
 
 class _Function:

@@ -14,10 +14,9 @@ import torch
 
 from atm_export.bounds import MAX_BATCH, MAX_COUNT, MAX_WORKERS, whole
 from atm_export.config import ModelConfig, ModelSpec
-from atm_export.errors import AtmExportError, ClassOrderError, ConfigError, DataError
+from atm_export.errors import AtmExportError, ConfigError
 from atm_export.measure.data.classes import ClassOrder
-from atm_export.measure.data.decode import decoded
-from atm_export.measure.data.samples import Samples, open_samples
+from atm_export.measure.data.whole import DataPlace, open_set, pixels_of
 from atm_export.measure.tune.objective import Known, Limits, know, score
 from atm_export.measure.tune.search import (
     LocalWorkers,
@@ -116,9 +115,10 @@ def _model(task: Tuning, config: ModelConfig, say: Callable[[str], None]) -> Loa
 
 
 def _material(task: Tuning, model: LoadedModel, say: Callable[[str], None]) -> Material:
-    samples, labelled = _samples(task, model)
+    place = DataPlace(task.images, task.labels, task.class_order)
+    samples, labelled = open_set(place, model)
     say(f"decoding {len(samples)} images")
-    pixels, right = _pixels(task, model, samples, labelled)
+    pixels, right = pixels_of(samples, labelled, place, model, task.workers)
     cut = min(task.use or len(pixels), len(pixels))
     say("running the unmerged model")
     seen, unseen = _known(model, pixels, right, slice(0, cut), task), None
@@ -163,42 +163,6 @@ def _check(task: Tuning) -> None:
     whole(task.workers, "--workers", 0, MAX_WORKERS)
     if task.use is not None:
         whole(task.use, "--use", 1, MAX_COUNT)
-
-
-def _samples(task: Tuning, model: LoadedModel) -> tuple[Samples, bool]:
-    """The images, and whether each has one class. Without labels files, class folders that are none
-    of the model are just folders; those that may be are refused where their order is ambiguous."""
-    classes = model.backbone.classes
-    try:
-        found = open_samples(
-            task.images, classes, model.labels, labels=task.labels, order=task.class_order
-        )
-        return found, all(len(right) == 1 for right in found.right)
-    except ClassOrderError:
-        raise
-    except DataError:
-        if task.labels is not None or task.class_order is not None:
-            raise
-    return open_samples(task.images, classes, unlabelled=True), False
-
-
-def _pixels(
-    task: Tuning, model: LoadedModel, samples: Samples, labelled: bool
-) -> tuple[Pixels, torch.Tensor | None]:
-    """All images in an order that mixes the classes, the same every time."""
-    order = np.random.default_rng(0).permutation(len(samples)).tolist()
-    batches = [order[i : i + 32] for i in range(0, len(order), 32)]
-    parts = list(decoded(samples.reader, model.preprocessing, batches, task.workers))
-    bad = [(samples.name(i), why) for part in parts for i, why in part.unreadable]
-    if len(bad) > max(1, len(samples) // 20):
-        raise DataError(f"{len(bad)} images cannot be read, the first: {bad[0][0]} ({bad[0][1]})")
-    pixels = np.concatenate([part.pixels for part in parts])
-    if not len(pixels):
-        raise DataError(f"no readable image in {task.images}")
-    if not labelled:
-        return pixels, None
-    kept = [i for part in parts for i in part.kept]
-    return pixels, torch.tensor([samples.right[i][0] for i in kept])
 
 
 def _known(

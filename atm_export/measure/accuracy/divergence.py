@@ -1,0 +1,115 @@
+"""How far reducing tokens moves a model's answers, by the eager reference: KL divergence from the
+unmerged model, agreement with it, accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from atm_export.inputs import Pixels
+from atm_export.methods.plan import MergePlan
+from atm_export.model.backbone import LoadedModel
+from atm_export.model.flops import trace_gmacs
+from atm_export.model.reference import run_reference
+from atm_export.prove.intervals import share_facts
+
+BATCH = 100  # images that share r where a batch does
+DRAWS = 10_000
+
+
+@dataclass(frozen=True)
+class Unmerged:
+    """Images [k, H, W, C], the class of each [k] where it is known, and the scores [k, classes]
+    that the unmerged model gives them."""
+
+    pixels: Pixels
+    right: Tensor | None
+    scores: Tensor
+
+    def top1(self) -> dict[str, Any] | None:
+        return None if self.right is None else _share(self.scores.argmax(dim=1) == self.right)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """gflops: mean over the images; counted_whole: the same with every token in the last MLP, as
+    methods' authors count; kl [k]: KL(unmerged || reduced) of each image; agrees, hits [k]."""
+
+    gflops: float
+    counted_whole: float
+    kl: NDArray[np.float64]
+    agrees: Tensor
+    hits: Tensor | None
+
+    def facts(self, other: Divergence | None = None) -> dict[str, Any]:
+        """JSON values; other: what the difference in KL is taken to, image by image."""
+        found = {
+            "gflops": round(self.gflops, 4),
+            "gflops_last_mlp_on_all": round(self.counted_whole, 4),
+            "agreement": _share(self.agrees),
+            "top1": None if self.hits is None else _share(self.hits),
+            "kl": _mean(self.kl),
+        }
+        return found if other is None else {**found, "kl_difference": _mean(self.kl - other.kl)}
+
+
+def run_unmerged(model: LoadedModel, pixels: Pixels, right: Tensor | None) -> Unmerged:
+    """Run the unmerged model once."""
+    ranks = model.backbone.require_ranks("compare")
+    plan = MergePlan.unmerged(len(model.backbone.parts()))
+    scores = [
+        run_reference(model.backbone, plan, model.tensor(pixels[i : i + BATCH])).outputs[ranks]
+        for i in range(0, len(pixels), BATCH)
+    ]
+    return Unmerged(pixels, right, torch.cat(scores))
+
+
+def divergence(
+    model: LoadedModel,
+    plan: MergePlan,
+    known: Unmerged,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Divergence:
+    """Run the model under `plan` on the same images, in batches of 100."""
+    backbone = model.backbone
+    ranks = backbone.require_ranks("compare")
+    scores, spent, whole = [], [], []
+    for i in range(0, len(known.pixels), BATCH):
+        trace = run_reference(backbone, plan, model.tensor(known.pixels[i : i + BATCH]))
+        scores.append(trace.outputs[ranks])
+        spent.append(trace_gmacs(backbone, trace, plan.merges))
+        whole.append(trace_gmacs(backbone, trace, merges=False))
+        progress(min(i + BATCH, len(known.pixels)), len(known.pixels))
+    given, first = F.log_softmax(torch.cat(scores), dim=1), torch.cat(scores).argmax(dim=1)
+    plain = F.log_softmax(known.scores, dim=1)
+    return Divergence(
+        float(torch.cat(spent).mean()),
+        float(torch.cat(whole).mean()),
+        (plain.exp() * (plain - given)).sum(dim=1).double().numpy(),
+        first == known.scores.argmax(dim=1),
+        None if known.right is None else first == known.right,
+    )
+
+
+def _mean(values: NDArray[np.float64]) -> dict[str, float]:
+    """Mean, and the 95 % interval of a bootstrap with fixed draws."""
+    rng, means = np.random.default_rng(0), np.empty(DRAWS)
+    for i in range(DRAWS):
+        means[i] = values[rng.integers(0, len(values), len(values))].mean()
+    low, high = np.quantile(means, (0.025, 0.975))
+    return {"mean": _six(values.mean()), "low": _six(low), "high": _six(high)}
+
+
+def _six(value: Any) -> float:
+    return round(float(value), 6)
+
+
+def _share(hits: Tensor) -> dict[str, Any]:
+    return share_facts(int(hits.sum()), len(hits))

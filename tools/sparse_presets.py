@@ -1,0 +1,85 @@
+"""Presets that merge in few blocks: which blocks, which threshold, what they cost and lose.
+
+    python tools/sparse_presets.py deit_t --weights deit_tiny.safetensors --images imagenet/val
+
+For each number of GFLOPs, theta_min is found on every eighth image (`measure.budget`), for each set
+of blocks; all images then say what it costs and loses. Writes docs/sparse-MODEL.json, and into
+export_configs/presets/MODEL.yaml the set that moves the answers least (KL to the unmerged model).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from compare_methods import BATCH, compared, line, look
+
+from atm_export.config import ModelSpec
+from atm_export.measure.budget import within_budget
+from atm_export.measure.data.images import ImageSet
+from atm_export.methods.flat import flattened
+from atm_export.methods.given import settings_of
+from atm_export.model.zoo import load_model
+from atm_export.model_configs import file_name, load_model_config
+from atm_export.preprocess import list_images, read_images
+from atm_export.resolve import Budget
+
+ROOT = Path(__file__).parents[1]
+CURVE = {"alpha": 1.0, "beta": 0.035, "theta_min": 0.88}
+SETS = ("3,5,7,9,11", "4,6,8,10", "4,7,10")
+GFLOPS = (0.98, 0.9, 0.85, 0.78)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("model")
+    parser.add_argument("--weights", default="pretrained")
+    parser.add_argument("--images", type=Path, required=True)
+    args = parser.parse_args()
+    config = load_model_config(args.model)
+    model = load_model(ModelSpec(name=args.model, config=config, weights=args.weights))
+    some = ImageSet(read_images(list_images(args.images)[::8], model.preprocessing), "some")
+    seen, rows = look(model, args.images), []
+    for gflops in GFLOPS:
+        for blocks in (None, *SETS):
+            start = settings_of("atm", {**CURVE, "merge_blocks": blocks})
+            found, _ = within_budget(model, start, some, Budget(gflops, frozenset()))
+            row = compared(model, "atm", flattened(found), seen)
+            rows.append({"goal": gflops, **row})
+            print(line(row), flush=True)
+    facts = {
+        "model": args.model,
+        "weights": model.weights["sha256"],
+        "images": len(seen.labels),
+        "batch": BATCH,
+        "rows": rows,
+    }
+    name = file_name(args.model)
+    (ROOT / "docs" / f"sparse-{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
+    presets = {"presets": {f"sparse-{goal:.2f}": best(rows, goal, facts) for goal in GFLOPS}}
+    path = ROOT / "export_configs" / "presets" / f"{name}.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump(presets, sort_keys=False, default_flow_style=None, width=120))
+
+
+def best(rows: list[dict[str, Any]], goal: float, facts: dict[str, Any]) -> dict[str, Any]:
+    """As a preset: of the sets of blocks at one cost the one with the least KL."""
+    few = [row for row in rows if row["goal"] == goal and row["settings"].get("merge_blocks")]
+    row = min(few, key=lambda row: row["kl"])
+    settings = {k: v for k, v in row["settings"].items() if v is not None}
+    measured = {
+        "gflops": round(row["gflops"], 3),
+        "agreement": row["agreement"],
+        "kl": round(row["kl"], 4),
+        "images": facts["images"],
+    }
+    return {**settings, "measured": measured}
+
+
+if __name__ == "__main__":
+    main()
