@@ -43,7 +43,8 @@ class PresetFigures(Settings):
 
 class Preset(Settings):
     """Settings of a method under a name, with what is known of them (GFLOPs = 1e9 multiply-adds):
-    by the paper (table, gflops, top1), or measured.
+    by the paper (table, gflops, top1), or measured. fitted: the paper says what it costs, not how
+    it is set; these settings meet that cost.
 
     A file has those of the usual method beside the figures, and those of any other, which it names,
     under `settings`.
@@ -55,6 +56,7 @@ class Preset(Settings):
     gflops: Gflops | None = None
     top1: Percent | None = None
     fine_tuned: bool = False
+    fitted: bool = False
     measured: PresetFigures | None = None
 
     @model_validator(mode="before")
@@ -79,8 +81,9 @@ class Preset(Settings):
     @model_serializer(mode="wrap")
     def _as_in_a_file(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = handler(self)
-        if self.measured is None:
-            values.pop("measured", None)
+        for name in ("fitted", "measured"):  # graphs state presets: what is not said is left out
+            if not getattr(self, name):
+                values.pop(name, None)
         if self.method != USUAL_METHOD:
             return values
         values.pop("method", None)
@@ -226,8 +229,8 @@ def upgraded(method: Mapping[str, Any]) -> dict[str, Any]:
 def stamped(config: RunConfig) -> dict[str, Any]:
     """The config as graphs state it; methods that were there before format 3 keep their bytes.
 
-    Of a model's presets those that the paper has, the usual and the chosen one: what `tune` added
-    since changes no graph.
+    Of a model's presets those of the paper's method that it has, the usual and the chosen one: what
+    a search added since changes no graph.
     """
     values = config.model_dump(mode="json")
     if values["external_data"] == "auto":  # where weights lie is then the model's to say
@@ -235,7 +238,8 @@ def stamped(config: RunConfig) -> dict[str, Any]:
     model = config.model.config
     presets = values["model"]["config"]["presets"]
     for name, preset in model.presets.items():
-        if preset.table is None and name not in (model.default_preset, config.method.preset):
+        own = preset.table is not None and preset.method == USUAL_METHOD
+        if not own and name not in (model.default_preset, config.method.preset):
             del presets[name]
     return {**values, "method": of_format_2(values["method"])}
 

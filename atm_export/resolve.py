@@ -90,9 +90,10 @@ def budget_of(choice: Choice) -> Budget | None:
 
 def _presets_choose(choice: Choice, config: ModelConfig) -> bool:
     """Whether --gflops means one of the presets as it is."""
-    method = str(choice.method)
-    known = any(p.gflops for p in config.presets.values() if p.method == method)
-    return known and not is_given(choice, "merge_blocks")
+    usual = config.presets.get(config.default_preset or "")
+    if usual is None or usual.method != choice.method or is_given(choice, "merge_blocks"):
+        return False
+    return any(p.gflops for p in config.presets.values() if p.method == usual.method)
 
 
 def _method_name(choice: Choice, config: ModelConfig) -> str:

@@ -18,6 +18,7 @@ from atm_export.cli import main
 from atm_export.measure.speed.bench import recommend
 from atm_export.measure.speed.candidates import candidates
 from atm_export.measure.speed.latency import interleave, median_interval, orders, row_of
+from atm_export.model.plan import plan_for
 from atm_export.runs.reading import open_run
 from atm_export.subject import exported_subject
 from tests.runs import run_command
@@ -93,7 +94,7 @@ def test_the_recommendation_is_one_sentence() -> None:
         line("unmerged", 1, 10.0),
         line("adaptive", 1, 12.0, 0.9, 1.2, 1.3),
         line("frozen", 8, 15.0, 1.3, 1.5, 1.6),
-        line("tome:8", 8, 99.0, 1.3, 1.5, 1.6),
+        {**line("tome:8", 8, 99.0, 1.3, 1.5, 1.6), "compared": True},
     ]
     text = recommend(rows)
     assert text.startswith("Take frozen merging at batch 8 in onnxruntime: 1.50 (1.30 to 1.60)")
@@ -142,6 +143,16 @@ def test_mistakes_are_one_line(
 ) -> None:
     assert main(["bench", str(finished_run), *arguments]) == code
     assert says in capsys.readouterr().err
+
+
+def test_a_preset_is_a_candidate_that_may_be_recommended(finished_run: Path) -> None:
+    run = open_run(finished_run)
+    subject = exported_subject(run.manifest, "manifest.json")
+    pixels = np.zeros((2, 56, 56, 3), np.uint8)
+    found = candidates(run, subject, pixels, "lossless", policies=False)[-1]
+    preset = subject.config.model.config.presets["lossless"]
+    assert (found.name, found.compared) == ("lossless", False)
+    assert found.plan == plan_for(subject.model.backbone, preset.chosen)
 
 
 def test_tome_is_planned_from_its_name(finished_run: Path) -> None:

@@ -29,9 +29,11 @@ from atm_export.measure.tune.search import (
 from atm_export.measure.tune.space import Search
 from atm_export.methods.atm import KNOBS, USUAL, AtmSettings, OperatingPoint
 from atm_export.methods.base import MethodSettings
+from atm_export.methods.given import settings_of
+from atm_export.methods.sparse import worth_a_trial
 from atm_export.model_configs import add_user_preset, load_model_config, user_config_folder
 from tests.runs import run_command
-from tests.tiny import SIZE, class_token_vit
+from tests.tiny import SIZE, class_token_vit, planned
 
 HOW = Preprocessing((SIZE, SIZE), 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 EASY = Limits(100.0, 10.0, 2.0)
@@ -136,6 +138,54 @@ def test_the_winner_and_the_front() -> None:
     assert pareto(rows) == [rows[3], rows[1], rows[0]]
 
 
+def test_among_timed_points_the_fastest_wins() -> None:
+    def result(speedup: float | None, gflops: float, distance: float) -> Any:
+        timed = {} if speedup is None else {"speedup": speedup}
+        return {"gflops": gflops, "distance": distance, "keeps_limits": True, **timed}
+
+    rows = [result(1.2, 0.9, 0.02), result(1.3, 0.95, 0.02), result(None, 0.5, 0.01)]
+    assert winner(rows) == rows[1]
+    steadier = result(1.28, 1.0, 0.01)  # 2 % slower, which is noise
+    assert winner([*rows, steadier]) == steadier
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 12, 24])
+def test_sets_of_blocks_that_are_tried(depth: int) -> None:
+    sets = worth_a_trial(depth)
+    assert sets[0] == "all" and len(set(sets)) == len(sets)
+    for text in sets:
+        assert planned(settings_of("atm", {**USUAL, "merge_blocks": text}), depth).merges == (
+            depth > 1
+        )
+
+
+def test_tune_for_latency_searches_blocks_and_measures(
+    own_configs: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("optuna", reason="needs atm-export[tune]")
+    out = tmp_path / "tune"
+    goal = ["--for", "latency", "--backend", "onnxruntime", "--batch", "1", "--trials", "2"]
+    images = ["--images", digits, "--use", "16", "--workers", "0", "--min-agreement", "60"]
+    run_command("tune", "demo", *images, *goal, "--out", out)
+    assert "times as fast as the unmerged export" in capsys.readouterr().out
+    facts = json.loads((out / "tune.json").read_text())
+    assert facts["chosen"]["speedup"] > 0
+    assert facts["chosen"]["point"]["merge_blocks"] is not None
+    assert "merge_blocks" in load_model_config("demo").presets["tuned"].settings
+
+
+def test_tune_searches_across_methods(own_configs: Path, digits: Path, tmp_path: Path) -> None:
+    pytest.importorskip("optuna", reason="needs atm-export[tune]")
+    out = tmp_path / "tune"
+    limits = ["--min-agreement", "60", "--max-drop", "100", "--trials", "2", "--workers", "0"]
+    run_command("tune", "demo", "--images", digits, "--methods", "atm,evit", *limits, "--out", out)
+    facts = json.loads((out / "tune.json").read_text())
+    assert {row["method"] for row in facts["pareto"]} <= {"atm", "evit"}
+    assert facts["trials"] == 4
+    tuned = load_model_config("demo").presets["tuned"]
+    assert tuned.method == facts["chosen"]["method"]
+
+
 def test_tune_writes_a_preset_that_works_by_name(
     own_configs: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,7 +197,7 @@ def test_tune_writes_a_preset_that_works_by_name(
     assert "--preset tuned" in printed and "confirmed 16 images" in " ".join(printed.split())
     facts = json.loads((out / "tune.json").read_text())
     preset = load_model_config("demo").presets["tuned"]
-    assert preset.settings == facts["chosen"]["point"]
+    assert {"merge_blocks": None, **preset.settings} == facts["chosen"]["point"]
     assert "lossless" in load_model_config("demo").presets
     with (out / "pareto.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(facts["pareto"])
@@ -178,6 +228,12 @@ def test_the_folder_of_own_configs(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         (["--min-agreement", "101"], 2, "--min-agreement 101"),
         (["--max-drop", "-1"], 2, "--max-drop -1"),
         (["--trials", "0"], 2, "--trials 0"),
+        (["--methods", "atm,magic"], 2, "magic"),
+        (["--methods", "atm,none"], 2, "method none has nothing to tune"),
+        (["--method", "evit", "--methods", "atm"], 2, "give one"),
+        (["--for", "latency", "--backend", "tensorrt"], 2, "runs engines"),
+        (["--for", "latency", "--backend", "magic"], 2, "magic"),
+        (["--for", "latency", "--ray", "auto"], 2, "--ray runs trials on others"),
         (["--labels", "absent.txt"], 9, "absent.txt"),
     ],
 )

@@ -14,17 +14,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-from compare_methods import BATCH, compared, line, look
+from preset_files import put_presets
 
 from atm_export.config import ModelSpec
+from atm_export.measure.accuracy.divergence import BATCH, divergence, run_unmerged
 from atm_export.measure.budget import within_budget
 from atm_export.measure.data.images import ImageSet
+from atm_export.measure.data.whole import DataPlace, open_set, pixels_of
 from atm_export.methods.flat import flattened
 from atm_export.methods.given import settings_of
+from atm_export.model.plan import plan_for
 from atm_export.model.zoo import load_model
 from atm_export.model_configs import file_name, load_model_config
-from atm_export.preprocess import list_images, read_images
 from atm_export.resolve import Budget
 
 ROOT = Path(__file__).parents[1]
@@ -43,40 +44,51 @@ def main() -> None:
     args = parser.parse_args()
     config = load_model_config(args.model)
     model = load_model(ModelSpec(name=args.model, config=config, weights=args.weights))
-    some = ImageSet(read_images(list_images(args.images)[::8], model.preprocessing), "some")
-    seen, rows = look(model, args.images), []
+    place = DataPlace(str(args.images))
+    samples, labelled = open_set(place, model)
+    known = run_unmerged(model, *pixels_of(samples, labelled, place, model, workers=2))
+    some, rows = ImageSet(known.pixels[::8], "every eighth"), []
     for gflops in GFLOPS:
         for blocks in (None, *SETS):
             start = settings_of("atm", {**CURVE, "merge_blocks": blocks})
             found, _ = within_budget(model, start, some, Budget(gflops, frozenset()))
-            row = compared(model, "atm", flattened(found), seen)
-            rows.append({"goal": gflops, **row})
-            print(line(row), flush=True)
+            facts = divergence(model, plan_for(model.backbone, found), known).facts()
+            rows.append({"goal": gflops, "settings": flattened(found), **facts})
+            print(line(rows[-1]), flush=True)
     facts = {
         "model": args.model,
         "weights": model.weights["sha256"],
-        "images": len(seen.labels),
+        "images": len(known.pixels),
         "batch": BATCH,
+        "unmerged_top1": known.top1(),
         "rows": rows,
     }
     name = file_name(args.model)
     (ROOT / "docs" / f"sparse-{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
-    presets = {"presets": {f"sparse-{goal:.2f}": best(rows, goal, facts) for goal in GFLOPS}}
-    path = ROOT / "export_configs" / "presets" / f"{name}.yaml"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(yaml.safe_dump(presets, sort_keys=False, default_flow_style=None, width=120))
+    put_presets(name, {f"sparse-{goal:.2f}": best(rows, goal) for goal in GFLOPS}, "sparse")
 
 
-def best(rows: list[dict[str, Any]], goal: float, facts: dict[str, Any]) -> dict[str, Any]:
+def line(row: dict[str, Any]) -> str:
+    """A row of the table in docs/sparse.md."""
+    kl, blocks = row["kl"], row["settings"].get("merge_blocks")
+    return (
+        f"| {'all' if blocks is None else ', '.join(map(str, blocks))} | "
+        f"{row['settings']['theta_min']:g} | {row['gflops']:.3f} | "
+        f"{row['agreement']['percent']:.1f} | "
+        f"{kl['mean']:.4f} ({kl['low']:.4f} to {kl['high']:.4f}) |"
+    )
+
+
+def best(rows: list[dict[str, Any]], goal: float) -> dict[str, Any]:
     """As a preset: of the sets of blocks at one cost the one with the least KL."""
     few = [row for row in rows if row["goal"] == goal and row["settings"].get("merge_blocks")]
-    row = min(few, key=lambda row: row["kl"])
+    row = min(few, key=lambda row: row["kl"]["mean"])
     settings = {k: v for k, v in row["settings"].items() if v is not None}
     measured = {
         "gflops": round(row["gflops"], 3),
-        "agreement": row["agreement"],
-        "kl": round(row["kl"], 4),
-        "images": facts["images"],
+        "agreement": row["agreement"]["percent"],
+        "kl": round(row["kl"]["mean"], 4),
+        "images": row["agreement"]["of"],
     }
     return {**settings, "measured": measured}
 

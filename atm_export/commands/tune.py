@@ -6,22 +6,27 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from cyclopts import Parameter
 from rich.console import Console
 
 from atm_export import place
+from atm_export.backends import ONNXRUNTIME
+from atm_export.backends.onnxruntime.door import use_threads
 from atm_export.bounds import checked_threads
 from atm_export.config import Preset
+from atm_export.errors import ConfigError
 from atm_export.measure.data.classes import ClassOrder
+from atm_export.measure.tune.latency import Race
 from atm_export.measure.tune.objective import Known, Limits
 from atm_export.measure.tune.search import LocalWorkers, Workers, load_optuna, pareto
 from atm_export.measure.tune.space import said
 from atm_export.measure.tune.tune import Tuned, Tuning, require
 from atm_export.measure.tune.tune import tune as run_tune
-from atm_export.methods import USUAL_METHOD
+from atm_export.methods import USUAL_METHOD, methods
+from atm_export.methods.base import shown
 from atm_export.model_configs import add_user_preset, check_preset, file_name
 from atm_export.numbers import Whole
 from atm_export.report.front import front_csv, front_svg
@@ -62,10 +67,29 @@ class TuneOptions:
     trials: Annotated[Whole, _shown("Operating points to try, resumed ones included.")] = 80
     minutes: Annotated[float, _shown("Stop after this time.")] = 30.0
     method: Annotated[str, _shown("The method to tune.")] = USUAL_METHOD
+    methods: Annotated[
+        str | None,
+        _shown("Several methods, a list (atm,mctf,diffrate): --trials each, the best of all wins."),
+    ] = None
+    goal: Annotated[
+        Literal["gflops", "latency"],
+        Parameter(
+            name="--for",
+            help="What is to be small: GFLOPs, or the time that the export takes here on --backend "
+            "at --batch, measured beside the unmerged one (searches --merge-blocks too).",
+        ),
+    ] = "gflops"
+    backend: Annotated[str, _shown("Where --for latency measures (onnxruntime, openvino).")] = (
+        ONNXRUNTIME
+    )
     split: Annotated[
         bool, _shown("Search the split too (the last block that groups alternately).")
     ] = False
-    batch: Annotated[Whole, _shown("Images a batch, which share r.")] = 32
+    merge_blocks: Annotated[
+        bool,
+        Parameter(help="Search too which blocks merge; few merges take less time.", negative=()),
+    ] = False
+    batch: Annotated[Whole, _shown("Images a batch, which share r (and are timed together).")] = 32
     workers: Annotated[Whole | None, _shown("Decoding processes.")] = None
 
     def tuning(self, model: str, images: str) -> Tuning:
@@ -82,9 +106,33 @@ class TuneOptions:
             limits=Limits(self.max_drop, self.min_agreement, self.max_distance),
             trials=self.trials,
             minutes=self.minutes,
-            method=self.method,
-            optional=("split",) if self.split else (),
+            methods=self._methods(),
+            optional=self._optional(),
+            race=Race(self.backend, self.batch) if self.goal == "latency" else None,
         )
+
+    def _methods(self) -> tuple[str, ...]:
+        if self.methods is None:
+            return (self.method,)
+        if self.method != USUAL_METHOD:
+            raise ConfigError("--method and --methods say the same thing; give one")
+        names = tuple(dict.fromkeys(self.methods.split(",")))
+        for name in names:
+            methods[name]
+        return names
+
+    def _optional(self) -> tuple[str, ...]:
+        """Settings that are searched where asked for; a search for speed asks for the blocks of
+        methods that have them."""
+        asked = {"split": self.split, "merge_blocks": self.merge_blocks}
+        names = [name for name, wanted in asked.items() if wanted]
+        if (
+            self.goal == "latency"
+            and "merge_blocks" not in names
+            and USUAL_METHOD in self._methods()
+        ):
+            names.append("merge_blocks")
+        return tuple(names)
 
 
 USUAL = TuneOptions()
@@ -108,23 +156,28 @@ def tune(
 
     With labels top-1 may drop by --max-drop; always the merged model must agree with the unmerged
     one (by a standard error more than --min-agreement, so that it holds on other images too).
-    Searches the method's settings (alpha, beta and theta_min on the paper's grid) with Optuna;
-    hopeless points are stopped after a few batches. Killed, the same command goes on. Writes the
-    preset into presets/ of your config folder ($ATM_EXPORT_CONFIGS, else ~/.config/atm-export), and
-    pareto.csv, pareto.svg and tune.json into --out.
+    Searches the method's settings (alpha, beta and theta_min on the paper's grid) with Optuna, and
+    with --merge-blocks which blocks merge; hopeless points are stopped after a few batches. Killed,
+    the same command goes on. Writes the preset into presets/ of your config folder
+    ($ATM_EXPORT_CONFIGS, else ~/.config/atm-export), and pareto.csv, pareto.svg and tune.json into
+    --out.
 
         atm-export tune deit_s --images photos --use 200
         atm-export deit_s --preset tuned
+        atm-export tune deit_t --images photos --for latency --batch 1
     """
     checked_threads(threads, "--threads")
     load_optuna()
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+    task = options.tuning(model, images)
+    _check_race(task, ray)
+    torch.set_num_threads(use_threads(threads))
     check_preset(model, name)
     out = _checked(out or Path("build") / f"tune-{file_name(model)}")
-    tuned = _search(options.tuning(model, images), out / JOURNAL, ray)
+    tuned = _search(task, out / JOURNAL, ray)
     _write(out, tuned)
-    point = said(require(tuned)["point"])
-    path = add_user_preset(model, name, Preset(method=options.method, settings=point))
+    chosen = require(tuned)
+    preset = Preset(method=chosen["method"], settings=said(chosen["point"]))
+    path = add_user_preset(model, name, preset)
     _print(Console(soft_wrap=True), model, name, tuned, path)
     return 0
 
@@ -134,6 +187,15 @@ def _checked(out: Path) -> Path:
     out = place.plain(out)
     place.refuse_other_folder(out / JOURNAL)
     return out
+
+
+def _check_race(task: Tuning, ray: str | None) -> None:
+    """ConfigError for what cannot be timed, before the long search."""
+    if task.race is None:
+        return
+    if ray is not None:
+        raise ConfigError("--for latency measures this machine; --ray runs trials on others")
+    task.race.backend_of().require()
 
 
 def _search(task: Tuning, journal: Path, ray: str | None) -> Tuned:
@@ -181,8 +243,8 @@ def _write(out: Path, tuned: Tuned) -> None:
 
 def _print(console: Console, model: str, name: str, tuned: Tuned, path: Path) -> None:
     chosen = require(tuned)
-    point = ", ".join(f"{key} {v:g}" for key, v in chosen["point"].items() if v is not None)
-    lines = [f"{model}  {point}"]
+    point = ", ".join(f"{key} {shown(v)}" for key, v in said(chosen["point"]).items())
+    lines = [f"{model}  {chosen['method']}: {point}"]
     for what, facts, plain in (
         ("tuned on", chosen, tuned.known),
         ("confirmed", tuned.confirmed, tuned.confirmed and tuned.confirmed["unmerged"]),
@@ -197,6 +259,11 @@ def _print(console: Console, model: str, name: str, tuned: Tuned, path: Path) ->
             f"{what:9s} {facts['images']} images: {facts['gflops']:.3f} of {plain['gflops']:.3f} "
             f"GFLOPs ({saved:+.0f} %); {top1}agreement {facts['agreement']:.2f} %, "
             f"class token within {facts['distance']:.4f}"
+        )
+    if "speedup" in chosen:
+        lines.append(
+            f"speed     {chosen['median_ms']:.1f} ms a batch, {chosen['speedup']:.2f} times as "
+            "fast as the unmerged export in the median of paired rounds"
         )
     stopped = sum(r["hopeless"] for r in tuned.results)
     lines.append(f"trials    {len(tuned.results)}, {stopped} stopped early")

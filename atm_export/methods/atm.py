@@ -21,14 +21,20 @@ from atm_export.methods.base import (
 )
 from atm_export.methods.bipartite.rule import BlockMerge, counts, merge_facts, refrozen
 from atm_export.methods.plan import MergePlan
-from atm_export.methods.sparse import MergeBlocks, blocks_label, blocks_words, merging
+from atm_export.methods.sparse import (
+    MergeBlocks,
+    blocks_label,
+    blocks_words,
+    merging,
+    worth_a_trial,
+)
 from atm_export.settings import Cosine, Settings
 
 STEP = 0.005
-KNOBS = (  # the paper's grid
+KNOBS = (  # the paper's grid; theta_min goes lower than its 0.8, which few merges need
     Knob("alpha", 0.945, 1.0, STEP),
     Knob("beta", 0.015, 0.05, STEP),
-    Knob("theta_min", 0.8, 0.945, STEP),
+    Knob("theta_min", 0.75, 0.945, STEP),
 )
 # Lossless for DeiT-T in table A2, and for ViT-Tiny as measured in the README; others should tune.
 USUAL = {"alpha": 1.0, "beta": 0.035, "theta_min": 0.88}
@@ -129,10 +135,11 @@ class Atm(Method):
         return [{"theta_min": round(0.3 + i * 0.0005, 4)} for i in range(1401)]
 
     def search_space(self, shape: ModelShape, settings: Any = None) -> SearchSpace:
-        """The paper's grid, and the last block that groups alternately."""
+        """The paper's grid, the last block that groups alternately, and which blocks merge."""
         usual = default_split(shape.depth)
         split = Knob("split", shape.depth // 2, shape.depth - 1, 1, whole=True, usual=usual)
-        return SearchSpace((*KNOBS, split), STARTS)
+        blocks = Knob("merge_blocks", usual="all", choices=worth_a_trial(shape.depth))
+        return SearchSpace((*KNOBS, split, blocks), STARTS)
 
 
 def thresholds(alpha: float, beta: float, theta_min: float, depth: int) -> tuple[float, ...]:

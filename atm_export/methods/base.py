@@ -62,18 +62,23 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Knob:
-    """One setting that a search may turn: low to high in steps; whole: integers alone. usual: its
-    value where nothing says it; such a knob is turned only where it is asked for."""
+    """One setting that a search may turn: low to high in steps; whole: integers alone; choices: one
+    of these, without an order. usual: its value where nothing says it; such a knob is turned only
+    where it is asked for."""
 
     name: str
-    low: float
-    high: float
-    step: float
+    low: float = 0
+    high: float = 0
+    step: float = 1
     whole: bool = False
-    usual: float | None = None
+    usual: float | str | None = None
+    choices: tuple[str, ...] = ()
 
-    def nearest(self, value: float) -> float:
-        """The value of its grid nearest to `value`."""
+    def nearest(self, value: float | str) -> float | str:
+        """The value of its grid nearest to `value`; of choices that one, or else the usual."""
+        if self.choices or isinstance(value, str):
+            assert self.usual is not None
+            return value if value in self.choices else self.usual
         steps = round((value - self.low) / self.step)
         found = round(min(max(self.low + self.step * steps, self.low), self.high), 6)
         return round(found) if self.whole else found

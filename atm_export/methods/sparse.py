@@ -76,6 +76,18 @@ def merging(blocks: tuple[int, ...] | str | None, shape: ModelShape, last: int) 
     return found
 
 
+def worth_a_trial(depth: int) -> tuple[str, ...]:
+    """Sets of blocks that a search tries: all, and every second, third or fourth block from several
+    ones on, two merges at least."""
+    runs = (
+        tuple(range(first, depth, step))
+        for step in (2, 3, 4)
+        for first in range(max(depth // 6, 1), depth // 2 + 1)
+    )
+    named = [",".join(map(str, run)) for run in runs if len(run) > 1]
+    return ("all", *dict.fromkeys(named))
+
+
 def blocks_label(blocks: tuple[int, ...] | str | None) -> str:
     """As part of a folder's name."""
     if blocks is None:

@@ -7,7 +7,10 @@ from typing import Any
 
 from atm_export.report.charts import Series, lines
 
-COLUMNS = ("gflops", "agreement", "top1", "distance", "keeps_limits", "trial")
+COLUMNS = (
+    *("gflops", "agreement", "top1", "distance", "keeps_limits", "trial"),
+    *("method", "median_ms", "speedup"),
+)
 STYLE = """<style>svg{background:#fff}text{font:11.5px sans-serif;fill:#1b1b1b}
 .small{font-size:9.5px}
 .grid{stroke:#d9d9d9;fill:none}.axis{stroke:#5a5a5a;fill:none}
@@ -20,8 +23,8 @@ def front_csv(front: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     """One line a point, fewest GFLOPs first; names: the settings that make a point."""
     rows = [",".join([*names, *COLUMNS])]
     for r in front:
-        point = [r["point"][name] for name in names]
-        values = [*point, *(r[name] for name in COLUMNS)]
+        point = [r["point"].get(name) for name in names]
+        values = [*point, *(r.get(name) for name in COLUMNS)]
         rows.append(",".join("" if value is None else str(value) for value in values))
     return "\n".join(rows) + "\n"
 

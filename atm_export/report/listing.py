@@ -74,6 +74,7 @@ def print_presets(console: Console, model: str) -> None:
         row = rows.get(name, {})
         notes = [] if name in rows else [_in_words(preset)]
         notes += ["fine-tuned weights"] if preset.fine_tuned else []
+        notes += ["fitted to the paper's GFLOPs"] if preset.fitted else []
         notes += [_measured(preset.measured)] if preset.measured else []
         notes += ["default"] if name == config.default_preset and not preset.fine_tuned else []
         cells = [row.get(column, "") for column in settings]

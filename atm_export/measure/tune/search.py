@@ -19,6 +19,9 @@ from atm_export.place import output_errors, own_folder
 NEAR = 1.04  # points within 4 % in GFLOPs count as equally cheap
 
 
+Timed = Callable[[MethodSettings], dict[str, Any]]  # how fast settings are, as facts of a trial
+
+
 class Workers(Protocol):
     """Scores settings of a method, `width` at a time."""
 
@@ -94,8 +97,12 @@ def search(
     first: Iterable[Point],
     progress: Callable[[list[dict[str, Any]]], None] = lambda done: None,
     clock: Callable[[], float] = time.monotonic,
+    timed: Timed | None = None,
 ) -> list[dict[str, Any]]:
-    """Run trials until there are enough or time is over; returns every finished one."""
+    """Run trials until there are enough or time is over; returns every finished one.
+
+    timed: what is asked for is speed; it measures points that keep the limits.
+    """
     if not study.trials:
         for point in first:
             study.enqueue_trial(plan.params(point))
@@ -120,20 +127,28 @@ def search(
         trial = running.pop(task)
         point = plan.point(trial.params)
         facts = {**found.facts(), "hopeless": found.hopeless, "point": point}
+        if timed is not None and keeps(facts, known, limits):
+            facts |= timed(plan.settings(point))
         _tell(study, trial, facts, known, limits)
         results = finished(study)
         progress(results)
 
 
+def keeps(facts: dict[str, Any], known: dict[str, Any], limits: Limits) -> bool:
+    """Whether a trial lost no more than may be lost."""
+    return violation(facts, known, limits) == 0 and not facts["hopeless"]
+
+
 def _tell(
     study: Any, trial: Any, facts: dict[str, Any], known: dict[str, Any], limits: Limits
 ) -> None:
-    """Record a trial: its value is its share of the unmerged GFLOPs, and a penalty for what is
-    lost beyond the limits."""
+    """Record a trial: its value is its share of the unmerged time where that was measured, else of
+    the unmerged GFLOPs, and a penalty for what is lost beyond the limits."""
     optuna = load_optuna()
-    broken = violation(facts, known, limits)
-    value = facts["gflops"] / known["gflops"] + 0.2 * broken
-    trial.set_user_attr("facts", {**facts, "keeps_limits": broken == 0 and not facts["hopeless"]})
+    share = facts["gflops"] / known["gflops"]
+    cost = 1 / facts["speedup"] if "speedup" in facts else share
+    value = cost + 0.2 * violation(facts, known, limits)
+    trial.set_user_attr("facts", {**facts, "keeps_limits": keeps(facts, known, limits)})
     if facts["hopeless"]:
         trial.report(value, facts["images"])
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
@@ -155,11 +170,16 @@ def _best(results: list[dict[str, Any]]) -> float:
 
 
 def winner(results: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Of the points that keep the limits and cost at most NEAR more than the cheapest of them, the
-    one that moves the class token least: a few answers more or less are chance on a few hundred
-    images, the class token's distance is not."""
+    """Of the points that keep the limits and cost at most NEAR more than the cheapest of them (take
+    at most NEAR longer than the fastest, where they were timed), the one that moves the class token
+    least: a few answers more or less are chance on a few hundred images, the class token's distance
+    is not."""
     kept = [r for r in results if r["keeps_limits"]]
-    near = [r for r in kept if r["gflops"] <= NEAR * _best(kept)]
+    if fast := [r for r in kept if "speedup" in r]:
+        most = max(r["speedup"] for r in fast)
+        near = [r for r in fast if NEAR * r["speedup"] >= most]
+    else:
+        near = [r for r in kept if r["gflops"] <= NEAR * _best(kept)]
     return min(near, key=lambda r: (r["distance"], r["gflops"])) if near else None
 
 

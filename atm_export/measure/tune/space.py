@@ -13,7 +13,8 @@ from atm_export.methods import methods
 from atm_export.methods.base import Knob, MethodSettings, ModelShape, SearchSpace
 from atm_export.methods.given import settings_of
 
-Point = Mapping[str, float | None]
+Value = float | str | None
+Point = Mapping[str, Value]
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class Search:
         """All knobs, but of those that have a usual value the ones that `optional` names."""
         return tuple(k for k in self.knobs if k.usual is None or k.name in self.optional)
 
-    def params(self, point: Point) -> dict[str, float]:
+    def params(self, point: Point) -> dict[str, float | str]:
         """The nearest point of the grid; what `point` leaves open is as usual, or in the middle."""
-        found: dict[str, float] = {}
+        found: dict[str, float | str] = {}
         for knob in self.turned:
             middle = (knob.low + knob.high) / 2 if knob.usual is None else knob.usual
             value = point.get(knob.name)
@@ -50,7 +51,9 @@ class Search:
     def suggested(self, trial: Any) -> Point:
         """The point that Optuna asks for."""
         for knob in self.turned:
-            if knob.whole:
+            if knob.choices:
+                trial.suggest_categorical(knob.name, knob.choices)
+            elif knob.whole:
                 trial.suggest_int(knob.name, int(knob.low), int(knob.high), step=int(knob.step))
             else:
                 trial.suggest_float(knob.name, knob.low, knob.high, step=knob.step)
@@ -59,14 +62,18 @@ class Search:
     def point(self, params: Mapping[str, Any]) -> Point:
         """The point of a trial's parameters."""
         turned = {knob.name for knob in self.turned}
-        return {n: round(params[n], 6) if n in turned else None for n in self.names}
+        return {n: _rounded(params[n]) if n in turned else None for n in self.names}
 
     def settings(self, point: Point) -> MethodSettings:
         """The method's settings at a point."""
         return settings_of(self.method, said(point), "point")
 
 
-def said(point: Point) -> dict[str, float]:
+def _rounded(value: float | str) -> float | str:
+    return value if isinstance(value, str) else round(value, 6)
+
+
+def said(point: Point) -> dict[str, float | str]:
     """The values that a point does say."""
     return {name: value for name, value in point.items() if value is not None}
 

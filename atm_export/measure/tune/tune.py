@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import numpy as np
 import torch
 
 from atm_export.bounds import MAX_BATCH, MAX_COUNT, MAX_WORKERS, whole
-from atm_export.config import ModelConfig, ModelSpec
+from atm_export.config import ModelConfig, ModelSpec, RunConfig
 from atm_export.errors import AtmExportError, ConfigError
 from atm_export.measure.data.classes import ClassOrder
 from atm_export.measure.data.whole import DataPlace, open_set, pixels_of
+from atm_export.measure.tune.latency import Race, Timer
 from atm_export.measure.tune.objective import Known, Limits, know, score
 from atm_export.measure.tune.search import (
     LocalWorkers,
@@ -25,7 +27,9 @@ from atm_export.measure.tune.search import (
     search,
     winner,
 )
-from atm_export.measure.tune.space import Search, first_points, space_of
+from atm_export.measure.tune.space import Point, Search, first_points, space_of
+from atm_export.methods import methods
+from atm_export.methods.given import settings_of
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.plan import shape_of
 from atm_export.model.zoo import load_model
@@ -39,7 +43,9 @@ Progress = Callable[[list[dict[str, Any]]], None]
 @dataclass(frozen=True)
 class Tuning:
     """What to tune, on what, and within which limits. use: images to tune on; the others, if there
-    are any, confirm the result. optional: settings of the method that are searched where asked for.
+    are any, confirm the result. methods: searched one after another, `trials` each; optional: their
+    settings that are searched where asked for. race: where speed is measured, if that is what
+    counts; else GFLOPs do.
     """
 
     model: str
@@ -53,14 +59,15 @@ class Tuning:
     limits: Limits
     trials: int
     minutes: float
-    method: str
+    methods: tuple[str, ...]
     optional: tuple[str, ...] = ()
+    race: Race | None = None
 
 
 @dataclass(frozen=True)
 class Tuned:
     """Every trial, the unmerged model's facts, the chosen one, and how it does on images that the
-    search has not seen. names: the settings that make a point."""
+    search has not seen. names: the settings that make a point, of all methods."""
 
     results: list[dict[str, Any]]
     known: dict[str, Any]
@@ -90,28 +97,54 @@ def tune(
     """Search, and confirm the winner on the images left over."""
     _check(task)
     config = load_model_config(task.model)
-    model = _model(task, config, say)
-    space = space_of(task.method, shape_of(model.backbone), task.optional)
-    material = _material(task, model, say)
-    seen, facts = material.seen, known_facts(material.seen)
-    plan = Search(task.trials, task.minutes, task.method, space.knobs, task.optional)
-    study = open_study(journal, _key(task, model, seen.pixels, plan))
-    workers = make_workers(model.backbone, seen, task.limits)
-    say("searching")
-    first = first_points(config, task.method, space)
-    results = search(study, workers, facts, task.limits, plan, first, progress)
-    chosen = winner(results)
-    confirmed = _confirmed(chosen, plan, material, say)
-    return Tuned(results, facts, chosen, confirmed, material.labelled, plan.names)
-
-
-def _model(task: Tuning, config: ModelConfig, say: Callable[[str], None]) -> LoadedModel:
-    values = {"name": task.model, "config": config, "weights": task.weights}
-    spec = validated(ModelSpec, values, "model")
+    spec = _spec(task, config)
     say("loading the model")
     model = load_model(spec)
     model.backbone.require_ranks("tune")
-    return model
+    searches = _searches(task, model)
+    material = _material(task, model, say)
+    seen, facts = material.seen, known_facts(material.seen)
+    workers = make_workers(model.backbone, seen, task.limits)
+    results: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        timed = None
+        if task.race is not None:
+            say("preparing the unmerged export")
+            run = RunConfig(model=spec, method=settings_of("none", {}))
+            timed = stack.enter_context(Timer(run, model, seen.pixels, task.race))
+        for plan, first in searches:
+            study = open_study(journal, _key(task, model, seen.pixels, plan))
+            say(f"searching settings of {plan.method}")
+            found = search(study, workers, facts, task.limits, plan, first, progress, timed=timed)
+            results += [{**each, "method": plan.method} for each in found]
+    chosen = winner(results)
+    plans = {plan.method: plan for plan, _ in searches}
+    confirmed = _confirmed(chosen, plans, material, say)
+    points = dict.fromkeys(name for plan in plans.values() for name in plan.names)
+    return Tuned(results, facts, chosen, confirmed, material.labelled, tuple(points))
+
+
+def _searches(task: Tuning, model: LoadedModel) -> list[tuple[Search, list[Point]]]:
+    """The search of each method, and its first points; an optional setting is asked of the methods
+    that have it, one of them at least."""
+    found, config = [], load_model_config(task.model)
+    for method in task.methods:
+        shape = shape_of(model.backbone)
+        optional = task.optional
+        if len(task.methods) > 1:
+            known = methods[method].search_space(shape)
+            own = [knob.name for knob in known.knobs] if known else []
+            optional = tuple(name for name in optional if name in own)
+        space = space_of(method, shape, optional)
+        plan = Search(task.trials, task.minutes, method, space.knobs, optional)
+        found.append((plan, first_points(config, method, space)))
+    return found
+
+
+def _spec(task: Tuning, config: ModelConfig) -> ModelSpec:
+    values = {"name": task.model, "config": config, "weights": task.weights}
+    spec: ModelSpec = validated(ModelSpec, values, "model")
+    return spec
 
 
 def _material(task: Tuning, model: LoadedModel, say: Callable[[str], None]) -> Material:
@@ -128,7 +161,10 @@ def _material(task: Tuning, model: LoadedModel, say: Callable[[str], None]) -> M
 
 
 def _confirmed(
-    chosen: dict[str, Any] | None, plan: Search, material: Material, say: Callable[[str], None]
+    chosen: dict[str, Any] | None,
+    plans: Mapping[str, Search],
+    material: Material,
+    say: Callable[[str], None],
 ) -> dict[str, Any] | None:
     """How the winner does on images that the search has not seen."""
     unseen = material.unseen
@@ -136,7 +172,8 @@ def _confirmed(
         return None
     say("confirming on the other images")
     anything = Limits(100, 0, 2)
-    found = score(material.model.backbone, plan.settings(chosen["point"]), unseen, anything)
+    settings = plans[chosen["method"]].settings(chosen["point"])
+    found = score(material.model.backbone, settings, unseen, anything)
     return {**found.facts(), "unmerged": known_facts(unseen)}
 
 
@@ -158,6 +195,8 @@ def _check(task: Tuning) -> None:
     ):
         if not low <= value <= high:
             raise ConfigError(f"{option} {value:g}: give {low:g} to {high:g}")
+    if task.race is not None:
+        whole(task.race.batch, "--batch", 1, MAX_BATCH)
     whole(task.trials, "--trials", 1, 10**6)
     whole(task.batch, "--batch", 1, MAX_BATCH)
     whole(task.workers, "--workers", 0, MAX_WORKERS)
@@ -182,6 +221,8 @@ def _key(task: Tuning, model: LoadedModel, pixels: Pixels, plan: Search) -> str:
         "method": plan.method,
         "knobs": [asdict(knob) for knob in plan.turned],
     }
+    if task.race is not None:
+        facts["race"] = {**asdict(task.race), "threads": torch.get_num_threads()}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
