@@ -17,6 +17,7 @@ from typing import Any
 from preset_files import put_presets
 
 from atm_export.config import ModelSpec
+from atm_export.errors import ConfigError
 from atm_export.measure.accuracy.divergence import BATCH, divergence, run_unmerged
 from atm_export.measure.budget import within_budget
 from atm_export.measure.data.images import ImageSet
@@ -51,7 +52,11 @@ def main() -> None:
     for gflops in GFLOPS:
         for blocks in (None, *SETS):
             start = settings_of("atm", {**CURVE, "merge_blocks": blocks})
-            found, _ = within_budget(model, start, some, Budget(gflops, frozenset()))
+            try:
+                found, _ = within_budget(model, start, some, Budget(gflops, frozenset()))
+            except ConfigError as error:  # few merges, the first of them early, save no more
+                print(f"| {blocks} | {error} |", flush=True)
+                continue
             facts = divergence(model, plan_for(model.backbone, found), known).facts()
             rows.append({"goal": gflops, "settings": flattened(found), **facts})
             print(line(rows[-1]), flush=True)
