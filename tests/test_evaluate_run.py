@@ -32,6 +32,7 @@ from atm_export.prove.intervals import share_facts, wilson
 from atm_export.runs.graphs import read_graph
 from atm_export.runs.reading import Run, open_run
 from atm_export.subject import Subject, exported_subject
+from tests.manifests import having
 from tests.runs import run_command
 
 FAST = Options(batch=16, workers=0)
@@ -46,7 +47,7 @@ def with_graph(run: Run, model: ir.Model) -> Run:
     run.graph.write_bytes(data := graph_bytes(model))
     entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     files = {**run.manifest.document["files"], "model.onnx": entry}
-    return Run(run.folder, run.manifest.having(files=files))
+    return Run(run.folder, having(run.manifest, files=files))
 
 
 def facts_of(folder: Path, runner: str = "onnxruntime") -> dict[str, Any]:
@@ -178,7 +179,7 @@ def test_weights_that_are_gone_cost_the_agreement_alone(run_copy: Path) -> None:
     run = open_run(run_copy)
     config = run.manifest.config
     spec = {**config["model"], "weights": "gone.safetensors"}
-    moved = Run(run.folder, run.manifest.having(config={**config, "model": spec}))
+    moved = Run(run.folder, having(run.manifest, config={**config, "model": spec}))
     with pytest.raises(WeightsError, match=r"gone\.safetensors"):
         subject_of_run(moved)
     assert not subject_of_run(moved, need_weights=False).same_weights
@@ -191,7 +192,7 @@ def test_a_graph_without_trace_outputs_gets_them_back(run_copy: Path, digits: Pa
     shipped = with_outputs(graph_from_file(run_copy / "model.onnx"), ["logits"])
     run = with_graph(open_run(run_copy), shipped)
     config = {**run.manifest.config, "trace": False}
-    run = Run(run.folder, run.manifest.having(config=config))
+    run = Run(run.folder, having(run.manifest, config=config))
     subject = subject_of_run(run)
     graph, source = traced_graph(run, subject)
     assert "byte by byte" in source

@@ -20,7 +20,7 @@ from atm_export.runs.seal import sealed
 from atm_export.runs.writing import extend, working
 from atm_export.runtime import load
 from atm_export.tasks.stated import CLASSIFIER
-from tests.manifests import FILES, engine_facts, least_facts
+from tests.manifests import FILES, engine_facts, having, least_facts
 
 PACKAGE = Path(__file__).parents[1] / "atm_export"
 OLD = Path(__file__).with_name("data") / "run_of_format_2"
@@ -172,11 +172,11 @@ def test_what_is_unknown_here_is_kept_and_can_be_reached() -> None:
 
 def test_a_change_keeps_the_rest_and_is_checked() -> None:
     manifest = manifest_of(document())
-    changed = manifest.having(status="unproven")
+    changed = having(manifest, status="unproven")
     assert not changed.proven and changed.document == document(status="unproven")
     assert manifest.proven, "the first is as it was"
     with pytest.raises(ValueError, match="opset must be a whole number"):
-        manifest.having(opset="20")
+        having(manifest, opset="20")
     with pytest.raises(FrozenInstanceError):
         manifest.status = "proven"  # type: ignore[misc]
 

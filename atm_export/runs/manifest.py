@@ -77,7 +77,7 @@ class Manifest:
     config: as `config.exported_config` takes it. input: what the graph takes; answers: the task and
     its outputs; outputs: all of the graph's, traces too. labels: of the classes, if they are known.
     golden: None where none were kept. proven_on: backends with their versions. document: all of it
-    as JSON has it, in the form of today's format; files are written of it, and `having` changes it.
+    as JSON has it, in the form of today's format: what is written where something is added.
     """
 
     format: int
@@ -104,10 +104,6 @@ class Manifest:
     def proven(self) -> bool:
         """Whether parity with PyTorch was proven."""
         return self.status == PROVEN
-
-    def having(self, **facts: Any) -> Manifest:
-        """The same with other `facts`, as JSON has them; ValueError where they do not fit."""
-        return manifest_of({**self.document, **facts})
 
 
 def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,11 +76,10 @@ def evaluate_run(
     answers = run.manifest.answers
     answers.require_ranks("evaluate", run.folder)
     say("looking through the data set")
-    labels = run.manifest.labels
     samples = open_samples(
         place.images,
         answers.classes,
-        labels,
+        run.manifest.labels,
         labels=place.labels,
         real=place.real,
         split=place.split,
