@@ -50,8 +50,9 @@ class Options:
         str | None,
         shown(
             HOW,
-            "atm: thresholds decide; tome: fixed r; none: the unmerged model; or a plugin's "
-            "(default: the preset's, atm).",
+            "atm: thresholds decide; tome: fixed r; evit, diffrate, zerotprune (a precursor): what "
+            "is attended to least goes; none: the unmerged model; or a plugin's (default: the "
+            "preset's, atm).",
         ),
     ] = None
     settings: Annotated[

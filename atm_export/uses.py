@@ -47,7 +47,7 @@ USES = (
     Use(("gflops",), "--method atm", _has_gflops),
     Use(("r", "schedule"), "--method tome", takes),
     Use(("schedule",), "an -r of one number", lambda choice, *_: "," not in (choice.r or "")),
-    Use(("proportional",), "--method atm or tome", takes),
+    Use(("proportional",), "--method atm, tome, mctf, pitome or diffrate", takes),
     Use(("calibrate",), "--merge frozen", _freezes),
 )
 

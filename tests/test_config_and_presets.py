@@ -109,7 +109,7 @@ def test_impossible_operating_points_name_the_field(values: dict[str, float], sa
         ({"name": "tome", "r": (-1,)}, r"r\.0"),
         ({"name": "atm", "r": (8,)}, "method: r: Extra inputs"),
         ({"name": "tome", "r": (8,), "merge": "frozen"}, "merge: Extra inputs"),
-        ({"name": "atn"}, "nearest: atm"),
+        ({"name": "atn"}, "nearest: ats, atm"),
     ],
 )
 def test_impossible_methods_say_why(values: dict[str, object], says: str) -> None:

@@ -112,7 +112,7 @@ def test_an_export_of_the_readme_runs(
         if option in words:
             given = float(words[words.index(option) + 1])
             assert method.more["operating_point"][name] == given
-    assert method.name == ("tome" if "tome" in words else "atm")
+    assert method.name == (words[words.index("--method") + 1] if "--method" in words else "atm")
 
 
 def test_every_command_of_the_readme_is_run_here_or_builds_an_engine() -> None:

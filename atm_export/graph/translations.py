@@ -30,12 +30,31 @@ def attend(q: Value, k: Value, v: Value, bias: Value | None) -> Value:
 
 def attend_with_weights(q: Value, k: Value, v: Value, bias: Value | None) -> tuple[Value, Value]:
     """As `attend`; the weights are read off the softmax."""
+    weights = attention_map(q, k, bias)
+    return applied(weights, v), weights
+
+
+def attention_map(q: Value, k: Value, bias: Value | None) -> Value:
+    """The softmax of `attend`."""
     scores = op.MatMul(_heads_first(q), op.Transpose(_heads_first(k), perm=[0, 1, 3, 2]))
     if bias is not None:
         scores = op.Add(scores, op.Reshape(bias, ints(0, 1, 1, -1)))
-    weights = op.Softmax(scores, axis=-1)
+    return op.Softmax(scores, axis=-1)
+
+
+def applied(weights: Value, v: Value) -> Value:
+    """What comes after it."""
     out = _heads_first(op.MatMul(weights, _heads_first(v)))
-    return op.Reshape(out, ints(0, 0, q.shape[2] * v.shape[3])), weights
+    return op.Reshape(out, ints(0, 0, v.shape[2] * v.shape[3]))
+
+
+def class_attention(q: Value, k: Value, bias: Value | None) -> Value:
+    """One row of scores a head, [B, H, 1, n], and its softmax; see `attend`."""
+    first = op.Slice(q, ints(0), ints(1), ints(1))
+    scores = op.MatMul(_heads_first(first), op.Transpose(_heads_first(k), perm=[0, 1, 3, 2]))
+    if bias is not None:
+        scores = op.Add(scores, op.Reshape(bias, ints(0, 1, 1, -1)))
+    return op.ReduceMean(op.Softmax(scores, axis=-1), ints(1, 2), keepdims=0)
 
 
 def key_metric(k: Value, shift: Value | None) -> Value:
@@ -65,6 +84,9 @@ TABLE: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.atm_export.split_heads.default: split_heads,
     torch.ops.atm_export.attend.default: attend,
     torch.ops.atm_export.attend_with_weights.default: attend_with_weights,
+    torch.ops.atm_export.class_attention.default: class_attention,
+    torch.ops.atm_export.attention_map.default: attention_map,
+    torch.ops.atm_export.applied.default: applied,
     torch.ops.atm_export.key_metric.default: key_metric,
     torch.ops.atm_export.look_up.default: look_up,
     torch.ops.atm_export.take_rows.default: take_rows,

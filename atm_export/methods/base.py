@@ -48,7 +48,8 @@ class ModelShape:
     """What a plan needs to know of a model.
 
     tokens: embedded tokens, prefix included; pooled: the head reads all tokens, not the prefix
-    alone; proportional: whether the family usually uses proportional attention.
+    alone; proportional: whether the family usually uses proportional attention; width: channels of
+    a token (0: not said).
     """
 
     depth: int
@@ -56,6 +57,7 @@ class ModelShape:
     prefix: int
     pooled: bool
     proportional: bool
+    width: int = 0
 
 
 @dataclass(frozen=True)

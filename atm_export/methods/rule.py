@@ -2,8 +2,7 @@
 
 A rule is a frozen value. The reference asks it to `decide` and to `reduce`; the export-friendly
 twin asks it to `apply` both at once, in operations that have an ONNX. Nothing here imports torch:
-rules do where they compute. A method that reduces before attention weights meet the values would
-need one more hook in `model/reference.py:attention` and in the twin; none does today.
+rules do where they compute. A rule that is `before_attention` merges the attention map too.
 """
 
 from __future__ import annotations
@@ -18,17 +17,19 @@ from atm_export.errors import ConfigError, UnsupportedModelError
 if TYPE_CHECKING:
     from torch import Tensor
 
-Signal = Literal["key_metric", "keys", "values", "attention"]
+Signal = Literal["key_metric", "keys", "values", "attention", "class_attention"]
 
 
 @dataclass(frozen=True)
 class Signals:
-    """What the reference knows of a batch between attention and MLP.
+    """What the reference knows of a batch between attention and MLP, or before the attention is
+    applied (`before_attention`).
 
     keys, values [B, H, N, d]; attention [B, H, N, N]: softmax weights, query first; tokens
-    [B, N, D]: the residual stream, attention added; sizes [B, N, 1]: merging sizes; where [B, N0]:
-    places of the embedded tokens, -1 where one was dropped. prefix: leading tokens that stay, in
-    front. attention is None where the rule does not ask for it.
+    [B, N, D]: the residual stream, attention added where it was applied; sizes [B, N, 1]: merging
+    sizes; where [B, N0]: places of the embedded tokens, -1 where one was dropped. prefix: leading
+    tokens that stay, in front. class_attention [B, N]: the first token's row of attention, mean
+    over heads. attention and class_attention are None where the rule does not ask for them.
     """
 
     keys: Tensor
@@ -38,6 +39,7 @@ class Signals:
     sizes: Tensor
     where: Tensor
     prefix: int
+    class_attention: Tensor | None = None
 
 
 class Decision(ABC):
@@ -65,8 +67,9 @@ class GraphSignals:
 
     tokens [B, n, D] (None in a last block whose head reads the prefix alone, where the rule
     `spares_tokens`); sizes [B, n, 1] (None: all 1; padding: 0); key_metric [B, n, d]: keys summed
-    over heads, L2-normalised; keys, values [B, n, H, d]; attention [B, H, n, n]; where as in
-    `Signals`. constants: what the rule's `constants` gave. most: tokens that are embedded.
+    over heads, L2-normalised; keys, values [B, n, H, d]; attention [B, H, n, n];
+    class_attention [B, n] and where as in `Signals`. constants: what the rule's `constants` gave.
+    most: tokens that are embedded.
     """
 
     tokens: Tensor | None
@@ -79,17 +82,20 @@ class GraphSignals:
     keys: Tensor | None = None
     values: Tensor | None = None
     attention: Tensor | None = None
+    class_attention: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class GraphReduced:
     """tokens [B, m, D], sizes [B, m, 1] (None: as they were, all 1), moved_to [B, n], and the
-    number of tokens that remain ([1]; [B] where images differ; None: what `tokens_after` says)."""
+    number of tokens that remain ([1]; [B] where images differ; None: what `tokens_after` says).
+    attention [B, H, m, m]: the map of a rule that is `before_attention`."""
 
     tokens: Tensor
     sizes: Tensor | None
     moved_to: Tensor
     remaining: Tensor | None = None
+    attention: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -110,13 +116,16 @@ class BlockRule(ABC):
     asks: signals that it needs, beside tokens, sizes and places. drops: tokens may vanish (a place
     of -1). static: its graph is translated for exactly the number of tokens that enters.
     spares_tokens: its decision does not read the tokens, so that a last block whose head reads the
-    prefix alone moves sizes only.
+    prefix alone moves sizes only. before_attention: it decides on the attention map and merges that
+    too, before the map meets the values, which are those of the tokens that stay; its counts are
+    fixed (`tokens_after`).
     """
 
     asks: ClassVar[tuple[Signal, ...]] = ()
     drops: ClassVar[bool] = False
     static: ClassVar[bool] = False
     spares_tokens: ClassVar[bool] = False
+    before_attention: ClassVar[bool] = False
 
     # What it is.
 
@@ -160,6 +169,11 @@ class BlockRule(ABC):
     @abstractmethod
     def reduce(self, tokens: Tensor, sizes: Tensor, decision: Any, prefix: int) -> Reduced:
         """Carry a decision out; the prefix keeps its place in front."""
+
+    def reduce_attention(self, weights: Tensor, decision: Any) -> Tensor:
+        """The map [B, H, N, N] of a rule that is `before_attention`, merged: [B, H, n, n], rows
+        of sum 1."""
+        raise NotImplementedError
 
     def follow(self, signals: Signals, moved_to: Tensor) -> tuple[Decision, float]:
         """The decision that moves tokens to moved_to [B, N], and by how much its scores fall short

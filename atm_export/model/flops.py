@@ -1,7 +1,9 @@
 """Multiply-adds of a forward pass from its token counts, per image, in units of 1e9 (GFLOPs).
 
 The paper's count: embedding + per block 4 n D^2 + 2 n^2 D (attention, n tokens in) + MLP on m
-tokens + head. Merging itself, norms and activations are left out.
+tokens + head. Where a rule merges the attention map, queries, keys and map count n tokens, values,
+their product with the map and the projection those that stay (arXiv 2403.10030). Merging itself,
+norms and activations are left out.
 """
 
 from __future__ import annotations
@@ -40,12 +42,18 @@ def module_macs(module: nn.Module, sample: Tensor) -> int:
     return total
 
 
-def count_gmacs(backbone: Backbone, tokens_in: Tensor, mlp_tokens: Tensor) -> Tensor:
-    """GFLOPs [B] of each image; tokens_in and mlp_tokens [blocks, B]."""
+def count_gmacs(
+    backbone: Backbone, tokens_in: Tensor, mlp_tokens: Tensor, attended: Tensor | None = None
+) -> Tensor:
+    """GFLOPs [B] of each image; tokens_in, mlp_tokens and attended (see `Trace`; None: as
+    tokens_in) [blocks, B]."""
+    attended = tokens_in if attended is None else attended
+    counts = (tokens_in.double(), attended.double(), mlp_tokens.double())
     total = torch.full(tokens_in.shape[1:], backbone.stem_gmacs() * 1e9, dtype=torch.float64)
-    for part, n, m in zip(backbone.parts(), tokens_in.double(), mlp_tokens.double(), strict=True):
-        projections = part.qkv.weight.numel() + part.proj.weight.numel()
-        total += n * projections + 2 * n * n * part.heads * part.head_dim
+    for part, n, k, m in zip(backbone.parts(), *counts, strict=True):
+        third = part.qkv.weight.numel() / 3
+        total += n * 2 * third + k * (third + part.proj.weight.numel())
+        total += (n * n + k * k) * part.heads * part.head_dim
         total += m * linear_weights(part.mlp)
     last = mlp_tokens[-1].double()
     return (total + backbone.head_macs(last)) / 1e9
@@ -56,7 +64,7 @@ def trace_gmacs(backbone: Backbone, trace: Trace, merges: bool = True) -> Tensor
     mlp_tokens = trace.tokens_out.clone()
     if merges and backbone.head_rows is not None:
         mlp_tokens[-1] = backbone.head_rows
-    return count_gmacs(backbone, trace.tokens_in, mlp_tokens)
+    return count_gmacs(backbone, trace.tokens_in, mlp_tokens, trace.attended)
 
 
 def unmerged_gmacs(backbone: Backbone) -> float:

@@ -13,12 +13,14 @@ from atm_export.model.backbone import Backbone
 
 def shape_of(backbone: Backbone) -> ModelShape:
     """What a method needs to know of a backbone."""
+    parts = backbone.parts()
     return ModelShape(
-        depth=len(backbone.parts()),
+        depth=len(parts),
         tokens=backbone.tokens,
         prefix=backbone.prefix,
         pooled=backbone.pooled,
         proportional=backbone.proportional,
+        width=parts[0].qkv.in_features,
     )
 
 

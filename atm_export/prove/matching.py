@@ -23,6 +23,9 @@ LOWERED = (
     ir.DataType.FLOAT8E4M3FN,
     ir.DataType.INT8,
 )
+MOVES = frozenset(
+    ("Concat", "Gather", "GatherElements", "GatherND", "Reshape", "Slice", "Transpose")
+)
 
 
 def require_matching(model: ir.Model, precision: str) -> None:
@@ -41,7 +44,8 @@ def lowered_matching(model: ir.Model) -> list[str]:
 
     model: a traced graph, its nodes tagged as they were placed. A rule decides where it makes whole
     numbers or truths of floats: its keys, a comparison. All that leads there from what it was
-    handed counts, if the rule made it; what it was handed (keys, tokens) is as the layers made it.
+    handed counts, if the rule computed it; what it was handed (keys, tokens) is as the layers made
+    it, and so are rows of it.
     """
     typed = copied(model)
     ShapeInferencePass()(typed)
@@ -60,9 +64,21 @@ def lowered_matching(model: ir.Model) -> list[str]:
 
 
 def _is_own(value: ir.Value) -> bool:
-    """Whether a rule made it, or it is a number of the graph."""
+    """Whether a rule computed it, or it is a number of the graph."""
     node = value.producer()
-    return node is None or RULE in node.metadata_props
+    return node is None or (RULE in node.metadata_props and not _only_moves(node))
+
+
+def _only_moves(node: ir.Node) -> bool:
+    """Whether it moves what the rule was handed and computes nothing: rows of tokens, say."""
+    return node.op_type in MOVES and all(_is_handed(value) for value in _floats(node.inputs))
+
+
+def _is_handed(value: ir.Value) -> bool:
+    node = value.producer()
+    while node is not None and node.op_type == "Cast" and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node is not None and (RULE not in node.metadata_props or _only_moves(node))
 
 
 def _decides(node: ir.Node) -> bool:

@@ -142,6 +142,8 @@ class TwinBlock(nn.Module):
         )
 
     def forward(self, tokens: Tensor, sizes: Tensor | None, where: Tensor) -> Tensor | Merge:
+        if self.reduction is not None and self.reduction.rule.before_attention:
+            return self._reduce_first(self.reduction, tokens, sizes, where)
         x = tokens
         h = ahead = self.norm1(x)
         if self.reads is not None:
@@ -150,17 +152,38 @@ class TwinBlock(nn.Module):
         k = self.k_norm(operators.split_heads(self.k(h), self.heads))
         bias = sizes.log() if self.proportional and sizes is not None else None
         v = operators.split_heads(self.v(h), self.heads)
-        attended, weights = self._attend(self._queries(ahead), k, v, bias)
+        q = self._queries(ahead)
+        attended, weights = self._attend(q, k, v, bias)
         x = self._add(x, self.scale1(self.proj(self.attn_norm(attended))))
         if self.reduction is None:
             return self._mlp(x)
         if self.reorders:
             return self._reorder(self._mlp(x), sizes, where)
         moving = x if self.reads is None else None
-        signals = self._signals(moving, sizes, where, k, v, weights)
+        signals = self._signals(moving, sizes, where, k, v, weights, self._row(q, k, bias))
         reduced = self.reduction(signals)
         out = reduced.tokens if self.reads is None else x
-        out = self._mlp(out if self.cuts is None else out[:, : self.cuts])
+        # The prefix stays as it is, so that what ships need not reduce anything here.
+        out = self._mlp(out if self.cuts is None else x[:, : self.cuts])
+        return self._handed_on(out, reduced, where)
+
+    def _reduce_first(
+        self, reduction: Reduction, tokens: Tensor, sizes: Tensor | None, where: Tensor
+    ) -> Merge:
+        """The rule merges tokens and attention map; then the map meets the values."""
+        h = self.norm1(tokens)
+        k = self.k_norm(operators.split_heads(self.k(h), self.heads))
+        bias = sizes.log() if self.proportional and sizes is not None else None
+        q = self._queries(h)
+        weights, row = operators.attention_map(q, k, bias), self._row(q, k, bias)
+        reduced = reduction(self._signals(tokens, sizes, where, k, None, weights, row))
+        x, merged = reduced.tokens, reduced.attention
+        assert merged is not None
+        v = operators.split_heads(self.v(self.norm1(x)), self.heads)
+        if self.cuts is not None:
+            x, merged = x[:, : self.cuts], merged[:, :, : self.cuts]
+        attended = self.attn_norm(operators.applied(merged, v))
+        out = self._mlp(self._add(x, self.scale1(self.proj(attended))))
         return self._handed_on(out, reduced, where)
 
     def _attend(
@@ -171,14 +194,20 @@ class TwinBlock(nn.Module):
         attended, weights = operators.attend_with_weights(q, k, v, bias)
         return attended, weights
 
+    def _row(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor | None:
+        """The class token's attention, where the rule asks for it."""
+        asks = () if self.rule is None else self.rule.asks
+        return operators.class_attention(q, k, bias) if "class_attention" in asks else None
+
     def _signals(
         self,
         tokens: Tensor | None,
         sizes: Tensor | None,
         where: Tensor,
         k: Tensor,
-        v: Tensor,
+        v: Tensor | None,
         weights: Tensor | None,
+        row: Tensor | None = None,
     ) -> GraphSignals:
         assert self.rule is not None
         asks = self.rule.asks
@@ -193,6 +222,7 @@ class TwinBlock(nn.Module):
             keys=k if "keys" in asks else None,
             values=v if "values" in asks else None,
             attention=weights,
+            class_attention=row,
         )
 
     def _handed_on(self, out: Tensor, reduced: GraphReduced, where: Tensor) -> Merge:

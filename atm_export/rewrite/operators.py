@@ -63,6 +63,47 @@ def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Ten
     return out, q.new_empty(batch, heads, queries, k.shape[1])
 
 
+@torch.library.custom_op("atm_export::class_attention", mutates_args=())
+def class_attention(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+    """The first query's weights in `attend`, mean over heads: [B, n]. Computed apart, so that the
+    attention product itself stays one that backends fuse."""
+    scores = q[:, :1].transpose(1, 2) @ k.permute(0, 2, 3, 1)
+    if bias is not None:
+        scores = scores + bias.reshape(bias.shape[0], 1, 1, -1)
+    return torch.softmax(scores, dim=-1).mean(dim=(1, 2))
+
+
+@class_attention.register_fake
+def _(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+    return k.new_empty(k.shape[0], k.shape[1])
+
+
+@torch.library.custom_op("atm_export::attention_map", mutates_args=())
+def attention_map(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+    """The weights of `attend` after the softmax, [B, H, m, n]."""
+    weights = q.transpose(1, 2) @ k.permute(0, 2, 3, 1)
+    if bias is not None:
+        weights = weights + bias.reshape(bias.shape[0], 1, 1, -1)
+    return torch.softmax(weights, dim=-1)
+
+
+@attention_map.register_fake
+def _(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+
+
+@torch.library.custom_op("atm_export::applied", mutates_args=())
+def applied(weights: Tensor, v: Tensor) -> Tensor:
+    """Attention weights [B, H, m, n] on v [B, n, H, d] as [B, m, H * d]."""
+    out = (weights @ v.transpose(1, 2)).transpose(1, 2)
+    return out.reshape(out.shape[0], out.shape[1], -1).clone()
+
+
+@applied.register_fake
+def _(weights: Tensor, v: Tensor) -> Tensor:
+    return v.new_empty(v.shape[0], weights.shape[2], v.shape[2] * v.shape[3])
+
+
 @torch.library.custom_op("atm_export::key_metric", mutates_args=())
 def key_metric(k: Tensor, shift: Tensor | None) -> Tensor:
     """Keys [B, n, H, d] summed over heads, plus shift [d], and L2-normalised: [B, n, d]."""

@@ -161,4 +161,6 @@ def gmacs_from_tokens(subject: Subject, plan: MergePlan, tokens_out: Tensor) -> 
     mlp = tokens_out.clone()
     if plan.merges and backbone.head_rows is not None:
         mlp[-1] = backbone.head_rows
-    return count_gmacs(backbone, tokens_in, mlp)
+    early = [rule is not None and rule.before_attention for rule in plan.blocks]
+    attended = torch.where(torch.tensor(early).unsqueeze(1), tokens_out, tokens_in)
+    return count_gmacs(backbone, tokens_in, mlp, attended)
