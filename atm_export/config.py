@@ -252,13 +252,14 @@ def of_format_2(method: Any) -> Any:
     return {**FORMAT_2, **said} if said.keys() <= FORMAT_2.keys() else method
 
 
-def exported_config(manifest: Mapping[str, Any], where: str) -> RunConfig:
-    """The config of a finished run; ManifestError names the first bad field."""
+def exported_config(config: Mapping[str, Any], where: str) -> RunConfig:
+    """The config of a finished run, as its manifest states it; ManifestError names the first bad
+    field."""
     try:
-        values = {**manifest["config"]}
+        values = {**config}
         if isinstance(values.get("method"), Mapping):
             values["method"] = method_settings(upgraded(values["method"]), f"{where}: method")
-        config: RunConfig = validated(RunConfig, values, f"{where}: config")
+        found: RunConfig = validated(RunConfig, values, f"{where}: config")
     except ConfigError as error:
         raise ManifestError(f"{error}; export again with --force") from error
-    return config
+    return found

@@ -42,7 +42,8 @@ from atm_export.prove.inputs import cases
 from atm_export.prove.typed import typed_graph
 from atm_export.report.facts import graph_facts, shipped_outputs
 from atm_export.runs import writing
-from atm_export.runs.reading import load_manifest
+from atm_export.runs.manifest import Manifest
+from atm_export.runs.reading import read_manifest
 from atm_export.runs.seal import sha256
 from atm_export.runs.writing import WorkFolder
 from atm_export.subject import Pixels, Progress, Subject
@@ -118,13 +119,13 @@ def add_engines(
     """
     api = load_api(settings.flavor)
     sms = {p: api.targets(settings, p, gpu_sm()) for p in settings.precisions}
-    manifest = load_manifest(out)
+    manifest = read_manifest(out)
     wanted = {p: _engine_name(p, api, sms[p]) for p in settings.precisions}
     keys = {p: _key(p, manifest, api, settings, sms[p]) for p in settings.precisions}
-    entries = dict(manifest.get("engines", {}))
+    entries = {name: facts.document for name, facts in manifest.engines.items()}
     missing = [p for p in settings.precisions if not _there(entries.get(wanted[p]), keys[p])]
     if missing:
-        with writing.working(out, str(manifest["run_key"])) as work:
+        with writing.working(out, manifest.run_key) as work:
             for precision in missing:
                 name = wanted[precision]
                 build = Build(precision, name, settings, api, sms[precision])
@@ -135,11 +136,10 @@ def add_engines(
     return {name: entries[name] for name in wanted.values()}
 
 
-def _proven_on(manifest: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, str]:
+def _proven_on(manifest: Manifest, entries: Mapping[str, Any]) -> dict[str, str]:
     """What the run was proven on, engines that ran on a GPU among it."""
     ran = [name for name, entry in entries.items() if "parity" in entry["run"]]
-    proven = manifest.get("proven_on", {})
-    return {**proven, **({TENSORRT: ", ".join(sorted(ran))} if ran else {})}
+    return {**manifest.proven_on, **({TENSORRT: ", ".join(sorted(ran))} if ran else {})}
 
 
 def _add_one(
@@ -302,14 +302,14 @@ def _engine_name(precision: Precision, api: Api, sms: Sequence[int]) -> str:
 
 def _key(
     precision: Precision,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     api: Api,
     settings: EngineSettings,
     sms: Sequence[int],
 ) -> str:
     return writing.run_key(
         {
-            "run": manifest["run_key"],
+            "run": manifest.run_key,
             "precision": precision.value,
             "settings": settings.digest(),
             "tensorrt": api.version,

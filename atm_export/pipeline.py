@@ -44,7 +44,8 @@ from atm_export.report.page import FILE as REPORT
 from atm_export.report.results import add_results, draw_report, pictures_of
 from atm_export.runs import writing
 from atm_export.runs.graphs import locations
-from atm_export.runs.reading import check_fields
+from atm_export.runs.manifest import PROVEN, Manifest
+from atm_export.runs.reading import checked_manifest, read_manifest
 from atm_export.runs.writing import WorkFolder
 from atm_export.subject import Progress, Subject, subject_of
 
@@ -59,7 +60,7 @@ class Outcome:
 
     out: Path
     report: dict[str, Any]
-    manifest: dict[str, Any]
+    manifest: Manifest
     reused: bool
 
 
@@ -104,10 +105,7 @@ def export(
     out = place.plain(out)
     wanted = Wanted(tuple(on), engines, benchmark, use_threads(threads), force)
     _check_backends(wanted)
-    progress("loading the model")
-    model = load_model(config.model)
-    if is_beside(model.backbone.weight_bytes, config.external_data):
-        writing.refuse_loss(out, [GRAPH + SUFFIX], force=force)
+    model = _model(config, out, wanted, progress)
     images, calibration = _images(config, model)
     key = _run_key(config, model, images, calibration)
     finished = None if force else _reusable(config, out, key, wanted.graphs_on)
@@ -123,6 +121,15 @@ def export(
     if engines is None:
         return finished
     return _with_engines(finished, subject, images, engines, traced, progress)
+
+
+def _model(config: RunConfig, out: Path, wanted: Wanted, progress: Progress) -> LoadedModel:
+    """The model; OutputError if weights beside the graph would replace what is not the run's."""
+    progress("loading the model")
+    model = load_model(config.model)
+    if is_beside(model.backbone.weight_bytes, config.external_data):
+        writing.refuse_loss(out, [GRAPH + SUFFIX], force=wanted.force)
+    return model
 
 
 def _images(config: RunConfig, model: LoadedModel) -> tuple[ImageSet, ImageSet]:
@@ -274,7 +281,7 @@ def write(
     out: Path,
     *,
     force: bool = False,
-) -> dict[str, Any]:
+) -> Manifest:
     """Write and publish the run folder; returns its manifest."""
     proven = report["parity"]["proven"]
     if not proven:
@@ -288,7 +295,7 @@ def write(
     golden, golden_facts = golden_vectors(subject.model, subject.plan)
     work.write(GOLDEN, golden)
     facts = {
-        "status": "proven" if proven else "unproven",
+        "status": PROVEN if proven else "unproven",
         "proven_on": report["parity"]["backends"] if proven else {},
         "versions": writing.versions(),
         "golden": golden_facts,
@@ -296,7 +303,8 @@ def write(
     }
     names = [*graph, *(name for name in FILES if name not in graph)]
     draw_report(work, [name for name in names if name != REPORT], facts, pictures)
-    return writing.publish(work, out, names, facts, force=force)
+    writing.publish(work, out, names, facts, force=force)
+    return read_manifest(out)
 
 
 def _run_key(config: RunConfig, model: LoadedModel, images: ImageSet, calibration: ImageSet) -> str:
@@ -314,33 +322,33 @@ def _run_key(config: RunConfig, model: LoadedModel, images: ImageSet, calibratio
 def _reusable(config: RunConfig, out: Path, key: str, on: Sequence[str]) -> Outcome | None:
     """The finished run in `out` if it is this one, proven on these backends; ConfigError if it is
     another."""
-    manifest = writing.read_manifest(out)
-    if manifest is None and (out / writing.MANIFEST).exists():
+    document = writing.finished_document(out)
+    if document is None and (out / writing.MANIFEST).exists():
         raise ConfigError(
             f"{out} holds a run that this atm-export cannot read; "
             "give --force to replace it, or another --out"
         )
-    if manifest is None or writing.broken_files(out, manifest):
+    if document is None or writing.broken_files(out, document):
         return None
-    if manifest.get("run_key") == key and manifest.get("status") == "proven":
-        check_fields(out, manifest)
-        if not set(on) <= {ONNXRUNTIME, *manifest.get("proven_on", {})}:
+    if document.get("status") != PROVEN:
+        return None
+    if document.get("run_key") == key:
+        manifest = checked_manifest(out, document)
+        if not set(on) <= {ONNXRUNTIME, *manifest.proven_on}:
             return None
         return Outcome(out, read_report(out), manifest, reused=True)
-    if manifest.get("status") == "proven":
-        values = {**config.model_dump(mode="json"), "method": stamped(config)["method"]}
-        differs = [name for name, value in values.items() if _setting(manifest, name) != value]
-        what = ", ".join(differs) or "weights, images or versions"
-        raise ConfigError(
-            f"{out} holds a finished run that differs in: {what}; "
-            "give --force to replace it, or another --out"
-        )
-    return None
+    values = {**config.model_dump(mode="json"), "method": stamped(config)["method"]}
+    differs = [name for name, value in values.items() if _setting(document, name) != value]
+    what = ", ".join(differs) or "weights, images or versions"
+    raise ConfigError(
+        f"{out} holds a finished run that differs in: {what}; "
+        "give --force to replace it, or another --out"
+    )
 
 
-def _setting(manifest: Mapping[str, Any], name: str) -> Any:
+def _setting(document: Mapping[str, Any], name: str) -> Any:
     """One setting of a finished run, as graphs state it; None where the manifest has none."""
-    config = manifest.get("config")
+    config = document.get("config")
     usual = "auto" if name == "external_data" else None  # older runs know no other way
     value = config.get(name, usual) if isinstance(config, dict) else None
     return of_format_2(value) if name == "method" else value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from atm_export.model.calibrate import measured_r, paper_r
 from atm_export.model.plan import exported_plan, plan_for
 from atm_export.model.reference import run_reference
 from atm_export.model.zoo import load_model
+from atm_export.runs.manifest import Manifest
 
 Progress = Callable[[str], None]
 PAPER = "the paper's GFLOPs"
@@ -108,7 +109,7 @@ def schedule_from(config: RunConfig) -> str:
 
 
 def exported_subject(
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     where: str,
     weights: str | None = None,
     *,
@@ -119,9 +120,9 @@ def exported_subject(
     Without need_weights, weights that are gone are replaced by random ones of the same shapes.
     Raises ManifestError, WeightsError.
     """
-    config = exported_config(manifest, where)
+    config = exported_config(manifest.config, where)
     spec = config.model if weights is None else config.model.model_copy(update={"weights": weights})
-    digest = manifest["weights"]["sha256"]
+    digest = manifest.weights.sha256
     try:
         model = load_model(spec)
         if model.weights["sha256"] != digest:
@@ -133,7 +134,7 @@ def exported_subject(
         if need_weights:
             raise
         model = load_model(spec.model_copy(update={"weights": "random"}))
-    plan = exported_plan(model.backbone, config.method, manifest["method"])
+    plan = exported_plan(model.backbone, config.method, manifest.method.document)
     return Subject(config, model, plan, model.weights["sha256"] == digest)
 
 

@@ -15,18 +15,17 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from atm_export import place
 from atm_export.backends import TENSORRT, backends
 from atm_export.backends.base import AUTO
 from atm_export.errors import ConfigError
-from atm_export.inputs import IMAGE, stated_input
+from atm_export.inputs import IMAGE, InputSpec
+from atm_export.runs.engine_facts import TensorFacts
 from atm_export.runs.golden import read_golden
 from atm_export.runs.graphs import Buffer, read_graph
 from atm_export.runs.reading import Run, open_run, read_checked
 from atm_export.runs.writing import working
-from atm_export.tasks.stated import stated
 
 MAX_BATCH = 32
 SERVED_FLAVOR = "tensorrt"
@@ -67,9 +66,9 @@ class Graph:
     preferred: tuple[int, ...]
     dtypes: Mapping[str, str] = field(default_factory=dict)
 
-    def kind(self, name: str, facts: Mapping[str, Any]) -> str:
-        """Triton's type of one tensor."""
-        return TYPES[self.dtypes.get(name, facts["dtype"])]
+    def kind(self, name: str, dtype: str) -> str:
+        """Triton's type of one tensor, which the manifest's interface says to be `dtype`."""
+        return TYPES[self.dtypes.get(name, dtype)]
 
     @property
     def name(self) -> str:
@@ -105,7 +104,7 @@ def write_repository(
         text = config_text(run, graph, folder.name)
         (part / "config.pbtxt").write_text(text, encoding="utf-8")
         place.put_folder(part, folder, REMEDY)
-    adaptive = run.manifest["method"]["merge"] == "adaptive"
+    adaptive = run.manifest.method.merge == "adaptive"
     return Repository(folder, (ADAPTIVE,) if adaptive else ())
 
 
@@ -134,12 +133,12 @@ def model_folder(repository: Path, name: str) -> Path:
 
 def config_text(run: Run, graph: Graph, name: str) -> str:
     """config.pbtxt of one model, in protobuf's text format."""
-    method, outputs = run.manifest["method"], run.manifest["interface"]["outputs"]
-    ranks = stated(run.manifest).ranks
-    batched = {key: facts for key, facts in outputs.items() if facts["shape"][0] == "batch"}
+    method, outputs = run.manifest.method, run.manifest.outputs
+    ranks = run.manifest.answers.ranks
+    batched = {key: facts for key, facts in outputs.items() if facts.shape[0] == "batch"}
     lines = [
-        f"# {_one_line(method['summary'])}",
-        *([f"# Note: {ADAPTIVE}"] if method["merge"] == "adaptive" else []),
+        f"# {_one_line(method.summary)}",
+        *([f"# Note: {ADAPTIVE}"] if method.merge == "adaptive" else []),
         *(
             f"# Not served: {_one_line(key)}, which has no batch axis"
             for key in outputs
@@ -157,47 +156,45 @@ def config_text(run: Run, graph: Graph, name: str) -> str:
         _text(
             "parameters",
             'key: "atm_export_policy"',
-            f"value {{ string_value: {_quoted(method['merge'])} }}",
+            f"value {{ string_value: {_quoted(method.merge)} }}",
         ),
     ]
     return "\n".join(lines) + "\n"
 
 
 def _engine(run: Run, name: str) -> Graph:
-    facts: Mapping[str, Any] = run.manifest.get("engines", {})
+    engines = run.manifest.engines
     if name == AUTO:  # where Triton runs is not known here: the first by the rule of every backend
         known = backends[TENSORRT].artifacts(run)
-        served = [each for each in known if facts[each]["flavor"] == SERVED_FLAVOR]
+        served = [each for each in known if engines[each].flavor == SERVED_FLAVOR]
         name = next(iter([*served, *known]), "")
-    if name not in facts:
-        raise ConfigError(
-            f"{run.folder} has no engine '{name}'; it has: {', '.join(facts) or 'none (add --trt)'}"
-        )
-    if facts[name]["flavor"] != SERVED_FLAVOR:
+    if name not in engines:
+        listed = ", ".join(engines) or "none (add --trt)"
+        raise ConfigError(f"{run.folder} has no engine '{name}'; it has: {listed}")
+    facts = engines[name]
+    if facts.flavor != SERVED_FLAVOR:
         raise ConfigError(
             f"{name} is a TensorRT-RTX engine, and Triton's TensorRT backend loads enterprise "
             "engines only; build one with --trt-flavor tensorrt, or serve model.onnx"
         )
-    profiles = [[int(n) for n in text.split(":")] for text in facts[name]["profiles"]]
-    largest = max(profile[2] for profile in profiles)
-    preferred = sorted({profile[1] for profile in profiles if profile[1] > 1} | {largest})
-    dtypes = {key: tensor["dtype"] for key, tensor in facts[name]["tensors"].items()}
+    largest = max(high for _, _, high in facts.batches)
+    preferred = sorted({best for _, best, _ in facts.batches if best > 1} | {largest})
+    dtypes = {key: tensor.dtype for key, tensor in facts.tensors.items()}
     return Graph(name, "tensorrt", largest, tuple(preferred), dtypes)
 
 
-def _input(facts: Mapping[str, Any], graph: Graph) -> str:
-    name = facts["name"]
-    kind = f"data_type: {graph.kind(name, facts)}"
-    return _text("input", f"name: {_quoted(name)}", kind, _dims(facts["shape"][1:]))
+def _input(spec: InputSpec, graph: Graph) -> str:
+    kind = f"data_type: {graph.kind(spec.name, spec.dtype)}"
+    return _text("input", f"name: {_quoted(spec.name)}", kind, _dims(spec.shape[1:]))
 
 
-def _output(name: str, facts: Mapping[str, Any], graph: Graph, labelled: bool) -> str:
+def _output(name: str, facts: TensorFacts, graph: Graph, labelled: bool) -> str:
     label = ['label_filename: "labels.txt"'] if labelled else []
-    kind = f"data_type: {graph.kind(name, facts)}"
-    return _text("output", f"name: {_quoted(name)}", kind, _dims(facts["shape"][1:]), *label)
+    kind = f"data_type: {graph.kind(name, facts.dtype)}"
+    return _text("output", f"name: {_quoted(name)}", kind, _dims(facts.shape[1:]), *label)
 
 
-def _dims(shape: Sequence[int]) -> str:
+def _dims(shape: Sequence[str | int]) -> str:
     return f"dims: [ {', '.join(map(str, shape))} ]"
 
 
@@ -216,14 +213,14 @@ def _instances(graph: Graph) -> str:
     return _text("instance_group", "count: 1", f"kind: {kind}")
 
 
-def _warm_up(facts: Mapping[str, Any], graph: Graph) -> str:
-    kind = graph.kind(facts["name"], facts)
-    value = f"data_type: {kind} {_dims(facts['shape'][1:])} input_data_file: {_quoted(IMAGE)}"
+def _warm_up(spec: InputSpec, graph: Graph) -> str:
+    kind = graph.kind(spec.name, spec.dtype)
+    value = f"data_type: {kind} {_dims(spec.shape[1:])} input_data_file: {_quoted(IMAGE)}"
     return _text(
         "model_warmup",
         'name: "a real image"',
         "batch_size: 1",
-        f"inputs {{ key: {_quoted(facts['name'])} value {{ {value} }} }}",
+        f"inputs {{ key: {_quoted(spec.name)} value {{ {value} }} }}",
     )
 
 
@@ -242,11 +239,11 @@ def _text(name: str, *fields: str) -> str:
 
 def _warm_up_image(run: Run) -> bytes:
     """The first golden image, as the input's raw bytes."""
-    return stated_input(run.manifest).feed(read_golden(run).images[:1]).tobytes()
+    return run.input.feed(read_golden(run).images[:1]).tobytes()
 
 
 def _labels(run: Run) -> list[str]:
     """One line a class; none where the task ranks no classes."""
-    classes = stated(run.manifest).classes
-    labels = run.manifest["labels"] or [str(index) for index in range(classes)]
+    classes = run.manifest.answers.classes
+    labels: Sequence[str] = run.manifest.labels or [str(index) for index in range(classes)]
     return [_one_line(label) for label in labels]

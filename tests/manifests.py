@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from atm_export.runs.manifest import Manifest, manifest_of
+
 FILES = ("model.onnx", "config.yaml", "report.json")
 
 
@@ -48,6 +50,11 @@ def least_facts() -> dict[str, Any]:
         "notes": [],
         "golden": None,
     }
+
+
+def having(manifest: Manifest, **facts: Any) -> Manifest:
+    """The same with other `facts`, as JSON has them; ValueError where they do not fit."""
+    return manifest_of({**manifest.document, **facts})
 
 
 def engine_facts(**changes: Any) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from atm_export.errors import OutputError
 from atm_export.runs.writing import (
     MANIFEST,
     broken_files,
+    finished_document,
     publish,
-    read_manifest,
     run_key,
     versions,
     working,
@@ -25,7 +25,7 @@ def test_publish_writes_files_and_a_manifest_that_verifies(tmp_path: Path) -> No
         work.write("a.txt", b"one")
         work.write("b.txt", b"two")
         manifest = publish(work, out, ["a.txt", "b.txt"], {"status": "proven"})
-    assert read_manifest(out) == manifest
+    assert finished_document(out) == manifest
     assert manifest["run_key"] == "key" and manifest["files"]["a.txt"]["bytes"] == 3
     assert broken_files(out, manifest) == []
     assert sorted(path.name for path in out.iterdir()) == ["a.txt", "b.txt", MANIFEST]
@@ -55,7 +55,7 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
             pytest.fail("two runs write to one folder")
         assert work.finished("a.txt") is not None
         publish(work, out, ["a.txt"], {})
-    assert read_manifest(out) is not None
+    assert finished_document(out) is not None
 
 
 def test_an_interrupted_run_keeps_whole_stages_for_the_same_key(tmp_path: Path) -> None:
@@ -112,9 +112,9 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
 
 
 def test_a_damaged_manifest_is_none(tmp_path: Path) -> None:
-    assert read_manifest(tmp_path) is None
+    assert finished_document(tmp_path) is None
     (tmp_path / MANIFEST).write_text("{half")
-    assert read_manifest(tmp_path) is None
+    assert finished_document(tmp_path) is None
 
 
 def test_keys_and_versions_are_stable() -> None:

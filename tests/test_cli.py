@@ -26,7 +26,7 @@ from atm_export.preprocess import crop
 from atm_export.prove.results import Difference, LadderResult
 from atm_export.resolve import resolve
 from atm_export.runs.graphs import SavedGraph
-from atm_export.runs.writing import broken_files, read_manifest, sha256
+from atm_export.runs.writing import broken_files, finished_document, sha256
 from tests.runs import run_command
 from tests.tiny import planned, spec_of
 
@@ -46,7 +46,7 @@ def report_of(out: Path) -> dict:
 
 
 def test_demo_is_proven_and_complete(demo_run: Path) -> None:
-    manifest = read_manifest(demo_run)
+    manifest = finished_document(demo_run)
     assert manifest is not None
     assert manifest["status"] == "proven"
     names = {"model.onnx", "report.json", "report.html", "config.yaml", "golden.safetensors"}
@@ -73,7 +73,7 @@ def test_demo_report_saves_flops_and_keeps_accuracy(demo_run: Path) -> None:
 
 
 def test_metadata_of_the_model_states_the_manifest(demo_run: Path) -> None:
-    manifest = read_manifest(demo_run)
+    manifest = finished_document(demo_run)
     assert manifest is not None
     model = onnx.load(demo_run / "model.onnx")
     facts = {p.key.removeprefix("atm_export."): p.value for p in model.metadata_props}
@@ -111,7 +111,7 @@ def test_a_second_run_reuses_and_a_changed_byte_is_redone_by_force(
     changed = bytearray(whole)
     changed[len(whole) // 2] ^= 1
     (demo_run / "model.onnx").write_bytes(bytes(changed))
-    manifest = read_manifest(demo_run)
+    manifest = finished_document(demo_run)
     assert manifest is not None
     assert broken_files(demo_run, manifest) == ["model.onnx"]
     assert main(arguments) == 7
@@ -126,7 +126,7 @@ def test_another_run_is_not_overwritten(demo_run: Path, capsys: pytest.CaptureFi
     assert main(["demo", "--theta-min", "0.9", "--out", str(demo_run)]) == 2
     error = capsys.readouterr().err
     assert "differs in: method" in error and "--force" in error
-    manifest = read_manifest(demo_run)
+    manifest = finished_document(demo_run)
     assert manifest is not None and not broken_files(demo_run, manifest)
 
 
@@ -141,7 +141,7 @@ def test_a_failed_proof_is_written_as_unproven_and_exits_with_5(
     arguments = ["demo", "--method", "none", "--no-benchmark", "--out", str(out)]
     assert main(arguments) == 5
     assert "not proven: onnx differs on noise, batch 3: block 4" in capsys.readouterr().err
-    manifest = read_manifest(out)
+    manifest = finished_document(out)
     assert manifest is not None and manifest["status"] == "unproven"
     facts = {p.key: p.value for p in onnx.load(out / "model.onnx").metadata_props}
     assert facts["atm_export.status"] == "unproven"

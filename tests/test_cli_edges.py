@@ -24,7 +24,7 @@ from atm_export.config import ModelSpec, RunConfig
 from atm_export.errors import AtmExportError
 from atm_export.model.zoo import load_model
 from atm_export.model_configs import load_model_config
-from atm_export.runs.writing import broken_files, read_manifest
+from atm_export.runs.writing import broken_files, finished_document
 from atm_export.uses import USES
 from tests.runs import run_command
 
@@ -185,7 +185,7 @@ def test_an_interrupted_run_goes_on_from_its_finished_stages(
     run_command(*SMALL, "--out", str(out))
     assert not translated
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    manifest = read_manifest(out)
+    manifest = finished_document(out)
     assert manifest is not None
     assert manifest["status"] == "proven" and not broken_files(out, manifest)
 
@@ -198,7 +198,7 @@ def test_what_lies_in_the_folder_stays(tmp_path: Path) -> None:
     assert (out / "notes.txt").read_text() == "mine"
     run_command(*SMALL, "--uint8-input", "--force", "--out", str(out))
     assert (out / "notes.txt").read_text() == "mine"
-    manifest = read_manifest(out)
+    manifest = finished_document(out)
     assert manifest is not None and manifest["config"]["uint8_input"] is True
 
 

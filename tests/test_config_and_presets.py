@@ -211,8 +211,8 @@ def test_a_method_as_format_2_wrote_it_is_read(choice: dict[str, str]) -> None:
     config = resolve(Choice(model="demo", **choice))
     flat = stamped(config)
     assert list(flat["method"]) == list(FORMAT_2)
-    assert exported_config({"config": flat}, "here") == config
-    assert exported_config({"config": config.model_dump(mode="json")}, "here") == config
+    assert exported_config(flat, "here") == config
+    assert exported_config(config.model_dump(mode="json"), "here") == config
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_a_method_that_cannot_be_meant_is_refused(change: dict[str, Any], says: 
     flat = stamped(resolve(Choice(model="demo")))
     flat["method"] |= change
     with pytest.raises(ManifestError, match=says):
-        exported_config({"config": flat}, "here")
+        exported_config(flat, "here")
 
 
 def test_set_gives_any_setting_of_a_method() -> None:

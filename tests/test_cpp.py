@@ -399,7 +399,7 @@ def test_python_cpp_and_eager_agree_on_100_images(tmp_path: Path, all_cores: Non
     """The same top-1; logits within 1e-3 from the JPEG file on, 1e-4 from the same tensor on."""
     run = deit_t_run(tmp_path / "deit_t")
     session = load(run)
-    subject = _rebuilt(session.manifest)
+    subject = _rebuilt(session.run_folder.manifest)
     model, plan = subject.model, subject.plan
     files = sample_images(step=5)
     pixels = [read_image(path, model.preprocessing)[None] for path in files]

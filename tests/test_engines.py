@@ -54,10 +54,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_engine_lies_in_the_run_with_its_facts(built: Path) -> None:
     run = open_run(built)
-    entry = run.manifest["engines"][PLAN]
-    assert run.manifest["files"][PLAN]["sha256"] == entry["sha256"]
-    assert entry["source"]["file"] == "model.fp16.onnx"
-    assert run.manifest["files"]["model.fp16.onnx"]["sha256"] == entry["source"]["sha256"]
+    facts = run.manifest.engines[PLAN]
+    entry = facts.document
+    assert run.manifest.files[PLAN].sha256 == entry["sha256"]
+    assert facts.source.file == "model.fp16.onnx"
+    assert run.manifest.files["model.fp16.onnx"].sha256 == facts.source.sha256
     assert entry["flavor"] == "rtx" and entry["sms"] == [86] and entry["profiles"] == ["1:8:64"]
     assert entry["tensors"]["image"] == {
         "mode": "input",
@@ -92,10 +93,10 @@ def test_a_second_engine_joins_the_first(built: Path, tmp_path: Path) -> None:
     extra = ["--trt-flavor", "rtx", "--precision", "fp32", "--batch", "1:1:1,2:4:8"]
     run_command(*arguments, *extra)
     run = open_run(out)
-    assert sorted(run.manifest["engines"]) == [PLAN, "model.fp32.rtx.sm120.plan"]
-    second = run.manifest["engines"]["model.fp32.rtx.sm120.plan"]
-    assert second["profiles"] == ["1:1:1", "2:4:8"]
-    assert second["source"]["file"] == "model.onnx"
+    assert sorted(run.manifest.engines) == [PLAN, "model.fp32.rtx.sm120.plan"]
+    second = run.manifest.engines["model.fp32.rtx.sm120.plan"]
+    assert second.batches == ((1, 1, 1), (2, 4, 8))
+    assert second.source.file == "model.onnx"
 
 
 def test_a_failed_build_leaves_the_run_whole_and_saves_the_log(
@@ -133,7 +134,7 @@ def test_an_interrupted_build_leaves_the_run_whole(
     monkeypatch.setattr(engines, "engine_from_onnx", interrupt)
     arguments = ["demo", "--out", str(out), "--no-benchmark", "--trt", "--trt-flavor", "rtx"]
     assert main([*arguments, "--sm", "89"]) == 130
-    assert sorted(open_run(out).manifest["engines"]) == [PLAN]
+    assert sorted(open_run(out).manifest.engines) == [PLAN]
 
 
 def test_two_builds_into_one_folder_do_not_corrupt_it(built: Path, tmp_path: Path) -> None:
@@ -155,7 +156,7 @@ def test_two_builds_into_one_folder_do_not_corrupt_it(built: Path, tmp_path: Pat
             thread.start()
             thread.join()
     assert found == [OutputError.exit_code]
-    assert sorted(open_run(out).manifest["engines"]) == [PLAN]
+    assert sorted(open_run(out).manifest.engines) == [PLAN]
 
 
 def test_the_runner_refuses_before_deserialising(built: Path) -> None:
@@ -220,7 +221,7 @@ class OnnxInPlaceOfPlan:
 def test_where_a_gpu_is_the_engine_is_proven_measured_and_judged(
     built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    facts = open_run(built).manifest["engines"][PLAN]
+    facts = open_run(built).manifest.engines[PLAN].document
 
     def no_build(model: ir.Model, settings: object, api: object) -> Engine:
         return Engine(graph_bytes(model), {**facts, "sms": [89]})
@@ -235,11 +236,11 @@ def test_where_a_gpu_is_the_engine_is_proven_measured_and_judged(
     shutil.copytree(built, out)
     arguments = ["demo", "--out", str(out), "--no-benchmark", "--trt", "--trt-flavor", "rtx"]
     run_command(*arguments, "--sm", "89", "--precision", "fp32")
-    entry = open_run(out).manifest["engines"]["model.fp32.rtx.sm89.plan"]
+    entry = open_run(out).manifest.engines["model.fp32.rtx.sm89.plan"].document
     run = entry["run"]
     assert run["status"] == "run on a stand-in GPU"
-    assert list(open_run(out).manifest["proven_on"]) == ["onnxruntime", "tensorrt"]
-    assert list(open_run(built).manifest["proven_on"]) == ["onnxruntime"]
+    assert list(open_run(out).manifest.proven_on) == ["onnxruntime", "tensorrt"]
+    assert list(open_run(built).manifest.proven_on) == ["onnxruntime"]
     assert run["parity"]["within"] and run["parity"]["token_counts_differing"] == 0
     assert [row["batch"] for row in run["latency"]] == [1, 4]
     for row in run["latency"]:
@@ -273,5 +274,5 @@ def test_engines_run_on_the_gpu_that_is_there(tmp_path: Path) -> None:
         pytest.skip("no GPU")
     out = tmp_path / "demo"
     run_command("demo", "--out", str(out), "--trt", "--precision", "fp32,fp16")
-    for entry in open_run(out).manifest["engines"].values():
-        assert entry["run"]["status"].startswith("run on"), entry["run"]
+    for entry in open_run(out).manifest.engines.values():
+        assert entry.status.startswith("run on"), entry.status

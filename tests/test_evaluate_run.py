@@ -32,6 +32,7 @@ from atm_export.prove.intervals import share_facts, wilson
 from atm_export.runs.graphs import read_graph
 from atm_export.runs.reading import Run, open_run
 from atm_export.subject import Subject, exported_subject
+from tests.manifests import having
 from tests.runs import run_command
 
 FAST = Options(batch=16, workers=0)
@@ -45,8 +46,8 @@ def with_graph(run: Run, model: ir.Model) -> Run:
     """The run with another graph in its folder, listed as if it had been exported so."""
     run.graph.write_bytes(data := graph_bytes(model))
     entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    files = {**run.manifest["files"], "model.onnx": entry}
-    return Run(run.folder, {**run.manifest, "files": files})
+    files = {**run.manifest.document["files"], "model.onnx": entry}
+    return Run(run.folder, having(run.manifest, files=files))
 
 
 def facts_of(folder: Path, runner: str = "onnxruntime") -> dict[str, Any]:
@@ -110,7 +111,7 @@ def test_console_json_csv_and_the_reference_agree(
     assert f"{facts['top1']['percent']:.2f} %" in printed
     assert f"{facts['gflops']['mean']:.3f} of {facts['gflops']['unmerged']:.3f}" in printed
     manifest = open_run(run_copy).manifest
-    assert {"evaluation-eager.json", "predictions-onnxruntime.csv"} <= set(manifest["files"])
+    assert {"evaluation-eager.json", "predictions-onnxruntime.csv"} <= set(manifest.files)
     assert not list(run_copy.parent.glob(".*"))
 
 
@@ -176,9 +177,9 @@ def test_unreadable_images_are_named_and_limited(
 
 def test_weights_that_are_gone_cost_the_agreement_alone(run_copy: Path) -> None:
     run = open_run(run_copy)
-    config = run.manifest["config"]
+    config = run.manifest.config
     spec = {**config["model"], "weights": "gone.safetensors"}
-    moved = Run(run.folder, {**run.manifest, "config": {**config, "model": spec}})
+    moved = Run(run.folder, having(run.manifest, config={**config, "model": spec}))
     with pytest.raises(WeightsError, match=r"gone\.safetensors"):
         subject_of_run(moved)
     assert not subject_of_run(moved, need_weights=False).same_weights
@@ -190,8 +191,8 @@ def test_weights_that_are_gone_cost_the_agreement_alone(run_copy: Path) -> None:
 def test_a_graph_without_trace_outputs_gets_them_back(run_copy: Path, digits: Path) -> None:
     shipped = with_outputs(graph_from_file(run_copy / "model.onnx"), ["logits"])
     run = with_graph(open_run(run_copy), shipped)
-    config = {**run.manifest["config"], "trace": False}
-    run = Run(run.folder, {**run.manifest, "config": config})
+    config = {**run.manifest.config, "trace": False}
+    run = Run(run.folder, having(run.manifest, config=config))
     subject = subject_of_run(run)
     graph, source = traced_graph(run, subject)
     assert "byte by byte" in source

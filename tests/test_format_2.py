@@ -13,7 +13,7 @@ from atm_export.cli import main
 from atm_export.errors import ManifestError
 from atm_export.runs.golden import read_golden
 from atm_export.runs.manifest import FORMAT
-from atm_export.runs.reading import MANIFEST, load_manifest, open_run
+from atm_export.runs.reading import MANIFEST, load_document, open_run
 from atm_export.runs.writing import extend, working
 from atm_export.runtime import check_golden, load
 from atm_export.runtime.__main__ import main as slim
@@ -36,8 +36,9 @@ def test_it_is_of_format_2() -> None:
 
 def test_it_reads_as_a_classifier_of_todays_format() -> None:
     manifest = open_run(OLD).manifest
-    assert manifest["format"] == FORMAT
-    assert manifest["task"] == CLASSIFIER and manifest["proven_on"] == {}
+    assert manifest.format == FORMAT and manifest.proven_on == {}
+    assert manifest.document["task"] == CLASSIFIER
+    assert manifest.answers.task == "classify" and manifest.answers.ranks == "logits"
 
 
 def test_it_answers_as_it_did() -> None:
@@ -71,4 +72,4 @@ def test_its_seal_holds_it_too(old: Path) -> None:
     path = old / MANIFEST
     path.write_bytes(path.read_bytes().replace(b'"format": 2', b'"format": 3'))
     with pytest.raises(ManifestError, match="was changed after the export"):
-        load_manifest(old)
+        load_document(old)

@@ -41,7 +41,7 @@ def test_they_are_the_references_and_deterministic(demo_folder: Path) -> None:
     plan = planned(config.method, 12, pooled=False, proportional=True)
     data, facts = golden_vectors(model, plan)
     assert data == (demo_folder / "golden.safetensors").read_bytes()
-    assert facts == open_run(demo_folder).manifest["golden"]
+    assert facts == open_run(demo_folder).manifest.document["golden"]
     arrays = unpacked(data, "golden")
     assert facts["images"] == len(arrays["images"]) == 4
     for pixels, logits in zip(arrays["images"], arrays["logits"], strict=True):

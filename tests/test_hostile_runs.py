@@ -24,8 +24,9 @@ from atm_export.prove.finished import prove_again
 from atm_export.pytest_plugin import ProofItem
 from atm_export.report.documents import BENCH, EVALUATION, REPORT
 from atm_export.report.page import page
-from atm_export.runs.manifest import _PREPROCESSING, check_manifest
-from atm_export.runs.reading import MANIFEST, load_manifest, open_run
+from atm_export.runs.manifest import manifest_of
+from atm_export.runs.manifest_check import _PREPROCESSING, check_manifest
+from atm_export.runs.reading import MANIFEST, load_document, open_run
 from atm_export.runs.seal import sealed
 from atm_export.runs.tensors import packed, unpacked
 from atm_export.runtime import load
@@ -43,7 +44,7 @@ def run(demo_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(demo_folder, tmp_path / "run"))
 
 
-def manifest_of(run: Path) -> dict[str, Any]:
+def written(run: Path) -> dict[str, Any]:
     return dict(json.loads((run / MANIFEST).read_text(encoding="utf-8")))
 
 
@@ -131,7 +132,7 @@ def test_every_command_refuses_a_manifest_that_lies(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    seal(run, change(manifest_of(run)))
+    seal(run, change(written(run)))
     before = sorted(tmp_path.rglob("*"))
     for command in commands(run, tmp_path):
         assert main(command) == 10, command
@@ -152,7 +153,7 @@ def write_repository_of(out: Path) -> Callable[[Path], Any]:
 def test_the_main_command_does_not_trust_it_either(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seal(run, having(manifest_of(run), [], "config"))
+    seal(run, having(written(run), [], "config"))
     assert main(["demo", "--no-benchmark", "--out", str(run)]) in (2, 10)
     one_line(capsys)
 
@@ -173,7 +174,7 @@ DAMAGED = {
 def test_what_is_no_manifest(data: bytes, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / MANIFEST).write_bytes(data)
     with pytest.raises(errors.RunFolderError):
-        load_manifest(run)
+        load_document(run)
     assert main(["verify", str(run)]) == 10
     one_line(capsys)
 
@@ -192,20 +193,20 @@ WRONG = (None, "x", -1, 10**15, 1.5, True, [], {}, [[]], 1e29)
 
 def test_what_is_taken_may_be_relied_on(run: Path, tmp_path: Path) -> None:
     """Hundreds of manifests, one value changed or gone: refused as a run folder, or of use."""
-    whole = manifest_of(run)
+    whole = written(run)
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     refused = taken = 0
     for path in paths({key: value for key, value in whole.items() if key != "files"}):
         for new in (..., *WRONG):
             manifest = without(whole, *path) if new is ... else having(whole, new, *path)
             try:
-                check_manifest(manifest)
-                exported_config(manifest, "manifest.json")
+                values = manifest_of(manifest)
+                exported_config(values.config, "manifest.json")
             except (errors.ManifestError, ValueError):
                 refused += 1
                 continue
             taken += 1
-            assert page(manifest, report)
+            assert page(values, report)
     assert refused > 300 and taken > 50
 
 
@@ -225,7 +226,7 @@ def test_what_is_taken_may_be_relied_on(run: Path, tmp_path: Path) -> None:
     ids=lambda path: ".".join(path),
 )
 def test_a_model_that_cannot_be_built_again_is_one_line(path: tuple[str, ...], run: Path) -> None:
-    whole = manifest_of(run)
+    whole = written(run)
     for new in (None, "x", -1, 48, [], [1, 2], {"a": 1}, {"img_size": 1e9}):
         seal(run, having(whole, new, *path))
         try:
@@ -423,7 +424,7 @@ def test_results_that_are_read_again_are_checked(
 
 
 def test_the_plugin_says_it_in_one_line(run: Path) -> None:
-    seal(run, without(manifest_of(run), "method"))
+    seal(run, without(written(run), "method"))
     for name in ("manifest", "golden", "eager"):
         item = ProofItem.__new__(ProofItem)
         item.name, item.folder = name, run

@@ -23,7 +23,7 @@ from atm_export.pictures import of_channels
 from atm_export.preprocess import crop, drawn, sample
 from atm_export.prove.golden_vectors import golden_vectors, scene
 from atm_export.prove.inputs import cases
-from atm_export.runs.manifest import check_manifest
+from atm_export.runs.manifest_check import check_manifest
 from atm_export.runs.tensors import unpacked
 from atm_export.runtime.pictures import batch_of
 from tests.manifests import FILES, least_facts

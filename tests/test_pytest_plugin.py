@@ -92,7 +92,7 @@ def test_the_reference_is_built_again_and_compared(
 ) -> None:
     assert finished.prove_again(demo_folder) < 1e-4
     run = Path(shutil.copytree(demo_folder, tmp_path / "run"))
-    manifest = dict(load(run).manifest)
+    manifest = load(run).manifest
     reseal(run, weights={**manifest["weights"], "sha256": "0" * 64})
     with pytest.raises(WeightsError, match="not the weights of this export"):
         finished.prove_again(run)

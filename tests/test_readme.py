@@ -106,13 +106,13 @@ def test_an_export_of_the_readme_runs(
     assert "written" in run_command(*words)
     (folder,) = (tmp_path / "build").iterdir()
     manifest = open_run(folder).manifest
-    assert manifest["model"] == words[0] and manifest["status"] == "proven"
-    method = manifest["method"]
+    assert manifest.model == words[0] and manifest.proven
+    method = manifest.method
     for option, name in (("--alpha", "alpha"), ("--beta", "beta"), ("--theta-min", "theta_min")):
         if option in words:
             given = float(words[words.index(option) + 1])
-            assert method["operating_point"][name] == given
-    assert method["name"] == (words[words.index("--method") + 1] if "--method" in words else "atm")
+            assert method.more["operating_point"][name] == given
+    assert method.name == (words[words.index("--method") + 1] if "--method" in words else "atm")
 
 
 def test_every_command_of_the_readme_is_run_here_or_builds_an_engine() -> None:

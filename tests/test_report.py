@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from atm_export.report.console import print_report
 from atm_export.report.facts import manifest_facts, summarize_method
 from atm_export.report.page import page
 from atm_export.resolve import resolve
+from atm_export.runs.manifest import FORMAT, manifest_of
 from atm_export.subject import Subject
+from tests.manifests import FILES, least_facts
 from tests.tiny import planned
 
 REPORT: dict[str, Any] = {
@@ -150,11 +153,13 @@ def test_a_plan_that_merges_nothing_says_so_and_where_the_saving_comes_from(choi
     assert flops["note"] == note and share < -1
     text = printed({**REPORT, "gflops": {**flops, "images": 2}})
     assert note in text
-    facts = {**manifest_facts(config, model, plan), "files": {}}
+    files = {name: {"bytes": 1, "sha256": "0" * 64} for name in FILES}
+    facts = {**least_facts(), **manifest_facts(config, model, plan), "files": files}
+    manifest = manifest_of(json.loads(json.dumps({"format": FORMAT, "run_key": "0", **facts})))
     report = {**REPORT, "method": facts["method"], "gflops": flops, "tokens": found["tokens"]}
     report |= {"weights": facts["weights"], "notes": [], "versions": {}}
     del report["latency"]
-    assert escape(note) in page(facts, report)
+    assert escape(note) in page(manifest, report)
 
 
 def test_a_plan_that_merges_says_nothing_of_the_kind() -> None:

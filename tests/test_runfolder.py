@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from atm_export import errors
-from atm_export.runs.reading import MANIFEST, load_manifest, open_run
+from atm_export.runs.reading import MANIFEST, load_document, open_run
 from atm_export.runs.seal import sealed
 from atm_export.runs.writing import extend, publish, working
 from tests.manifests import FILES, engine_facts, least_facts
@@ -29,7 +29,7 @@ def run(tmp_path: Path) -> Path:
 
 def test_a_whole_run_opens(run: Path) -> None:
     opened = open_run(run)
-    assert opened.folder == run and opened.manifest["model"] == "δ"
+    assert opened.folder == run and opened.manifest.model == "δ"
     assert opened.graph == run / "model.onnx"
 
 
@@ -73,7 +73,7 @@ def test_every_mismatch_has_its_own_error(run: Path, tmp_path: Path) -> None:
     (run / "a.txt").write_bytes(b"some bytes")
     with pytest.raises(errors.UnprovenError, match="not proven"):
         open_run(run)
-    assert open_run(run, allow_unproven=True).manifest["status"] == "unproven"
+    assert open_run(run, allow_unproven=True).manifest.status == "unproven"
 
 
 def test_a_finished_run_can_be_extended(run: Path) -> None:
@@ -81,6 +81,6 @@ def test_a_finished_run_can_be_extended(run: Path) -> None:
         work.write("engine.plan", b"engine")
         extend(work, run, ["engine.plan"], {"engines": {"engine.plan": engine_facts()}})
     opened = open_run(run)
-    assert sorted(opened.manifest["files"]) == sorted(["a.txt", "b.txt", "engine.plan", *FILES])
-    assert opened.manifest["engines"] and opened.manifest["model"] == "δ"
-    assert load_manifest(run)["run_key"] == "key"
+    assert sorted(opened.manifest.files) == sorted(["a.txt", "b.txt", "engine.plan", *FILES])
+    assert opened.manifest.engines and opened.manifest.model == "δ"
+    assert load_document(run)["run_key"] == "key"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -108,9 +107,9 @@ def test_engines_build_by_default(model: str, merge: str, tmp_path: Path) -> Non
     arguments = [model, "--weights", weights, "--merge", merge, "--no-benchmark", "--trt"]
     options = ["--trt-flavor", "rtx", "--precision", ",".join(names), "--out", str(tmp_path / "r")]
     assert main([*arguments, *options]) == 0
-    entries: dict[str, Any] = open_run(tmp_path / "r").manifest["engines"]
-    assert sorted(entry["precision"] for entry in entries.values()) == sorted(names)
+    entries = open_run(tmp_path / "r").manifest.engines
+    assert sorted(entry.precision for entry in entries.values()) == sorted(names)
     for entry in entries.values():
-        checked = entry["validation"]
+        checked = entry.document["validation"]
         assert checked["within"] and checked["images"] == 32
         assert checked["top1_agreement"]["of"] and checked["tokens_differing"]["of"] > 1000

@@ -31,6 +31,7 @@ from atm_export.backends.tensorrt.settings import (
 )
 from atm_export.errors import ConfigError, EngineMismatchError, MissingDependencyError
 from atm_export.graph import saving
+from atm_export.runs.engine_facts import BuiltFacts
 from tests.trt_fake import SURFACES, fake
 
 EVERYTHING = {
@@ -307,7 +308,7 @@ def test_engines_that_do_not_fit_are_refused_with_all_that_differs(
     rtx = Api(Flavor.RTX, module)
 
     def check(facts: dict[str, Any], sm: int | None) -> None:
-        check_fit("e.plan", facts, Here("rtx", rtx.version, sm))
+        check_fit("e.plan", BuiltFacts.of(facts), Here("rtx", rtx.version, sm))
 
     check(entry(), 86)
     for facts, sm, text in (

@@ -10,7 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -23,11 +23,13 @@ from atm_export.backends.tensorrt import backend as tensorrt
 from atm_export.backends.tensorrt.backend import check_engine
 from atm_export.backends.tensorrt.fit import Here
 from atm_export.cli import main
-from atm_export.runs.reading import MANIFEST, Run, load_manifest, open_run
+from atm_export.runs.manifest import manifest_of
+from atm_export.runs.reading import MANIFEST, Run, load_document, open_run
 from atm_export.runs.seal import sealed
 from atm_export.runs.tensors import packed, unpacked
 from atm_export.runtime import Session, check_golden, load
 from atm_export.runtime.__main__ import main as slim
+from tests.manifests import engine_facts
 from tests.runs import run_command
 
 ENGINE = "model.fp16.rtx.sm89.plan"
@@ -120,16 +122,22 @@ def test_another_opset_and_unproven_runs_have_their_own_errors(
 
 
 def with_engine(run: Path, **facts: object) -> Run:
-    manifest = dict(load_manifest(run))
-    source = {"file": "model.onnx", "sha256": manifest["files"]["model.onnx"]["sha256"]}
-    entry = {"flavor": "rtx", "tensorrt": "1.7.1.116", "sms": [86, 89], "source": source, **facts}
-    manifest["engines"] = {ENGINE: entry}
-    manifest["files"] = {**manifest["files"], ENGINE: {"bytes": 1, "sha256": "0" * 64}}
-    return Run(run, manifest)
+    entry = {"sms": [86, 89], **facts}
+    return with_engines(run, {ENGINE: entry}, {"bytes": 1, "sha256": "0" * 64})
+
+
+def with_engines(run: Path, changes: dict[str, dict[str, Any]], listed: dict[str, Any]) -> Run:
+    """The run with engines that differ from a plain one by `changes`, each `listed` so."""
+    document = load_document(run)
+    source = {"file": "model.onnx", "sha256": document["files"]["model.onnx"]["sha256"]}
+    plain = engine_facts(flavor="rtx", tensorrt="1.7.1.116", source=source)
+    engines = {name: {**plain, **facts} for name, facts in changes.items()}
+    files = {**document["files"], **dict.fromkeys(engines, listed)}
+    return Run(run, manifest_of({**document, "engines": engines, "files": files}))
 
 
 def test_engines_are_checked_before_they_are_opened(run: Path) -> None:
-    assert check_engine(with_engine(run), ENGINE, HERE)["flavor"] == "rtx"
+    assert check_engine(with_engine(run), ENGINE, HERE).flavor == "rtx"
     other = {"file": "model.onnx", "sha256": "1" * 64}
     for facts, error, message in (
         ({"flavor": "tensorrt"}, errors.EngineMismatchError, "flavor tensorrt, this is rtx"),
@@ -147,17 +155,13 @@ def test_one_rule_chooses_the_engine(run: Path, monkeypatch: pytest.MonkeyPatch)
     here = Here("rtx", "1.7.1.116", 89)
     monkeypatch.setattr(tensorrt, "here", lambda flavor=None: here)
     backend = backends[TENSORRT]
-    manifest = load_manifest(run)
-    source = {"file": "model.onnx", "sha256": manifest["files"]["model.onnx"]["sha256"]}
-    entry = {"flavor": "rtx", "tensorrt": "1.7.1.116", "source": source}
-    engines = {
-        "a.plan": {**entry, "precision": "fp32", "sms": [86]},
-        "b.plan": {**entry, "precision": "fp16", "sms": [89]},
-        "c.plan": {**entry, "precision": "fp32", "sms": [89], "flavor": "tensorrt"},
-        "d.plan": {**entry, "precision": "bf16", "sms": [86, 89]},
+    engines: dict[str, dict[str, Any]] = {
+        "a.plan": {"precision": "fp32", "sms": [86]},
+        "b.plan": {"precision": "fp16", "sms": [89]},
+        "c.plan": {"precision": "fp32", "sms": [89], "flavor": "tensorrt"},
+        "d.plan": {"precision": "bf16", "sms": [86, 89]},
     }
-    blank = {name: {"bytes": 1, "sha256": "0" * 64} for name in engines}
-    whole = Run(run, {**manifest, "engines": engines, "files": {**manifest["files"], **blank}})
+    whole = with_engines(run, engines, {"bytes": 1, "sha256": "0" * 64})
     assert backend.artifacts(whole) == ("a.plan", "c.plan", "b.plan", "d.plan")
     assert choose_artifact(backend, whole) == "b.plan"
     assert choose_artifact(backend, whole, "d.plan") == "d.plan"
@@ -241,13 +245,9 @@ def test_requests_at_once_have_runners_of_their_own(
 ) -> None:
     monkeypatch.setattr("atm_export.backends.tensorrt.runner.TensorRTRunner", Runner)
     (run / ENGINE).write_bytes(b"plan")
-    manifest = dict(load_manifest(run))
-    digest = hashlib.sha256(b"plan").hexdigest()
-    manifest["files"] = {**manifest["files"], ENGINE: {"bytes": 4, "sha256": digest}}
+    listed = {"bytes": 4, "sha256": hashlib.sha256(b"plan").hexdigest()}
     monkeypatch.setattr(tensorrt, "here", lambda flavor=None: HERE)
-    source = {"file": "model.onnx", "sha256": manifest["files"]["model.onnx"]["sha256"]}
-    entry = {"flavor": "rtx", "tensorrt": "1.7.1.116", "sms": [89], "source": source}
-    whole = Run(run, {**manifest, "engines": {ENGINE: {**entry, "precision": "fp16"}}})
+    whole = with_engines(run, {ENGINE: {"sms": [89]}}, listed)
     backend = backends[TENSORRT].serve(whole, ENGINE, Serving())
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda n: backend.run(np.full(1, n)), range(200)))

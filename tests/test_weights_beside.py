@@ -68,7 +68,7 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
 def test_large_weights_lie_beside_and_small_ones_inside(beside: Path, demo_folder: Path) -> None:
     assert locations((beside / "model.onnx").read_bytes()) == {DATA}
     assert locations((demo_folder / "model.onnx").read_bytes()) == set()
-    assert {DATA, "model.onnx"} <= set(open_run(beside).manifest["files"])
+    assert {DATA, "model.onnx"} <= set(open_run(beside).manifest.files)
     assert not (demo_folder / DATA).exists()
     ends, size = [0], (beside / DATA).stat().st_size
     for tensor in onnx.load(beside / "model.onnx", load_external_data=False).graph.initializer:

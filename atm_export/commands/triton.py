@@ -40,9 +40,9 @@ def write_all(run: Path, repository: Path) -> None:
 
     opened = open_run(run)
     _show(write_repository(opened, repository))
-    for file, facts in opened.manifest.get("engines", {}).items():
-        if facts["flavor"] == SERVED_FLAVOR:
-            name = f"{default_name(run)}-trt-{facts['precision']}"
+    for file, facts in opened.manifest.engines.items():
+        if facts.flavor == SERVED_FLAVOR:
+            name = f"{default_name(run)}-trt-{facts.precision}"
             _show(write_repository(opened, repository, engine=file, name=name))
         else:
             print(f"atm-export: Triton does not load {file} (TensorRT-RTX)", file=sys.stderr)

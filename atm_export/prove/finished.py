@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from atm_export.preprocess import drawn
 from atm_export.prove.golden_vectors import scene
 from atm_export.prove.margins import trace_margin
 from atm_export.prove.tolerances import MARGIN
+from atm_export.runs.manifest import Manifest
 from atm_export.runtime import Session, load
 from atm_export.subject import Subject, exported_subject
 
@@ -35,7 +35,7 @@ def prove_again(folder: Path) -> float:
     NotHere where the weights of the export are not at hand.
     """
     session = load(folder, warm_up=False)
-    subject = _rebuilt(session.manifest)
+    subject = _rebuilt(session.run_folder.manifest)
     found = []
     for batch in BATCHES:
         pixels, trace = _decided(subject, batch)
@@ -43,7 +43,7 @@ def prove_again(folder: Path) -> float:
     return largest(found)
 
 
-def _rebuilt(manifest: Mapping[str, Any]) -> Subject:
+def _rebuilt(manifest: Manifest) -> Subject:
     try:
         return exported_subject(manifest, "manifest.json")
     except (ManifestError, OtherWeightsError):

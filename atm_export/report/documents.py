@@ -120,7 +120,7 @@ def read_document(path: Path, check: Check) -> dict[str, Any]:
 
 
 def output_names(report: Mapping[str, Any]) -> list[str]:
-    """The outputs of the task of a report or a manifest, the main one first."""
+    """The outputs of the task of a report, the main one first."""
     return [str(output["name"]) for output in task_facts(report)["outputs"]]
 
 

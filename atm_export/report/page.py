@@ -15,8 +15,8 @@ from markupsafe import Markup
 from atm_export.config import ModelConfig, exported_config
 from atm_export.methods import methods
 from atm_export.report.charts import Series, bars, lines
-from atm_export.report.documents import output_names
 from atm_export.report.evaluation import counted_text, evaluation_lines, parity_text, share_text
+from atm_export.runs.manifest import Manifest
 
 FILE = "report.html"
 PICTURES = ("<!-- pictures -->", "<!-- end of pictures -->")
@@ -37,27 +37,27 @@ def environment() -> Environment:
 
 
 def page(
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     report: Mapping[str, Any],
     evaluations: Sequence[Mapping[str, Any]] = (),
     pictures: str = "",
     bench: Mapping[str, Any] | None = None,
 ) -> str:
     """The page. pictures: the HTML of `picture_section`, kept when a page is drawn anew."""
-    config = exported_config(manifest, "manifest.json").model.config
-    preset = config.presets.get(manifest["method"]["preset"] or "")
+    config = exported_config(manifest.config, "manifest.json").model.config
+    preset = config.presets.get(manifest.method.preset or "")
     charts = _charts(report, config, evaluations)
     if bench is not None and bench["rows"]:
         charts.append(("bench", _bench(bench)))
-    files = {name: facts for name, facts in manifest["files"].items() if name != FILE}
+    files = {name: facts for name, facts in manifest.files.items() if name != FILE}
     return (
         environment()
         .get_template("page.html.j2")
         .render(
             manifest=manifest,
             report=report,
-            method=manifest["method"],
-            about=methods[manifest["method"]["name"]].about,
+            method=manifest.method,
+            about=methods[manifest.method.name].about,
             preset=preset,
             paper=config.paper,
             evaluations=[({"unmerged": {}, **f}, evaluation_lines(f)) for f in evaluations],
@@ -65,7 +65,7 @@ def page(
             pictures=Markup(PICTURES[0] + pictures + PICTURES[1]),
             bench=bench,
             files=files,
-            main=output_names(manifest)[0],
+            main=manifest.answers.main.name,
             parity=parity_text(report),
         )
     )

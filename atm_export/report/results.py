@@ -23,8 +23,8 @@ from atm_export.report.documents import (
 from atm_export.report.page import FILE, kept_pictures, page, picture_section
 from atm_export.report.pictures import data_url, drawable, enlarged, regions
 from atm_export.runs import writing
-from atm_export.runs.reading import Run, load_manifest, open_run
-from atm_export.runs.seal import sha256
+from atm_export.runs.manifest import Manifest, manifest_of
+from atm_export.runs.reading import Run, open_run, read_manifest
 from atm_export.runs.writing import WorkFolder
 
 SHOWN = 6  # easiest and hardest images in the report, of each
@@ -35,12 +35,9 @@ def draw_report(
     work: WorkFolder, names: Sequence[str], facts: Mapping[str, Any], pictures: str
 ) -> None:
     """Write report.html into the work folder of an export whose other files `names` lie there."""
-    files = {
-        name: {"bytes": (work.path / name).stat().st_size, "sha256": sha256(work.path / name)}
-        for name in names
-    }
+    manifest = manifest_of(writing.described(work, names, facts))
     report = read_report(work.path)
-    work.write(FILE, page({**facts, "files": files}, report, pictures=pictures).encode())
+    work.write(FILE, page(manifest, report, pictures=pictures).encode())
 
 
 def pictures_of(
@@ -81,27 +78,28 @@ def refuse_loss(folder: Path, names: Sequence[str]) -> None:
     place.refuse_loss(folder, [*names, FILE], remedy=REMEDY)
 
 
-def add_results(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
+def add_results(folder: Path, files: Mapping[str, bytes]) -> Manifest:
     """Put `files` beside the artifacts of a finished run, and draw its report anew; returns the
     new manifest."""
-    manifest = load_manifest(folder)
-    with writing.working(folder, str(manifest["run_key"]), REMEDY) as work:
+    manifest = read_manifest(folder)
+    with writing.working(folder, manifest.run_key, REMEDY) as work:
         for name, data in files.items():
             work.write(name, data)
         if files:
-            manifest = writing.extend(work, folder, sorted(files), {})
+            writing.extend(work, folder, sorted(files), {})
+            manifest = read_manifest(folder)
         html = _drawn_anew(folder, manifest)
         if html is not None:
             work.write(FILE, html)
-            manifest = writing.extend(work, folder, [FILE], {})
-    return manifest
+            writing.extend(work, folder, [FILE], {})
+    return read_manifest(folder)
 
 
 def open_with_report(folder: Path, replaced: str) -> Run:
     """A checked run whose report can be drawn anew, so that no measurement is lost to a document
     that cannot be read; `replaced`: the result that is about to be written. RunFolderError."""
     run = open_run(folder)
-    _documents(folder, [name for name in run.manifest["files"] if name != replaced])
+    _documents(folder, [name for name in run.manifest.files if name != replaced])
     return run
 
 
@@ -125,10 +123,10 @@ def _documents(folder: Path, names: Sequence[str]) -> Documents:
     )
 
 
-def _drawn_anew(folder: Path, manifest: Mapping[str, Any]) -> bytes | None:
+def _drawn_anew(folder: Path, manifest: Manifest) -> bytes | None:
     """The report with everything that the run holds now, or None if it is as it was."""
     path = folder / FILE
     before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    found = _documents(folder, list(manifest["files"]))
+    found = _documents(folder, list(manifest.files))
     html = page(manifest, found.report, found.evaluations, kept_pictures(before), found.bench)
     return None if html == before else html.encode()

@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atm_export.errors import RunFolderError
-from atm_export.inputs import InputSpec, Pixels, stated_input
+from atm_export.inputs import InputSpec, Pixels
 from atm_export.runs.reading import Run, read_checked
 from atm_export.runs.tensors import unpacked
 from atm_export.tasks.base import Output, names
-from atm_export.tasks.stated import stated
 
 Answers = Mapping[str, NDArray[np.float32]]
 Wanted = tuple[str, Any, tuple[int, ...]]
@@ -64,12 +63,12 @@ class Golden:
 def read_golden(run: Run) -> Golden:
     """The golden vectors of a run; RunFolderError if it has none, or what is there proves
     nothing."""
-    facts = run.manifest["golden"]
+    facts = run.manifest.golden
     if facts is None:
         raise RunFolderError(f"{run.folder} holds no golden vectors; export again with --force")
-    file, outputs = facts["file"], stated(run.manifest).outputs
+    file, outputs = facts.file, run.manifest.answers.outputs
     arrays = unpacked(read_checked(run, file), file)
-    spec = stated_input(run.manifest)
+    spec = run.input
     wrong = _misfit(arrays, outputs, spec)
     if wrong is not None:
         raise RunFolderError(f"{run.folder}: {file}: {wrong}; export again with --force")

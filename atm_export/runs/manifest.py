@@ -1,203 +1,147 @@
-"""What a manifest must hold, checked once where a run folder is opened; later code relies on it.
+"""A manifest as values: made by `manifest_of` of what JSON holds, checked, of any format read.
 
-Nothing here imports more than NumPy.
+Each part that may say more than is known here (a method's own facts, fields of later versions)
+keeps it in `document`. Nothing here imports more than NumPy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Self
 
-from atm_export.inputs import CROP_MODES, INTERPOLATIONS, MOST_CHANNELS, resize_of, shape_of
-from atm_export.shapes import (
-    Misfit,
-    anything,
-    either,
-    fields,
-    flag,
-    items,
-    matching,
-    maybe,
-    number,
-    one_of,
-    sha256,
-    table,
-    text,
-    whole,
-)
-from atm_export.tasks.stated import check_stated, check_task, task_facts
+from atm_export.inputs import InputSpec, stated_input
+from atm_export.runs.engine_facts import EngineFacts, TensorFacts
+from atm_export.runs.manifest_check import check_manifest
+from atm_export.shapes import fields, one_of
+from atm_export.tasks.stated import Statement, stated, task_facts
 
 FORMAT = 3  # of new folders
 READ = (2, 3)  # formats that are read
-MOST_TOKENS = 65_536
-SIDE = whole(1, 4096)
-PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "int8")
-ENGINE_DTYPES = ("float32", "float16", "bfloat16", "uint8", "int32", "int64")
-
-_PROFILE = matching(r"\d{1,6}:\d{1,6}:\d{1,6}", "min:opt:max")
-FILES = fields({"files": table(fields({"bytes": whole(), "sha256": sha256}))})
-
-_INPUT = fields(
-    {
-        "name": text,
-        "shape": items(anything, 4, 4),
-        "dtype": one_of("float32", "uint8"),
-        "normalised": flag,
-    }
-)
-_OUTPUT = fields({"shape": items(anything, 1, 4), "dtype": one_of("float32", "int64")})
-_METHOD = fields(
-    {
-        "name": text,
-        "merge": one_of("adaptive", "frozen", "per-image"),
-        "summary": text,
-    },
-    {  # what a method adds; ATM and ToMe these
-        "preset": maybe(text),
-        "operating_point": maybe(
-            fields({name: number() for name in ("alpha", "beta", "theta_min")})
-        ),
-        "theta_per_block": items(maybe(number()), 1, 4096),
-        "r_per_block": items(maybe(whole(0, MOST_TOKENS)), 1, 4096),
-        "groups_per_block": items(maybe(text), 1, 4096),
-    },
-)
-_PREPROCESSING = fields(
-    {
-        "size": items(SIDE, 2, 2),
-        "crop_pct": number(0.05, 4),
-        "interpolation": one_of(*INTERPOLATIONS),
-        "crop_mode": one_of(*CROP_MODES),
-        "resize": items(whole(1), 2, 2),
-        "mean": items(number(-1000, 1000), 1, MOST_CHANNELS),
-        "std": items(number(1e-6, 1000), 1, MOST_CHANNELS),
-    }
-)
-_GOLDEN = fields(
-    {
-        "file": text,
-        "tolerance": fields({"picture_grey_levels": number(0, 255)}),  # and `check_stated`'s
-    }
-)
-_SHARE = fields(
-    {"percent": maybe(number()), "low": number(), "high": number(), "hits": whole(), "of": whole()}
-)
-_ENGINE = fields(
-    {
-        "precision": one_of(*PRECISIONS),
-        "flavor": one_of("tensorrt", "rtx"),
-        "tensorrt": text,
-        "sms": items(whole(50, 999), 1, 64),
-        "source": fields({"file": text, "sha256": sha256}),
-        "profiles": items(_PROFILE, 1, 64),
-        "tensors": table(
-            fields({"dtype": one_of(*ENGINE_DTYPES), "shape": items(whole(-1), 1, 8)})
-        ),
-        "bytes": whole(),
-        "build": fields({"activation_bytes": maybe(whole())}),
-        "run": fields({"status": text}, {"recommendation": text}),
-        "validation": fields(
-            {
-                "images": whole(),
-                "tolerance": fields({}),
-            },
-            {
-                # A mere share where the run is older than intervals.
-                "top1_agreement": either(number(), _SHARE),
-                "tokens_differing": _SHARE,
-                "token_share_differing": number(),
-            },
-        ),
-    },
-    {"settings": fields({}, {"hardware_compatible": flag, "version_compatible": flag})},
-)
-_MANIFEST = fields(
-    {
-        "run_key": text,
-        "status": text,
-        "model": text,
-        "config": fields({}),
-        "weights": fields({"sha256": sha256}),
-        "method": _METHOD,
-        "interface": fields(
-            {"input": _INPUT, "outputs": table(_OUTPUT)},
-        ),
-        "opset": whole(1, 1000),
-        "preprocessing": _PREPROCESSING,
-        "labels": maybe(items(text)),
-        "licence": maybe(text),
-        "notes": items(text),
-        "golden": maybe(_GOLDEN),
-    },
-    {"engines": table(_ENGINE), "proven_on": table(text), "task": check_task},
-)
+PROVEN = "proven"
 
 
-def upgraded(manifest: Mapping[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class FileEntry:
+    """Size and hash of a file of the folder."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class WeightsFacts:
+    """The weights that were exported. document: where they come from too."""
+
+    sha256: str
+    document: Mapping[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+    """What the method does. merge: adaptive, per-image or frozen; summary: one line that says it;
+    preset: whose settings it has, or None. document: all of it, as the method takes it back."""
+
+    name: str
+    merge: str
+    summary: str
+    preset: str | None
+    document: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Self:
+        name, merge, summary = (document[key] for key in ("name", "merge", "summary"))
+        return cls(name, merge, summary, document.get("preset"), document)
+
+    @property
+    def more(self) -> Mapping[str, Any]:
+        """What the method itself adds, such as thresholds of each block."""
+        known = ("name", "merge", "summary", "preset")
+        return {key: value for key, value in self.document.items() if key not in known}
+
+
+@dataclass(frozen=True)
+class GoldenFacts:
+    """The file of golden vectors. tolerance: how far answers may lie from them, by output, with
+    `picture_` before the name where a JPEG file is decoded first; and why, in words."""
+
+    file: str
+    tolerance: Mapping[str, Any]
+    document: Mapping[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a run folder says of itself.
+
+    config: as `config.exported_config` takes it. input: what the graph takes; answers: the task and
+    its outputs; outputs: all of the graph's, traces too. labels: of the classes, if they are known.
+    golden: None where none were kept. proven_on: backends with their versions. document: all of it
+    as JSON has it, in the form of today's format: what is written where something is added.
+    """
+
+    format: int
+    run_key: str
+    status: str
+    model: str
+    config: Mapping[str, Any]
+    weights: WeightsFacts
+    method: MethodFacts
+    input: InputSpec
+    answers: Statement
+    outputs: Mapping[str, TensorFacts]
+    opset: int
+    labels: tuple[str, ...] | None
+    licence: str | None
+    notes: tuple[str, ...]
+    golden: GoldenFacts | None
+    files: Mapping[str, FileEntry]
+    engines: Mapping[str, EngineFacts]
+    proven_on: Mapping[str, str]
+    document: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def proven(self) -> bool:
+        """Whether parity with PyTorch was proven."""
+        return self.status == PROVEN
+
+
+def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
     """A manifest of any format that is read, in the form of today's.
 
     Format 2 knew classifiers alone, proven on ONNX Runtime, and weights inside the graph.
     """
-    if manifest["format"] == FORMAT:
-        return dict(manifest)
-    return {"task": task_facts(manifest), "proven_on": {}, **manifest, "format": FORMAT}
+    if document["format"] == FORMAT:
+        return dict(document)
+    return {"task": task_facts(document), "proven_on": {}, **document, "format": FORMAT}
 
 
-NEEDED = ("model.onnx", "config.yaml", "report.json")
-
-
-def check_manifest(manifest: Mapping[str, Any]) -> None:
-    """Misfit, a ValueError, names the first field that is missing or cannot be meant."""
-    FILES(manifest, "")
-    _MANIFEST(manifest, "")
-    _check_files(manifest)
-    _check_interface(manifest)
-    check_stated(manifest)
-    _check_engines(manifest)
-    blocks = {
-        len(manifest["method"][name])
-        for name in ("theta_per_block", "r_per_block", "groups_per_block")
-        if name in manifest["method"]
-    }
-    if len(blocks) > 1:
-        raise Misfit("method tells of different numbers of blocks")
-
-
-def _check_files(manifest: Mapping[str, Any]) -> None:
-    golden = manifest["golden"]
-    named = [*NEEDED, *manifest.get("engines", {})]
-    for name in named if golden is None else [*named, golden["file"]]:
-        if name not in manifest["files"]:
-            raise Misfit(f"files does not list {name[:80]!r}")
-
-
-def _check_engines(manifest: Mapping[str, Any]) -> None:
-    """How far the main output of each engine may turn from the reference's."""
-    main = task_facts(manifest)["outputs"][0]["name"]
-    judged = fields(
-        dict.fromkeys((f"cosine_{main}_of_nine_tenths", f"min_cosine_{main}"), number())
+def manifest_of(document: Mapping[str, Any]) -> Manifest:
+    """The values of a manifest; Misfit, a ValueError, names the first field that is missing or
+    cannot be meant."""
+    fields({"format": one_of(*READ)})(document, "")
+    told = upgraded(document)
+    check_manifest(told)
+    answers, golden = stated(told), told["golden"]
+    main = answers.main.name
+    return Manifest(
+        format=told["format"],
+        run_key=told["run_key"],
+        status=told["status"],
+        model=told["model"],
+        config=told["config"],
+        weights=WeightsFacts(told["weights"]["sha256"], told["weights"]),
+        method=MethodFacts.of(told["method"]),
+        input=stated_input(told),
+        answers=answers,
+        outputs={k: TensorFacts.of(each) for k, each in told["interface"]["outputs"].items()},
+        opset=told["opset"],
+        labels=None if told["labels"] is None else tuple(told["labels"]),
+        licence=told["licence"],
+        notes=tuple(told["notes"]),
+        golden=None if golden is None else GoldenFacts(golden["file"], golden["tolerance"], golden),
+        files={k: FileEntry(each["bytes"], each["sha256"]) for k, each in told["files"].items()},
+        engines={k: EngineFacts.of_run(each, main) for k, each in told.get("engines", {}).items()},
+        proven_on=told.get("proven_on", {}),
+        document=told,
     )
-    for name, engine in manifest.get("engines", {}).items():
-        at = f"engines.{name}.validation"
-        judged(engine["validation"], at)
-        fields({f"min_cosine_{main}": number()})(
-            engine["validation"]["tolerance"], f"{at}.tolerance"
-        )
-
-
-def _check_interface(manifest: Mapping[str, Any]) -> None:
-    """Input and preprocessing must be of one size and number of channels."""
-    facts, outputs = manifest["interface"]["input"], manifest["interface"]["outputs"]
-    how = manifest["preprocessing"]
-    if len(how["mean"]) != len(how["std"]):
-        raise Misfit("preprocessing.mean and preprocessing.std must be of one length")
-    resize = list(resize_of(tuple(how["size"]), how["crop_pct"]))
-    if how["resize"] != resize:
-        raise Misfit(f"preprocessing.resize must be {resize}, as size and crop_pct say")
-    shape = list(shape_of(facts["dtype"], len(how["mean"]), tuple(how["size"])))
-    if facts["shape"] != shape:
-        raise Misfit(f"interface.input.shape must be {shape}, as dtype and preprocessing say")
-    for name, output in outputs.items():
-        axes = output["shape"][1:] if output["shape"][0] == "batch" else output["shape"]
-        for i, length in enumerate(axes):
-            whole(1, 10**7)(length, f"interface.outputs.{name}.shape[{i}]")

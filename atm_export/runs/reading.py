@@ -1,6 +1,6 @@
 """Reading a run folder: what a service trusts before it loads anything.
 
-Nothing here imports more than the standard library.
+Nothing here imports more than NumPy.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from atm_export.errors import (
     RunFormatError,
     UnprovenError,
 )
-from atm_export.runs.manifest import FILES, READ, check_manifest, upgraded
+from atm_export.inputs import InputSpec
+from atm_export.runs.manifest import READ, FileEntry, Manifest, manifest_of, upgraded
+from atm_export.runs.manifest_check import FILES
 from atm_export.runs.seal import is_sealed, sha256
 from atm_export.strict_json import MOST_BYTES, loads
 
@@ -28,23 +30,19 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder and the manifest that was checked against it.
-
-    Of a run that `open_run` gave, the manifest's fields are there and of their types (`manifest`).
-    """
+    """A finished run: its folder and the manifest that was checked against it."""
 
     folder: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
 
     @property
     def graph(self) -> Path:
         return self.folder / "model.onnx"
 
     @property
-    def input(self) -> Mapping[str, Any]:
-        """name, shape, dtype, normalised."""
-        facts: Mapping[str, Any] = self.manifest["interface"]["input"]
-        return facts
+    def input(self) -> InputSpec:
+        """What the graph takes."""
+        return self.manifest.input
 
 
 def open_run(folder: Path | str, *, allow_unproven: bool = False) -> Run:
@@ -54,27 +52,32 @@ def open_run(folder: Path | str, *, allow_unproven: bool = False) -> Run:
     ChangedFileError, UnprovenError.
     """
     folder = Path(folder)
-    manifest = load_manifest(folder)
-    check_fields(folder, manifest)
-    for name in sorted(manifest["files"]):
-        check_file(folder, name, manifest["files"][name])
-    if manifest.get("status") != "proven" and not allow_unproven:
+    manifest = read_manifest(folder)
+    for name in sorted(manifest.files):
+        check_file(folder, name, manifest.files[name])
+    if not manifest.proven and not allow_unproven:
         raise UnprovenError(
-            f"{folder}: its parity with PyTorch was not proven ({manifest.get('status')}); "
+            f"{folder}: its parity with PyTorch was not proven ({manifest.status}); "
             "see report.json, and export again"
         )
     return Run(folder, manifest)
 
 
-def load_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of `folder`, in the form of today's format; its seal, its format and the files
-    it lists are checked."""
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of `folder`, whose files are not looked at; what `load_document` raises, and
+    ManifestError unless every field is there and of its type."""
+    return checked_manifest(folder, load_document(folder))
+
+
+def load_document(folder: Path) -> dict[str, Any]:
+    """What the manifest of `folder` holds, in the form of today's format; of its fields only the
+    seal, the format and the files it lists are checked."""
     path = folder / MANIFEST
     data = _manifest_bytes(folder)
     try:
-        manifest = loads(data, dict)
-        version = manifest.get("format")
-        if version is None or "files" not in manifest:
+        document = loads(data, dict)
+        version = document.get("format")
+        if version is None or "files" not in document:
             raise ValueError("no format or no files")
     except ValueError as error:
         raise ManifestError(f"{path} is damaged ({error}); export again") from error
@@ -86,19 +89,19 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     if not is_sealed(data):
         raise ManifestError(f"{path} was changed after the export; export again")
     try:
-        FILES(manifest, "")
+        FILES(document, "")
     except ValueError as error:
         raise ManifestError(f"{path}: {error}; export again") from error
-    strange = [name for name in manifest["files"] if not _is_a_name(name)]
+    strange = [name for name in document["files"] if not _is_a_name(name)]
     if strange:
         raise ManifestError(f"{path} lists {strange[0]!r}, which is no file name; export again")
-    return upgraded(manifest)
+    return upgraded(document)
 
 
-def check_fields(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """ManifestError unless every field that later code reads is there and of its type."""
+def checked_manifest(folder: Path, document: Mapping[str, Any]) -> Manifest:
+    """The values of a manifest in `folder`; ManifestError for the first that cannot be meant."""
     try:
-        check_manifest(manifest)
+        return manifest_of(document)
     except ValueError as error:
         raise ManifestError(f"{folder / MANIFEST}: {error}; export again with --force") from error
 
@@ -124,12 +127,12 @@ def _is_a_name(name: str) -> bool:
     return bool(name) and name not in (".", "..") and not set(name) & set("/\\\0:")
 
 
-def check_file(folder: Path, name: str, facts: Mapping[str, Any]) -> None:
+def check_file(folder: Path, name: str, facts: FileEntry) -> None:
     """MissingFileError or ChangedFileError unless `name` is there with its bytes unchanged."""
     path = folder / name
     if not path.is_file():
         raise MissingFileError(f"{folder}: {name} is missing; export again")
-    if path.stat().st_size != facts["bytes"] or sha256(path) != facts["sha256"]:
+    if path.stat().st_size != facts.bytes or sha256(path) != facts.sha256:
         raise ChangedFileError(
             f"{path} was changed after the export (sha256 differs); export again"
         )
@@ -138,14 +141,14 @@ def check_file(folder: Path, name: str, facts: Mapping[str, Any]) -> None:
 def read_checked(run: Run, name: str) -> bytes:
     """The bytes of a listed file, hashed once more as read: what is checked is what is used."""
     path = run.folder / name
-    facts = run.manifest["files"].get(name)
+    facts = run.manifest.files.get(name)
     if facts is None:
         raise MissingFileError(f"{run.folder}: its manifest lists no {name}; export again")
     try:
         data = path.read_bytes()
     except OSError as error:
         raise MissingFileError(f"{run.folder}: {name} cannot be read; export again") from error
-    if hashlib.sha256(data).hexdigest() != facts["sha256"]:
+    if hashlib.sha256(data).hexdigest() != facts.sha256:
         raise ChangedFileError(
             f"{path} was changed after the export (sha256 differs); export again"
         )

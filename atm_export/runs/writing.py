@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -23,7 +23,7 @@ from atm_export.errors import OutputError, RunFolderError
 from atm_export.place import output_errors
 from atm_export.runs.graphs import Buffer
 from atm_export.runs.manifest import FORMAT
-from atm_export.runs.reading import MANIFEST, load_manifest
+from atm_export.runs.reading import MANIFEST, load_document
 from atm_export.runs.seal import sealed, sha256
 
 PACKAGES = ("atm-export", "torch", "timm", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
@@ -125,10 +125,18 @@ def publish(
     Files of the run that was there go. force: those too that were changed, where new ones replace
     them. OutputError, and nothing is moved, if anything else would be lost.
     """
-    manifest = {"format": FORMAT, "run_key": work.key, **facts, "files": _entries(work, names)}
+    document = described(work, names, facts)
     stale = set(_listed(out)) - set(names)
-    _move(work, out, names, manifest, drop=stale, force=force)
-    return manifest
+    _move(work, out, names, document, drop=stale, force=force)
+    return document
+
+
+def described(work: WorkFolder, names: Sequence[str], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the manifest of a run of `facts` and the stage files `names` will be read as, but for
+    its seal."""
+    facts = {"format": FORMAT, "run_key": work.key, **facts, "files": _entries(work, names)}
+    read: dict[str, Any] = json.loads(json.dumps(facts))
+    return read
 
 
 def extend(
@@ -138,15 +146,15 @@ def extend(
 
     The old manifest stays in force until the new one replaces it.
     """
-    manifest = load_manifest(out)
-    manifest.pop("seal", None)
-    manifest["files"] = {**manifest["files"], **_entries(work, names)}
-    manifest |= facts
-    _move(work, out, names, manifest)
-    return manifest
+    document = load_document(out)
+    document.pop("seal", None)
+    document["files"] = {**document["files"], **_entries(work, names)}
+    document |= facts
+    _move(work, out, names, document)
+    return document
 
 
-def _entries(work: WorkFolder, names: list[str]) -> dict[str, Any]:
+def _entries(work: WorkFolder, names: Sequence[str]) -> dict[str, Any]:
     paths = {name: work.path / name for name in sorted(names)}
     return {
         name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for name, path in paths.items()
@@ -154,10 +162,10 @@ def _entries(work: WorkFolder, names: list[str]) -> dict[str, Any]:
 
 
 def _move(
-    work: WorkFolder, out: Path, names: list[str], manifest: Mapping[str, Any], **how: Any
+    work: WorkFolder, out: Path, names: list[str], document: Mapping[str, Any], **how: Any
 ) -> None:
     with output_errors(out):
-        (work.path / MANIFEST).write_bytes(sealed(manifest))
+        (work.path / MANIFEST).write_bytes(sealed(document))
         out.mkdir(parents=True, exist_ok=True)
         place.move(work.path, out, [*names, MANIFEST], **how)
 
@@ -174,19 +182,19 @@ def refuse_loss(out: Path, names: Iterable[str], *, force: bool = False) -> None
     place.refuse_loss(out, sorted({*names, *_listed(out)}), force=force)
 
 
-def read_manifest(out: Path) -> dict[str, Any] | None:
-    """The manifest of a finished run, without its seal, or None."""
+def finished_document(out: Path) -> dict[str, Any] | None:
+    """What the manifest of a finished run holds, without its seal, or None."""
     try:
-        manifest = load_manifest(out)
+        document = load_document(out)
     except RunFolderError:
         return None
-    manifest.pop("seal")
-    return manifest
+    document.pop("seal")
+    return document
 
 
-def broken_files(out: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """Files of the manifest that are missing or whose bytes have changed."""
-    files = manifest.get("files", {})
+def broken_files(out: Path, document: Mapping[str, Any]) -> list[str]:
+    """Files of a manifest that are missing or whose bytes have changed."""
+    files = document.get("files", {})
     return [
         name
         for name, facts in files.items()
@@ -195,8 +203,8 @@ def broken_files(out: Path, manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _listed(out: Path) -> list[str]:
-    manifest = read_manifest(out) or {}
-    return [name for name in manifest.get("files", {}) if Path(name).name == name]
+    document = finished_document(out) or {}
+    return [name for name in document.get("files", {}) if Path(name).name == name]
 
 
 def versions() -> dict[str, str]:

@@ -24,7 +24,6 @@ class Asked(Protocol):
     """What is compared: a session, as far as it matters here."""
 
     run_folder: Run
-    manifest: Mapping[str, Any]
     input: InputSpec
     answers: Statement
     engine: Mapping[str, Any] | None
@@ -75,7 +74,9 @@ def _answers(session: Asked, pixels: Array) -> Answers:
 
 
 def _allowed(session: Asked, what: str) -> float:
-    return float(session.manifest["golden"]["tolerance"][what])
+    golden = session.run_folder.manifest.golden
+    assert golden is not None, "there are vectors that `read_golden` has read"
+    return float(golden.tolerance[what])
 
 
 def _compare(

@@ -23,7 +23,7 @@ class Verified:
     def lines(self) -> list[str]:
         """What was checked, one line each."""
         run = self.session.run_folder
-        head = f"{len(run.manifest['files'])} files and the manifest's seal hold"
+        head = f"{len(run.manifest.files)} files and the manifest's seal hold"
         return [head, f"runs on {self.session.about}", *(each.line for each in self.comparisons)]
 
     def require(self) -> None:

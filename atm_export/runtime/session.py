@@ -24,14 +24,12 @@ from atm_export.errors import (
     NonFiniteError,
     RunFolderError,
 )
-from atm_export.inputs import stated_input
 from atm_export.runs.golden import read_golden
 from atm_export.runs.reading import Run, open_run
 from atm_export.runtime import check
 from atm_export.runtime.pictures import Picture, batch_of
 from atm_export.tasks.base import names
 from atm_export.tasks.classify import likeliest
-from atm_export.tasks.stated import stated
 
 Array = NDArray[Any]
 log = logging.getLogger("atm_export.runtime")
@@ -50,22 +48,23 @@ class Label:
 class Session:
     """Asks one loaded model; safe to share between threads. Made by `load`.
 
-    run_folder: the checked folder; manifest: what it says. about: one line on what runs the model
-    and why. input: what the graph takes. answers: the task and its outputs; classes: how many are
-    ranked (0: none). engine: facts of the TensorRT engine that answers, or None. policy: adaptive
-    (an answer depends on the other images of its batch, as in the paper), per-image or frozen (it
-    never does).
+    run_folder: the checked folder, and what it says as values; manifest: the same as JSON has it.
+    about: one line on what runs the model and why. input: what the graph takes. answers: the task
+    and its outputs; classes: how many are ranked (0: none). engine: facts of the TensorRT engine
+    that answers, or None. policy: adaptive (an answer depends on the other images of its batch, as
+    in the paper), per-image or frozen (it never does).
     """
 
     def __init__(self, run: Run, server: Server) -> None:
         self.run_folder = run
-        self.manifest: Mapping[str, Any] = run.manifest
+        told = run.manifest
+        self.manifest: Mapping[str, Any] = told.document
         self.about = server.about
         self.providers = server.providers
-        self.policy: str = run.manifest["method"]["merge"]
-        self.labels: list[str] | None = run.manifest["labels"]
-        self.input = stated_input(run.manifest)
-        self.answers = stated(run.manifest)
+        self.policy: str = told.method.merge
+        self.labels = None if told.labels is None else list(told.labels)
+        self.input = told.input
+        self.answers = told.answers
         self.classes = self.answers.classes
         self.engine: Mapping[str, Any] | None = server.facts
         self._server = server
@@ -212,7 +211,7 @@ def _check_options(folder: Any, providers: Any, threads: Any) -> None:
 
 def _warm_up(session: Session) -> None:
     """First runs allocate and tune; two golden images also prove this machine's numbers."""
-    if session.manifest["golden"] is None:
+    if session.run_folder.manifest.golden is None:
         return
     for found in check.compare_alone(session, read_golden(session.run_folder), count=2):
         if not found.ok:

@@ -14,7 +14,7 @@ from atm_export.backends import ONNXRUNTIME, backends
 from atm_export.cli import main
 from atm_export.errors import ConfigError, GoldenMismatchError, ParityError
 from atm_export.measure.accuracy.runners import runner_names
-from atm_export.runs.reading import load_manifest
+from atm_export.runs.reading import read_manifest
 from atm_export.runtime import load
 from tests.extensions import reference
 from tests.runs import run_command
@@ -38,9 +38,9 @@ def run(registered: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_run_says_what_it_was_proven_on(run: Path) -> None:
-    manifest = load_manifest(run)
-    assert list(manifest["proven_on"]) == [ONNXRUNTIME, "reference"]
-    assert manifest["proven_on"]["reference"].startswith("ONNX reference 1.")
+    manifest = read_manifest(run)
+    assert list(manifest.proven_on) == [ONNXRUNTIME, "reference"]
+    assert manifest.proven_on["reference"].startswith("ONNX reference 1.")
     report = json.loads((run / "report.json").read_text())
     rungs = [rung for rung in report["parity"]["rungs"] if "reference" in rung["name"]]
     plain = [rung for rung in report["parity"]["rungs"] if rung["name"] == "onnx"]
@@ -56,9 +56,9 @@ def test_a_finished_run_is_proven_on_a_backend_that_it_lacks(
 ) -> None:
     out = tmp_path / "run"
     run_command(*SMALL, "--out", str(out))
-    assert list(load_manifest(out)["proven_on"]) == [ONNXRUNTIME]
+    assert list(read_manifest(out).proven_on) == [ONNXRUNTIME]
     run_command(*SMALL, "--backend", "reference", "--out", str(out))
-    assert list(load_manifest(out)["proven_on"]) == [ONNXRUNTIME, "reference"]
+    assert list(read_manifest(out).proven_on) == [ONNXRUNTIME, "reference"]
     capsys.readouterr()
     run_command(*SMALL, "--out", str(out))
     assert "reused" in capsys.readouterr().out
@@ -98,7 +98,7 @@ def test_a_backend_that_computes_something_else_is_refused(
     arguments = [*SMALL, "--backend", "reference", "--out", str(tmp_path / "run")]
     assert main(arguments) == ParityError.exit_code
     assert "reference onnx differs on images, batch 1" in capsys.readouterr().err
-    assert load_manifest(tmp_path / "run")["proven_on"] == {}
+    assert read_manifest(tmp_path / "run").proven_on == {}
 
 
 def test_evaluate_and_bench_run_on_it(
@@ -130,6 +130,6 @@ def test_it_may_be_named_twice_and_by_commas(
     out = tmp_path / "run"
     again = ("--backend", "onnxruntime,reference", "--backend", "reference")
     run_command(*SMALL, *again, "--out", str(out))
-    assert list(load_manifest(out)["proven_on"]) == [ONNXRUNTIME, "reference"]
+    assert list(read_manifest(out).proven_on) == [ONNXRUNTIME, "reference"]
     assert main([*SMALL, "--backend", "reference,nothing", "--out", str(out)]) == 2
     assert "unknown backend 'nothing'" in capsys.readouterr().err

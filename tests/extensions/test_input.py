@@ -21,6 +21,7 @@ from atm_export.model.plan import exported_plan
 from atm_export.model.reference import run_reference
 from atm_export.photos import VIEWS
 from atm_export.pictures import read_rgb
+from atm_export.runs.reading import read_manifest
 from atm_export.runtime import load
 from atm_export.subject import exported_subject
 from tests.extensions.grey import SIZE, YAML
@@ -66,9 +67,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def answers(run: Path, pixels: np.ndarray) -> np.ndarray:
     """The eager reference's, of pixels [n, H, W, 1] as one batch."""
-    manifest = json.loads((run / "manifest.json").read_text())
+    manifest = read_manifest(run)
     subject = exported_subject(manifest, "manifest.json")
-    plan = exported_plan(subject.model.backbone, subject.config.method, manifest["method"])
+    plan = exported_plan(subject.model.backbone, subject.config.method, manifest.method.document)
     trace = run_reference(subject.model.backbone, plan, subject.tensor(pixels))
     return trace.outputs["logits"].numpy()
 

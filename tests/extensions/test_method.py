@@ -61,7 +61,7 @@ def test_the_run_folder_states_it(folder: Path) -> None:
     told = manifest["method"]
     assert (told["name"], told["at"], told["merge"]) == ("halve", AT, "frozen")
     assert told["summary"] == "halved at block 3"
-    assert exported_config(manifest, "here").method == HalveSettings(at=AT)
+    assert exported_config(manifest["config"], "here").method == HalveSettings(at=AT)
     html = (folder / "report.html").read_text()
     assert "halved at block 3" in html and Halve.about.split(" ")[0] in html
 

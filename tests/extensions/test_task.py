@@ -29,7 +29,7 @@ from atm_export.model_configs import load_model_config
 from atm_export.photos import VIEWS
 from atm_export.prove.compare import compare
 from atm_export.prove.judging import own_noise
-from atm_export.runs.reading import MANIFEST, open_run
+from atm_export.runs.reading import MANIFEST, open_run, read_manifest
 from atm_export.runs.seal import sealed
 from atm_export.runs.tensors import packed, unpacked
 from atm_export.runtime import Session, load
@@ -70,7 +70,7 @@ def folder(exported: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def subject(exported: Path) -> Subject:
-    return exported_subject(json.loads((exported / "manifest.json").read_text()), "manifest.json")
+    return exported_subject(read_manifest(exported), "manifest.json")
 
 
 def test_the_run_folder_states_it(exported: Path) -> None:

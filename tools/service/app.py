@@ -74,7 +74,7 @@ def make_app(session: Session, settings: Settings) -> FastAPI:
     @app.get("/health")
     async def health() -> dict[str, Any]:
         run = session.run_folder
-        facts = {"model": run.manifest["model"], "policy": session.policy, "batch": batch}
+        facts = {"model": run.manifest.model, "policy": session.policy, "batch": batch}
         return {**facts, "runs_on": session.about, "counts": asdict(batcher.counts)}
 
     @app.post("/classify")

@@ -44,5 +44,5 @@ class OnnxRuntime(Backend):
         return None
 
     def serve(self, run: Run, name: str, how: Serving) -> Server:
-        opset = run.manifest["opset"]
+        opset = run.manifest.opset
         return OnnxServer(read_graph(run, name), opset, how.providers, how.threads)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from atm_export.backends.base import Backend
 from atm_export.backends.pool import RunnerPool
@@ -20,6 +19,7 @@ from atm_export.runs.reading import read_checked
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from atm_export.runs.engine_facts import EngineFacts
     from atm_export.runs.graphs import SavedGraph
     from atm_export.runs.reading import Run
 
@@ -47,16 +47,16 @@ class TensorRT(Backend):
         raise ConfigError("TensorRT runs engines, which are built at export (--trt)")
 
     def artifacts(self, run: Run) -> tuple[str, ...]:
-        entries = _entries(run)
-        return tuple(sorted(entries, key=lambda name: (entries[name]["precision"] != "fp32", name)))
+        entries = run.manifest.engines
+        return tuple(sorted(entries, key=lambda name: (entries[name].precision != "fp32", name)))
 
     def check_artifact(self, run: Run, name: str) -> None:
-        check_engine(run, name, here(_entry(run, name)["flavor"]))
+        check_engine(run, name, here(_entry(run, name).flavor))
 
     def open_artifact(self, run: Run, name: str) -> Runner:
         from atm_export.backends.tensorrt.runner import TensorRTRunner
 
-        static = run.manifest["method"]["merge"] == "frozen"
+        static = run.manifest.method.merge == "frozen"
         return TensorRTRunner(
             run.folder / name,
             _entry(run, name),
@@ -67,8 +67,8 @@ class TensorRT(Backend):
     def serve(self, run: Run, name: str, how: Serving) -> Server:
         facts = _entry(run, name)
         read_checked(run, name)  # refused now, not at the first request
-        about = f"TensorRT {facts['flavor']} {facts['tensorrt']}, {name}"
-        return RunnerPool(lambda: self.open_artifact(run, name), about, facts)
+        about = f"TensorRT {facts.flavor} {facts.tensorrt}, {name}"
+        return RunnerPool(lambda: self.open_artifact(run, name), about, facts.document)
 
 
 def here(flavor: str | None = None) -> Here:
@@ -89,25 +89,22 @@ def here(flavor: str | None = None) -> Here:
     return Here(loaded.flavor.value, loaded.version, sm)
 
 
-def check_engine(run: Run, name: str, there: Here) -> Mapping[str, Any]:
+def check_engine(run: Run, name: str, there: Here) -> EngineFacts:
     """The engine's facts; EngineMismatchError or EngineVersionError say what does not fit."""
     facts = _entry(run, name)
     check_fit(name, facts, there)
-    source = facts["source"]
-    if run.manifest["files"].get(source["file"], {}).get("sha256") != source["sha256"]:
-        raise EngineMismatchError(f"{name} was built from another {source['file']}; build it again")
+    source = run.manifest.files.get(facts.source.file)
+    if source is None or source.sha256 != facts.source.sha256:
+        raise EngineMismatchError(
+            f"{name} was built from another {facts.source.file}; build it again"
+        )
     return facts
 
 
-def _entry(run: Run, name: str) -> Mapping[str, Any]:
+def _entry(run: Run, name: str) -> EngineFacts:
     """The engine's facts; MissingFileError where the run has none of that name."""
-    facts: Mapping[str, Any] | None = _entries(run).get(name)
-    if facts is None or name not in run.manifest["files"]:
-        known = ", ".join(_entries(run)) or "none"
+    engines = run.manifest.engines
+    if name not in engines:
+        known = ", ".join(engines) or "none"
         raise MissingFileError(f"{run.folder} has no engine '{name}'; it has: {known}")
-    return facts
-
-
-def _entries(run: Run) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = run.manifest.get("engines", {})
-    return found
+    return engines[name]

@@ -6,11 +6,10 @@ compatible.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from atm_export.errors import EngineMismatchError, EngineVersionError
+from atm_export.runs.engine_facts import BuiltFacts
 
 AMPERE = 80  # hardware-compatible engines run from here on
 
@@ -25,23 +24,23 @@ class Here:
     sm: int | None
 
 
-def check_fit(name: str, facts: Mapping[str, Any], here: Here) -> None:
+def check_fit(name: str, facts: BuiltFacts, here: Here) -> None:
     """EngineMismatchError, with all that differs, unless the engine `name` of `facts` runs here;
     EngineVersionError where the TensorRT version alone differs."""
-    settings, found = facts.get("settings", {}), []
-    if facts["flavor"] != here.flavor:
-        found.append(f"built by TensorRT's flavor {facts['flavor']}, this is {here.flavor}")
-    targets = ", ".join(f"SM{target}" for target in facts["sms"])
+    found = []
+    if facts.flavor != here.flavor:
+        found.append(f"built by TensorRT's flavor {facts.flavor}, this is {here.flavor}")
+    targets = ", ".join(f"SM{target}" for target in facts.sms)
     if here.sm is None:
         found.append(f"built for {targets}, and no GPU is here")
-    elif settings.get("hardware_compatible", False):
+    elif facts.hardware_compatible:
         if here.sm < AMPERE:
             found.append(f"built for SM{AMPERE} and later, this GPU is SM{here.sm}")
-    elif here.sm not in facts["sms"]:
+    elif here.sm not in facts.sms:
         found.append(f"built for {targets}, this GPU is SM{here.sm}")
-    parts = 1 if settings.get("version_compatible", False) else 3
-    if facts["tensorrt"].split(".")[:parts] != here.version.split(".")[:parts]:
-        version = f"built by TensorRT {facts['tensorrt']}, {here.version} is installed"
+    parts = 1 if facts.version_compatible else 3
+    if facts.tensorrt.split(".")[:parts] != here.version.split(".")[:parts]:
+        version = f"built by TensorRT {facts.tensorrt}, {here.version} is installed"
         if not found:
             raise EngineVersionError(
                 f"{name} does not fit: {version}; install that version or build it again"

@@ -14,7 +14,8 @@ from atm_export.backends.tensorrt.api import gpu_sm, load_api
 from atm_export.backends.tensorrt.fit import Here, check_fit
 from atm_export.backends.tensorrt.settings import Flavor
 from atm_export.errors import AtmExportError, EngineMismatchError
-from atm_export.runs.reading import load_manifest
+from atm_export.runs.engine_facts import BuiltFacts
+from atm_export.runs.reading import read_manifest
 
 
 @dataclass
@@ -40,20 +41,20 @@ class TensorRTRunner:
     def __init__(
         self,
         plan: Path | str,
-        facts: Mapping[str, Any] | None = None,
+        facts: BuiltFacts | Mapping[str, Any] | None = None,
         *,
         static: bool = False,
         read: Callable[[], bytes] | None = None,
     ) -> None:
         self.plan, self.static = Path(plan), static
         self.read = read or self.plan.read_bytes
-        self.facts = facts if facts is not None else _entry(self.plan)
+        self.facts = _facts(self.plan, facts)
         self.loaded: _Loaded | None = None
 
     def __enter__(self) -> Self:
         import torch
 
-        api = load_api(Flavor(self.facts["flavor"]))
+        api = load_api(Flavor(self.facts.flavor))
         check_fit(self.plan.name, self.facts, Here(api.flavor.value, api.version, gpu_sm()))
         trt = api.module
         self.logger = api.logger(lambda severity, text: None)
@@ -94,7 +95,7 @@ class TensorRTRunner:
                 if not context.set_input_shape(self.input, tuple(pinned.shape)):
                     raise AtmExportError(
                         f"batch {len(image)} of shape {tuple(pinned.shape)} fits no profile of "
-                        f"the engine ({', '.join(self.facts['profiles'])})"
+                        f"the engine ({', '.join(self.facts.profiles)})"
                     )
                 context.set_tensor_address(self.input, device.data_ptr())
             device.copy_(pinned, non_blocking=True)
@@ -105,8 +106,7 @@ class TensorRTRunner:
 
     def _choose_profile(self, batch: int) -> None:
         assert self.loaded is not None
-        for i, text in enumerate(self.facts["profiles"]):
-            low, _, high = (int(number) for number in text.split(":"))
+        for i, (low, _, high) in enumerate(self.facts.batches):
             if low <= batch <= high:
                 if self.loaded.context.active_optimization_profile != i:
                     stream = self.loaded.stream.cuda_stream
@@ -176,13 +176,14 @@ class _Output:
         return int(self.memory.data_ptr())
 
 
-def _entry(plan: Path) -> Mapping[str, Any]:
-    """The manifest entry of a plan in its run folder."""
-    manifest = load_manifest(plan.parent)
-    if plan.name not in manifest.get("engines", {}):
+def _facts(plan: Path, facts: BuiltFacts | Mapping[str, Any] | None) -> BuiltFacts:
+    """What is known of a plan: by default what its run folder's manifest says."""
+    if facts is not None:
+        return facts if isinstance(facts, BuiltFacts) else BuiltFacts.of(facts)
+    engines = read_manifest(plan.parent).engines
+    if plan.name not in engines:
         raise EngineMismatchError(f"{plan} is no engine of its run folder; build it with --trt")
-    entry: Mapping[str, Any] = manifest["engines"][plan.name]
-    return entry
+    return engines[plan.name]
 
 
 def _torch_type(name: str) -> Any:

@@ -27,7 +27,6 @@ from atm_export.place import beside
 from atm_export.runs.reading import Run
 from atm_export.runs.writing import versions
 from atm_export.subject import Subject, exported_subject
-from atm_export.tasks.stated import stated
 
 
 @dataclass(frozen=True)
@@ -74,14 +73,13 @@ def evaluate_run(
     """Evaluate a run; goes on where an interrupted evaluation of the same things stopped."""
     _check(options)
     threads = use_threads(checked_threads(threads, "--threads"))
-    answers = stated(run.manifest)
+    answers = run.manifest.answers
     answers.require_ranks("evaluate", run.folder)
     say("looking through the data set")
-    labels = run.manifest.get("labels")
     samples = open_samples(
         place.images,
         answers.classes,
-        labels,
+        run.manifest.labels,
         labels=place.labels,
         real=place.real,
         split=place.split,
@@ -121,7 +119,7 @@ def _key(run: Run, subject: Subject, samples: Samples, options: Options) -> str:
     for name in ("workers", "max_unreadable", "limit"):
         chosen.pop(name)
     facts = {
-        "graph": run.manifest["files"]["model.onnx"]["sha256"],
+        "graph": run.manifest.files["model.onnx"].sha256,
         "weights": subject.same_weights,
         "samples": samples.listing(),
         "options": chosen,

@@ -91,7 +91,7 @@ def _other(run: Run, subject: Subject, against: str) -> Candidate:
             raise ConfigError(f"--against {against}: {error}") from None
         return Candidate(against, plan_for(subject.model.backbone, method), subject, compared=True)
     folder = open_run(Path(against))
-    if folder.input != run.input:
+    if folder.input.facts() != run.input.facts():
         raise ConfigError(f"--against {against}: its input differs from this run's")
     other = exported_subject(folder.manifest, f"{against}/manifest.json")
     return Candidate(Path(against).name, other.plan, other, folder, compared=True)
