@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from atm_export.backends.onnxruntime.door import use_threads
+from atm_export.backends.threads import use_threads
 from atm_export.bounds import MAX_BATCH, MAX_ROUNDS, checked_threads, whole
 from atm_export.errors import ConfigError
 from atm_export.measure.data.images import load_images
