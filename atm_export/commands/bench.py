@@ -40,7 +40,7 @@ class BenchOptions:
     ] = None
     backends: Annotated[
         str,
-        Parameter(help="A list of onnxruntime, eager, torch.compile, tensorrt, ..."),
+        Parameter(help="A list of onnxruntime, openvino, eager, torch.compile, tensorrt, ..."),
     ] = "onnxruntime"
     batches: Annotated[str, Parameter(help="Batch sizes, a list.")] = "1,8,32"
     rounds: Annotated[Whole, Parameter(help="Counted rounds at each batch.")] = 15
