@@ -60,7 +60,8 @@ def one_line(error: Exception) -> str:
 
 
 def _model(library: Any, core: Any, graph: SavedGraph) -> Any:
-    """The graph as OpenVINO reads it. Weights beside it are shared with it, not copied."""
+    """The graph as OpenVINO reads it. OpenVINO copies weights beside it: what it
+    would share it wants to be able to write to."""
     if not locations(graph.graph):
         return core.read_model(graph.graph)
     text, weights = weights_as_inputs(graph.graph)
@@ -75,7 +76,7 @@ def _model(library: Any, core: Any, graph: SavedGraph) -> Any:
 def _put_in_place(
     library: Any, model: Any, parameter: Any, weight: Weight, graph: SavedGraph
 ) -> None:
-    constant = library.op.Constant(array_of(weight, graph.beside), shared_memory=True)
+    constant = library.op.Constant(array_of(weight, graph.beside))
     constant.set_friendly_name(weight.name)
     parameter.output(0).replace(constant.output(0))
     model.remove_parameter(parameter)
