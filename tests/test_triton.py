@@ -16,6 +16,7 @@ from google.protobuf import text_format
 
 from atm_export import errors
 from atm_export.cli import main
+from atm_export.commands.triton import write_all
 from atm_export.runs.reading import MANIFEST
 from atm_export.runs.seal import sealed
 from atm_export.runs.tensors import unpacked
@@ -174,10 +175,10 @@ def test_the_openvino_backend(proven_on_openvino: Path, tmp_path: Path) -> None:
     config = parsed(written.folder)
     assert config.backend == "openvino" and config.default_model_filename == "model.onnx"
     assert config.max_batch_size == 0 and not config.HasField("dynamic_batching")
-    assert list(config.input[0].dims) == [-1, 3, 224, 224]
+    assert list(config.input[0].dims) == [-1, 3, 56, 56]
     assert list(config.output[0].dims) == [-1, 10] and not config.output[0].label_filename
     (warm_up,) = config.model_warmup
-    assert list(warm_up.inputs["image"].dims) == [1, 3, 224, 224]
+    assert list(warm_up.inputs["image"].dims) == [1, 3, 56, 56]
     assert [group.kind for group in config.instance_group] == [PB.ModelInstanceGroup.KIND_CPU]
     said = {key: value.string_value for key, value in config.parameters.items()}
     assert said["INFERENCE_PRECISION_HINT"] == "f32" and said["PERFORMANCE_HINT"] == "LATENCY"
@@ -197,7 +198,7 @@ def test_what_triton_runs_is_named_and_proven(
     for run, backend, says in (
         (demo_folder, "openvino", "was not proven on openvino; export it with --backend openvino"),
         (demo_folder, "openvin", "unknown backend for Triton 'openvin'; nearest: openvino"),
-        (demo_folder, "", "unknown backend for Triton ''"),
+        (demo_folder, "", "--backend is empty"),
         (demo_folder, "tensorrt", "has no engine"),
     ):
         command = ["triton", str(run), *models, "--backend", backend]
@@ -209,6 +210,8 @@ def test_what_triton_runs_is_named_and_proven(
     assert not (tmp_path / "models").exists()
     run_command(*command)
     assert "bfloat16" in capsys.readouterr().err
+    write_all(proven_on_openvino, tmp_path / "all")
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["run", "run-openvino"]
 
 
 def test_outputs_without_a_batch_axis_are_not_served(uint8_folder: Path, tmp_path: Path) -> None:
