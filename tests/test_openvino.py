@@ -18,6 +18,8 @@ from onnx import parser
 import atm_export
 from atm_export.backends import ONNXRUNTIME, OPENVINO, backends, threads
 from atm_export.backends.openvino import door
+from atm_export.backends.openvino.models import Models
+from atm_export.backends.openvino.runner import OpenVINORunner
 from atm_export.backends.openvino.weights import Weight, array_of, weights_as_inputs
 from atm_export.backends.runner import Array
 from atm_export.errors import AtmExportError, ConfigError, GraphLintError, MissingDependencyError
@@ -87,7 +89,7 @@ def test_other_families_climb_the_ladder(family: str, kind: str) -> None:
 
 
 def test_precision_and_threads_are_said_whatever_the_cpu_would_take() -> None:
-    compiled = door.compile_graph(saved(DOUBLE), threads=1)
+    compiled = door.Graph(saved(DOUBLE), threads=1).compiled()
     assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
     assert compiled.get_property("EXECUTION_MODE_HINT").name == "ACCURACY"
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
@@ -111,6 +113,44 @@ def test_a_model_in_f32_computes_in_f32() -> None:
     )
     exact = image.astype(np.float64) @ image.astype(np.float64).T
     assert np.abs(run(saved(graph), image)["logits"] - exact).max() <= 1e-3
+
+
+class _Counted(door.Graph):
+    """What was compiled, None for any batch."""
+
+    def __init__(self, graph: SavedGraph) -> None:
+        super().__init__(graph)
+        self.sizes: list[int | None] = []
+
+    def compiled(self, batch: int | None = None) -> Any:
+        self.sizes.append(batch)
+        return super().compiled(batch)
+
+
+def test_the_first_batch_sizes_have_models_of_their_own() -> None:
+    graph = _Counted(saved(DOUBLE))
+    models = Models(graph, fixed=2)
+    with OpenVINORunner(lambda: models) as runner:
+        for batch in (3, 1, 3, 8, 5, 1):
+            image = np.full((batch, 3), batch, np.float32)
+            assert np.array_equal(runner.run(image)["logits"], 2 * image)
+    assert graph.sizes == [None, 3, 1]
+    assert models.of(8) is models.any_batch is not models.of(1)
+    fixed = Models(_Counted(saved(DOUBLE.replace("float[n, 3]", "float[2, 3]"))))
+    assert fixed.of(2) is fixed.any_batch
+
+
+@pytest.mark.parametrize("name", ["class token", "frozen", "per image", "unmerged"])
+def test_models_of_one_batch_size_answer_as_that_for_any(name: str) -> None:
+    graph, image = in_memory(exported(name).traced), decided(name, 3).images.numpy()
+    answers = []
+    for fixed in (0, 1):
+        models = Models(door.Graph(graph), fixed)
+        with OpenVINORunner(lambda models=models: models) as runner:  # type: ignore[misc]
+            answers.append(runner.run(image))
+    assert np.abs(answers[0]["logits"] - answers[1]["logits"]).max() <= LOGITS
+    for each in ("tokens_per_block", "token_maps"):
+        assert np.array_equal(answers[0][each], answers[1][each])
 
 
 def test_one_door() -> None:
@@ -176,7 +216,7 @@ def test_the_model_outlives_the_bytes(beside: SavedGraph) -> None:
     copy = SavedGraph(beside.graph, {name: bytes(data) for name, data in beside.beside.items()})
     image = np.ones((1, 3, 56, 56), np.float32)
     wanted = run(beside, image)["logits"]
-    compiled = door.compile_graph(copy)
+    compiled = door.Graph(copy).compiled()
     del copy
     gc.collect()
     assert np.array_equal(compiled({0: image})[0], wanted)
@@ -232,7 +272,7 @@ def test_a_tensor_beside_the_graph_that_is_no_initializer_is_refused() -> None:
     tensor.external_data.add(key="location", value="data")
     graph = SavedGraph(model.SerializeToString(), {"data": b"1234"})
     with pytest.raises(AtmExportError, match="as initializers alone"):
-        door.compile_graph(graph)
+        door.Graph(graph)
 
 
 # --- what it computes otherwise -------------------------------------------------------------------

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from atm_export.backends.base import Backend
 from atm_export.backends.openvino import door
+from atm_export.backends.openvino.models import Models
 from atm_export.backends.openvino.runner import OpenVINORunner
 from atm_export.backends.pool import RunnerPool
 from atm_export.backends.runner import Runner, Server, Serving
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from atm_export.runs.reading import Run
+
+# The ladder comes with three batch sizes: two run on models of their own, one on that for any.
+PROVEN_FIXED = 2
 
 
 class OpenVINO(Backend):
@@ -39,11 +42,14 @@ class OpenVINO(Backend):
         check_for_openvino(model)
 
     def open_graph(self, graph: SavedGraph) -> Runner:
-        return OpenVINORunner(partial(door.compile_graph, graph))
+        return OpenVINORunner(lambda: Models(door.Graph(graph), PROVEN_FIXED))
+
+    def open_measured(self, graph: SavedGraph, *, alone: bool = False) -> Runner:
+        return OpenVINORunner(lambda: Models(door.Graph(graph)))
 
     def device(self, runner: Runner) -> str:
-        assert isinstance(runner, OpenVINORunner)
-        threads = runner.model.get_property("INFERENCE_NUM_THREADS")
+        assert isinstance(runner, OpenVINORunner) and runner.models is not None
+        threads = runner.models.any_batch.get_property("INFERENCE_NUM_THREADS")
         return f"{self.title}, {door.DEVICE}, {door.PRECISION}, {threads} threads"
 
     def check_serving(self, how: Serving) -> None:
@@ -52,6 +58,6 @@ class OpenVINO(Backend):
         checked_threads(how.threads)
 
     def serve(self, run: Run, name: str, how: Serving) -> Server:
-        """One compiled model, and a request of its own for each that is under way."""
-        compiled = door.compile_graph(read_graph(run, name), threads=how.threads)
-        return RunnerPool(lambda: OpenVINORunner(lambda: compiled), f"{self.about()}, {name}")
+        """Models that all requests share; each that is under way has a request of its own."""
+        models = Models(door.Graph(read_graph(run, name), threads=how.threads))
+        return RunnerPool(lambda: OpenVINORunner(lambda: models), f"{self.about()}, {name}")

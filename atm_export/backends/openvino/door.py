@@ -21,17 +21,39 @@ PRECISION = "f32"
 TELEMETRY = "openvino_telemetry"
 
 
-def compile_graph(graph: SavedGraph, *, threads: int = 0) -> Any:
-    """A CompiledModel of an FP32 graph, from the bytes that were checked.
+class Graph:
+    """An FP32 graph as OpenVINO has read it, from the bytes that were checked; to be compiled.
 
     threads: 0: those of `backends.threads`, else OpenVINO's own number, one a physical core.
     AtmExportError with one line where OpenVINO does not take the graph; MissingDependencyError.
     """
-    library = openvino()
-    settings = settings_of(threads)
-    core = library.Core()
+
+    def __init__(self, graph: SavedGraph, *, threads: int = 0) -> None:
+        library = openvino()
+        self._settings = settings_of(threads)
+        self._core = library.Core()
+        with _in_one_line():
+            self._model = _model(library, self._core, graph)
+
+    @property
+    def takes_any_batch(self) -> bool:
+        """Whether the first axis of its input is free."""
+        return bool(self._model.inputs[0].partial_shape[0].is_dynamic)
+
+    def compiled(self, batch: int | None = None) -> Any:
+        """A CompiledModel, for any batch or for one size alone."""
+        with _in_one_line():
+            model = self._model
+            if batch is not None:
+                model = model.clone()
+                model.reshape([batch, *list(model.inputs[0].partial_shape)[1:]])
+            return self._core.compile_model(model, DEVICE, self._settings)
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
     try:
-        return core.compile_model(_model(library, core, graph), DEVICE, settings)
+        yield
     except (RuntimeError, ValueError) as error:
         raise AtmExportError(f"OpenVINO does not load the model: {one_line(error)}") from error
 
