@@ -262,6 +262,18 @@ def test_a_weight_that_is_not_in_its_file_is_refused(wrong: dict[str, Any]) -> N
 GIVEN = "g () => (float[1] y) { y = Constant<value = float[1] {1}>() }"
 
 
+def test_a_graph_cannot_name_memory_to_be_read() -> None:
+    """A location that OpenVINO takes for an address of this process."""
+    model = parser.parse_model(DOUBLE)
+    tensor = model.graph.initializer.add(name="w", data_type=1, dims=[1])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    facts = {"location": "*/_ORT_MEM_ADDR_/*", "offset": "8", "length": "4"}
+    for key, value in facts.items():
+        tensor.external_data.add(key=key, value=value)
+    with pytest.raises(AtmExportError, match="w does not lie in"):
+        door.Graph(SavedGraph(model.SerializeToString()))
+
+
 def test_a_tensor_beside_the_graph_that_is_no_initializer_is_refused() -> None:
     model = parser.parse_model(
         HEAD + "g () => (float[1] y) { y = Constant<value = float[1] {1}>() }"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from atm_export.backends.openvino.weights import Weight, array_of, weights_as_inputs
+from atm_export.backends.openvino.weights import array_of, weights_as_inputs
 from atm_export.backends.threads import threads_or_usual
 from atm_export.errors import AtmExportError, MissingDependencyError
 from atm_export.runs.graphs import SavedGraph, locations
@@ -82,26 +82,21 @@ def one_line(error: Exception) -> str:
 
 
 def _model(library: Any, core: Any, graph: SavedGraph) -> Any:
-    """The graph as OpenVINO reads it. OpenVINO copies weights beside it: what it
-    would share it wants to be able to write to."""
+    """The graph as OpenVINO reads it. Weights beside it are copied: OpenVINO shares arrays only
+    where it may write to them."""
     if not locations(graph.graph):
         return core.read_model(graph.graph)
     text, weights = weights_as_inputs(graph.graph)
     model = core.read_model(text)
     parameters = {name: each for each in model.get_parameters() for name in each.output(0).names}
     for weight in weights:
-        _put_in_place(library, model, parameters[weight.name], weight, graph)
+        constant = library.op.Constant(array_of(weight, graph.beside))
+        constant.set_friendly_name(weight.name)
+        if weight.name in parameters:  # what nothing reads is gone
+            parameters[weight.name].output(0).replace(constant.output(0))
+            model.remove_parameter(parameters[weight.name])
     model.validate_nodes_and_infer_types()
     return model
-
-
-def _put_in_place(
-    library: Any, model: Any, parameter: Any, weight: Weight, graph: SavedGraph
-) -> None:
-    constant = library.op.Constant(array_of(weight, graph.beside))
-    constant.set_friendly_name(weight.name)
-    parameter.output(0).replace(constant.output(0))
-    model.remove_parameter(parameter)
 
 
 def openvino() -> Any:
