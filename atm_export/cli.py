@@ -33,6 +33,7 @@ numbers as PyTorch, and reports what was saved.
     atm-export deit_s --gflops 3.2           the paper's nearest point at or below 3.2 GFLOPs
     atm-export deit_t --merge-blocks auto    the same cost by fewer merges, which take less time
     atm-export deit_s --trt                  TensorRT engines too (see Engines below)
+    atm-export deit_s --backend openvino     proven on OpenVINO too (docs/openvino.md)
     atm-export deit_s --method tome -r 8     ToMe, the static peer
     atm-export list                          models, presets and the paper's figures
     atm-export evaluate RUN --imagenet DIR   accuracy, agreement, GFLOPs, tokens of a finished run

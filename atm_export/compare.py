@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from atm_export.backends import ONNXRUNTIME
-from atm_export.backends.onnxruntime.door import use_threads
+from atm_export.backends.threads import use_threads
 from atm_export.choice import Choice
 from atm_export.config import ModelConfig, RunConfig
 from atm_export.errors import ConfigError, UnsupportedModelError, unknown_name

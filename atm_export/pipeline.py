@@ -14,8 +14,8 @@ from onnx_ir.passes.common import CheckerPass
 from atm_export import place
 from atm_export.backends import ONNXRUNTIME, backends
 from atm_export.backends.base import GRAPH
-from atm_export.backends.onnxruntime.door import use_threads
 from atm_export.backends.tensorrt.settings import EngineSettings
+from atm_export.backends.threads import use_threads
 from atm_export.bounds import checked_threads
 from atm_export.config import RunConfig, of_format_2, stamped
 from atm_export.errors import ConfigError

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from atm_export import place
-from atm_export.backends import TENSORRT, backends
+from atm_export.backends import ONNXRUNTIME, OPENVINO, TENSORRT, backends
 from atm_export.backends.base import AUTO
-from atm_export.errors import ConfigError
+from atm_export.errors import ConfigError, unknown_name
 from atm_export.inputs import IMAGE, InputSpec
 from atm_export.runs.engine_facts import TensorFacts
 from atm_export.runs.golden import read_golden
@@ -43,6 +43,11 @@ ADAPTIVE = (
     "the policy is adaptive: the images that Triton batches share their number of merges, so an "
     "answer depends on its neighbours; export with --merge per-image or frozen where it must not"
 )
+NO_PRECISION = (
+    "Triton's OpenVINO backend reads no precision (of its parameters only HINT_BF16 is one), and "
+    "OpenVINO's default on CPUs with bfloat16 units is bfloat16: answers there are not those that "
+    "were proven; serve with ONNX Runtime or atm_export.runtime on such a CPU"
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,8 @@ class Repository:
 class Graph:
     """What Triton runs: a file of the run, its backend, and the batch sizes it takes.
 
-    dtypes: of inputs and outputs, where they differ from the manifest's interface.
+    max_batch: 0: what a request holds is run as it is, its first axis the batch. dtypes: of inputs
+    and outputs, where they differ from the manifest's interface. settings: of the backend.
     """
 
     file: str
@@ -65,6 +71,7 @@ class Graph:
     max_batch: int
     preferred: tuple[int, ...]
     dtypes: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     def kind(self, name: str, dtype: str) -> str:
         """Triton's type of one tensor, which the manifest's interface says to be `dtype`."""
@@ -72,23 +79,45 @@ class Graph:
 
     @property
     def name(self) -> str:
-        return "model.plan" if self.backend == "tensorrt" else "model.onnx"
+        return "model.plan" if self.backend == TENSORRT else "model.onnx"
+
+    def dims(self, shape: Sequence[str | int], batch: int = -1) -> str:
+        """Of a tensor whose first axis is the batch, which Triton adds where it batches."""
+        sizes = [*shape[1:]] if self.max_batch else [batch, *shape[1:]]
+        return f"dims: [ {', '.join(map(str, sizes))} ]"
 
 
-ONNX = Graph("model.onnx", "onnxruntime", MAX_BATCH, (8, 16, 32))
+# Where it has a largest batch, Triton's OpenVINO backend runs that batch alone, filled up with what
+# was in memory: images that share their number of merges with it would merge otherwise.
+GRAPHS = {
+    ONNXRUNTIME: Graph("model.onnx", ONNXRUNTIME, MAX_BATCH, (8, 16, 32)),
+    OPENVINO: Graph(
+        "model.onnx",
+        OPENVINO,
+        0,
+        (),
+        settings={"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"},
+    ),
+}
 
 
 def write_repository(
-    run: Run | Path, repository: Path, *, engine: str | None = None, name: str | None = None
+    run: Run | Path,
+    repository: Path,
+    *,
+    backend: str | None = None,
+    engine: str | None = None,
+    name: str | None = None,
 ) -> Repository:
     """Write `run` into `repository` as one model; an older one of that name is replaced, if it is
     as it was written.
 
-    engine: a TensorRT engine of the run, instead of model.onnx for ONNX Runtime. name: of the
-    model; by default the run folder's. Raises ConfigError, OutputError, RunFolderError.
+    backend: onnxruntime (default), openvino, or tensorrt, which runs an engine of the run. engine:
+    which one; without a backend TensorRT is meant. name: of the model; by default the run folder's.
+    Raises ConfigError, OutputError, RunFolderError.
     """
     run = run if isinstance(run, Run) else open_run(run)
-    graph = _engine(run, engine) if engine else ONNX
+    graph = _served(run, backend, engine)
     folder = model_folder(repository, default_name(run.folder) if name is None else name)
     with working(folder, "", REMEDY) as work, place.output_errors(folder, REMEDY):
         part = work.path / "model"
@@ -104,13 +133,35 @@ def write_repository(
         text = config_text(run, graph, folder.name)
         (part / "config.pbtxt").write_text(text, encoding="utf-8")
         place.put_folder(part, folder, REMEDY)
-    adaptive = run.manifest.method.merge == "adaptive"
-    return Repository(folder, (ADAPTIVE,) if adaptive else ())
+    return Repository(folder, _warnings(run, graph))
+
+
+def _served(run: Run, backend: str | None, engine: str | None) -> Graph:
+    """What Triton runs of the run; ConfigError for what cannot be meant."""
+    known = (*GRAPHS, TENSORRT)
+    chosen = backend if backend is not None else ONNXRUNTIME if engine is None else TENSORRT
+    if chosen not in known:
+        raise unknown_name("backend for Triton", chosen, known)
+    if chosen == TENSORRT:
+        return _engine(run, AUTO if engine is None else engine)
+    if engine is not None:
+        raise ConfigError(f"--engine {engine}: engines are TensorRT's, not --backend {chosen}'s")
+    if chosen not in {ONNXRUNTIME, *run.manifest.proven_on}:
+        raise ConfigError(
+            f"{run.folder} was not proven on {chosen}; export it with --backend {chosen}"
+        )
+    return GRAPHS[chosen]
+
+
+def _warnings(run: Run, graph: Graph) -> tuple[str, ...]:
+    batched = graph.max_batch > 0 and run.manifest.method.merge == "adaptive"
+    unsaid = graph.backend == OPENVINO
+    return (*([ADAPTIVE] if batched else []), *([NO_PRECISION] if unsaid else []))
 
 
 def _files(run: Run, graph: Graph) -> Mapping[str, Buffer]:
     """What Triton loads: an engine, or the graph and the weights beside it, as the run has them."""
-    if graph.backend == "tensorrt":
+    if graph.backend == TENSORRT:
         return {graph.name: read_checked(run, graph.file)}
     saved = read_graph(run, graph.file)
     return {graph.name: saved.graph, **saved.beside}
@@ -138,7 +189,7 @@ def config_text(run: Run, graph: Graph, name: str) -> str:
     batched = {key: facts for key, facts in outputs.items() if facts.shape[0] == "batch"}
     lines = [
         f"# {_one_line(method.summary)}",
-        *([f"# Note: {ADAPTIVE}"] if method.merge == "adaptive" else []),
+        *(f"# Note: {warning}" for warning in _warnings(run, graph)),
         *(
             f"# Not served: {_one_line(key)}, which has no batch axis"
             for key in outputs
@@ -153,11 +204,8 @@ def config_text(run: Run, graph: Graph, name: str) -> str:
         *([_batching(graph)] if graph.max_batch > 1 else []),
         _instances(graph),
         _warm_up(run.input, graph),
-        _text(
-            "parameters",
-            'key: "atm_export_policy"',
-            f"value {{ string_value: {_quoted(method.merge)} }}",
-        ),
+        _parameter("atm_export_policy", method.merge),
+        *(_parameter(key, value) for key, value in graph.settings.items()),
     ]
     return "\n".join(lines) + "\n"
 
@@ -180,22 +228,18 @@ def _engine(run: Run, name: str) -> Graph:
     largest = max(high for _, _, high in facts.batches)
     preferred = sorted({best for _, best, _ in facts.batches if best > 1} | {largest})
     dtypes = {key: tensor.dtype for key, tensor in facts.tensors.items()}
-    return Graph(name, "tensorrt", largest, tuple(preferred), dtypes)
+    return Graph(name, TENSORRT, largest, tuple(preferred), dtypes)
 
 
 def _input(spec: InputSpec, graph: Graph) -> str:
     kind = f"data_type: {graph.kind(spec.name, spec.dtype)}"
-    return _text("input", f"name: {_quoted(spec.name)}", kind, _dims(spec.shape[1:]))
+    return _text("input", f"name: {_quoted(spec.name)}", kind, graph.dims(spec.shape))
 
 
 def _output(name: str, facts: TensorFacts, graph: Graph, labelled: bool) -> str:
-    label = ['label_filename: "labels.txt"'] if labelled else []
+    label = ['label_filename: "labels.txt"'] if labelled and graph.max_batch else []
     kind = f"data_type: {graph.kind(name, facts.dtype)}"
-    return _text("output", f"name: {_quoted(name)}", kind, _dims(facts.shape[1:]), *label)
-
-
-def _dims(shape: Sequence[str | int]) -> str:
-    return f"dims: [ {', '.join(map(str, shape))} ]"
+    return _text("output", f"name: {_quoted(name)}", kind, graph.dims(facts.shape), *label)
 
 
 def _batching(graph: Graph) -> str:
@@ -209,18 +253,24 @@ def _batching(graph: Graph) -> str:
 
 def _instances(graph: Graph) -> str:
     """One instance: on a GPU for engines; ONNX Runtime takes one where there is one."""
-    kind = "KIND_GPU" if graph.backend == "tensorrt" else "KIND_AUTO"
+    kind = {TENSORRT: "KIND_GPU", OPENVINO: "KIND_CPU"}.get(graph.backend, "KIND_AUTO")
     return _text("instance_group", "count: 1", f"kind: {kind}")
 
 
 def _warm_up(spec: InputSpec, graph: Graph) -> str:
     kind = graph.kind(spec.name, spec.dtype)
-    value = f"data_type: {kind} {_dims(spec.shape[1:])} input_data_file: {_quoted(IMAGE)}"
+    value = f"data_type: {kind} {graph.dims(spec.shape, 1)} input_data_file: {_quoted(IMAGE)}"
     return _text(
         "model_warmup",
         'name: "a real image"',
         "batch_size: 1",
         f"inputs {{ key: {_quoted(spec.name)} value {{ {value} }} }}",
+    )
+
+
+def _parameter(key: str, value: str) -> str:
+    return _text(
+        "parameters", f"key: {_quoted(key)}", f"value {{ string_value: {_quoted(value)} }}"
     )
 
 

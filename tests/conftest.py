@@ -12,7 +12,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 import pytest
 import torch
 
-from atm_export.backends.onnxruntime import door
+from atm_export.backends import threads
 
 torch.set_num_threads(1)
 
@@ -28,7 +28,7 @@ def all_cores() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def own_threads(request: pytest.FixtureRequest) -> None:
     """Commands set the threads of the whole process; results have other last bits then."""
-    door._threads = 0
+    threads._threads = 0
     wanted = "all_cores" in request.fixturenames
     torch.set_num_threads((os.cpu_count() or 1) if wanted else 1)
 

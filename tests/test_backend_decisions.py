@@ -3,8 +3,6 @@ optimisation level and thread count."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,16 +12,18 @@ import onnx_ir as ir
 import pytest
 
 from atm_export import demo
+from atm_export.backends import OPENVINO, backends
 from atm_export.backends.onnxruntime import door
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.backends.runner import Array
 from atm_export.choice import Choice
-from atm_export.graph.saving import graph_bytes, in_memory
+from atm_export.graph.saving import in_memory
 from atm_export.measure.data.images import ImageSet
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import crop, read_images
 from atm_export.resolve import resolve
 from atm_export.subject import Subject, subject_of
+from tests.installed import needs_openvino
 from tests.shared_data import sample_images, shared
 
 IMAGES, BATCH = 64, 8
@@ -71,24 +71,6 @@ def traced(name: str, policy: str) -> tuple[ir.Model, tuple[Array, ...]]:
     return made.graph(made.plan), feeds
 
 
-@contextmanager
-def in_openvino(graph: ir.Model, precision: str = "f32") -> Iterator[Any]:
-    """A function from an input to outputs by name."""
-    openvino = pytest.importorskip("openvino", reason="openvino is not installed ([openvino])")
-    core = openvino.Core()
-    model = core.read_model(graph_bytes(graph))
-    compiled = core.compile_model(
-        model, "CPU", {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": 1}
-    )
-    names = [str(output.name) for output in graph.graph.outputs]
-
-    def run(feed: Array) -> dict[str, Array]:
-        found = compiled({"image": feed})
-        return {name: np.array(found[name]) for name in names}
-
-    yield run
-
-
 def answers(run: Any, feeds: tuple[Array, ...]) -> Answers:
     outputs = [run(feed) for feed in feeds]
     return Answers(
@@ -114,6 +96,7 @@ def same(found: Answers, wanted: Answers) -> None:
     assert float(np.abs(found.logits - wanted.logits).max()) <= LOGITS
 
 
+@needs_openvino
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", ["demo", "deit_t"])
 def test_openvino_decides_as_onnx_runtime(name: str, policy: str) -> None:
@@ -121,8 +104,8 @@ def test_openvino_decides_as_onnx_runtime(name: str, policy: str) -> None:
     wanted = by_onnxruntime(name, policy)
     assert len(wanted.logits) == IMAGES
     assert (wanted.tokens.min() < wanted.tokens.max()) == (policy != "unmerged")
-    with in_openvino(graph) as run:
-        same(answers(run, feeds), wanted)
+    with backends[OPENVINO].open_graph(in_memory(graph)) as runner:
+        same(answers(runner.run, feeds), wanted)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

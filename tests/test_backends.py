@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from onnx import parser
 
-from atm_export.backends.onnxruntime.door import use_threads
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.backends.runner import Runner
+from atm_export.backends.threads import use_threads
 from atm_export.errors import AtmExportError
 from atm_export.graph.saving import (
     External,

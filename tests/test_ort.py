@@ -14,6 +14,7 @@ import pytest
 from onnx import parser
 
 import atm_export
+from atm_export.backends import threads as usual
 from atm_export.backends.onnxruntime import door, providers
 from atm_export.backends.onnxruntime.providers import best_providers
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
@@ -98,8 +99,8 @@ def test_threads_of_a_proof_do_not_spin_and_those_of_a_service_do() -> None:
 def test_measured_sessions_spin_while_they_run_alone(
     monkeypatch: pytest.MonkeyPatch, recorded: None
 ) -> None:
-    monkeypatch.setattr(door, "_threads", 0)
-    assert door.use_threads(3) == 3
+    monkeypatch.setattr(usual, "_threads", 0)
+    assert usual.use_threads(3) == 3
     options = opened(waiting="spin while running").options
     assert options.get_session_config_entry(SPIN) == "1"
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"
@@ -112,7 +113,7 @@ def test_threads_have_a_bound() -> None:
         with pytest.raises(ConfigError, match="threads"):
             door.open_session(MODEL, threads=threads)
         with pytest.raises(ConfigError, match="threads"):
-            door.use_threads(threads)
+            usual.use_threads(threads)
 
 
 def test_a_provider_that_cannot_keep_fp32_is_named() -> None:

@@ -16,6 +16,7 @@ from google.protobuf import text_format
 
 from atm_export import errors
 from atm_export.cli import main
+from atm_export.commands.triton import write_all
 from atm_export.runs.reading import MANIFEST
 from atm_export.runs.seal import sealed
 from atm_export.runs.tensors import unpacked
@@ -158,6 +159,59 @@ def test_the_command_replaces_what_was_there(
     assert [path.name for path in models.iterdir()] == [uint8_folder.name]
     assert "neighbours" in capsys.readouterr().err
     assert main(["triton", str(tmp_path), "--triton-repo", str(models)]) == 10
+
+
+@pytest.fixture
+def proven_on_openvino(demo_folder: Path, tmp_path: Path) -> Path:
+    """The demo's run, as if OpenVINO had proven it; no server is asked."""
+    run = Path(shutil.copytree(demo_folder, tmp_path / "run"))
+    reseal(run, proven_on={"onnxruntime": "ONNX Runtime 1", "openvino": "OpenVINO 2026"})
+    return run
+
+
+def test_the_openvino_backend(proven_on_openvino: Path, tmp_path: Path) -> None:
+    """It runs a largest batch alone, so that the batch is the request's own axis."""
+    written = write_repository(proven_on_openvino, tmp_path / "models", backend="openvino")
+    config = parsed(written.folder)
+    assert config.backend == "openvino" and config.default_model_filename == "model.onnx"
+    assert config.max_batch_size == 0 and not config.HasField("dynamic_batching")
+    assert list(config.input[0].dims) == [-1, 3, 56, 56]
+    assert list(config.output[0].dims) == [-1, 10] and not config.output[0].label_filename
+    (warm_up,) = config.model_warmup
+    assert list(warm_up.inputs["image"].dims) == [1, 3, 56, 56]
+    assert [group.kind for group in config.instance_group] == [PB.ModelInstanceGroup.KIND_CPU]
+    said = {key: value.string_value for key, value in config.parameters.items()}
+    assert said["INFERENCE_PRECISION_HINT"] == "f32" and said["PERFORMANCE_HINT"] == "LATENCY"
+    (warning,) = written.warnings  # requests have no neighbours
+    assert "bfloat16" in warning and warning in (written.folder / "config.pbtxt").read_text()
+    graph = (proven_on_openvino / "model.onnx").read_bytes()
+    assert (written.folder / "1" / "model.onnx").read_bytes() == graph
+
+
+def test_what_triton_runs_is_named_and_proven(
+    proven_on_openvino: Path,
+    demo_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    models = ["--triton-repo", str(tmp_path / "models")]
+    for run, backend, says in (
+        (demo_folder, "openvino", "was not proven on openvino; export it with --backend openvino"),
+        (demo_folder, "openvin", "unknown backend for Triton 'openvin'; nearest: openvino"),
+        (demo_folder, "", "--backend is empty"),
+        (demo_folder, "tensorrt", "has no engine"),
+    ):
+        command = ["triton", str(run), *models, "--backend", backend]
+        assert main(command) == errors.ConfigError.exit_code
+        assert says in capsys.readouterr().err
+    command = ["triton", str(proven_on_openvino), *models, "--backend", "openvino"]
+    assert main([*command, "--engine", "auto"]) == errors.ConfigError.exit_code
+    assert "engines are TensorRT's" in capsys.readouterr().err
+    assert not (tmp_path / "models").exists()
+    run_command(*command)
+    assert "bfloat16" in capsys.readouterr().err
+    write_all(proven_on_openvino, tmp_path / "all")
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["run", "run-openvino"]
 
 
 def test_outputs_without_a_batch_axis_are_not_served(uint8_folder: Path, tmp_path: Path) -> None:

@@ -62,8 +62,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from atm_export.backends.onnxruntime.door import use_threads
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
+from atm_export.backends.threads import use_threads
 from atm_export.choice import Choice
 from atm_export.config import RunConfig
 from atm_export.errors import AtmExportError, ConfigError

@@ -2,11 +2,13 @@
 
 from atm_export.backends.base import Backend
 from atm_export.backends.onnxruntime.backend import OnnxRuntime
+from atm_export.backends.openvino.backend import OpenVINO
 from atm_export.backends.tensorrt.backend import TensorRT
 from atm_export.registry import Registry
 
-ONNXRUNTIME, TENSORRT = OnnxRuntime.name, TensorRT.name
+ONNXRUNTIME, OPENVINO, TENSORRT = OnnxRuntime.name, OpenVINO.name, TensorRT.name
 
 backends: Registry[Backend] = Registry("backend")
 backends.add(ONNXRUNTIME, OnnxRuntime())
+backends.add(OPENVINO, OpenVINO())
 backends.add(TENSORRT, TensorRT())

@@ -15,8 +15,9 @@ that are not PyTorch's. Needs no PyTorch: the golden vectors were stored by it.
 TRITON = """Write a run folder into a model repository of Triton Inference Server.
 
 config.pbtxt with dynamic batching, a warm-up with a real image, labels, a version folder; for the
-ONNX Runtime backend, or with --engine for TensorRT's. An older model of that name is replaced if it
-is as atm-export wrote it; anything else in its place is refused.
+ONNX Runtime backend, with --backend openvino for OpenVINO's, or with --engine for TensorRT's. An
+older model of that name is replaced if it is as atm-export wrote it; anything else in its place is
+refused.
 
     atm-export triton build/deit_s --triton-repo models
     atm-export deit_s --merge per-image --triton-repo models      export and write at once

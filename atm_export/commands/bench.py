@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from atm_export.backends.onnxruntime.door import use_threads
+from atm_export.backends.threads import use_threads
 from atm_export.bounds import MAX_BATCH, MAX_ROUNDS, checked_threads, numbers_of, whole
 from atm_export.errors import ConfigError
 from atm_export.measure.data.images import load_images
@@ -43,7 +43,7 @@ class BenchOptions:
     ] = None
     backends: Annotated[
         str,
-        Parameter(help="A list of onnxruntime, eager, torch.compile, tensorrt, ..."),
+        Parameter(help="A list of onnxruntime, openvino, eager, torch.compile, tensorrt, ..."),
     ] = "onnxruntime"
     batches: Annotated[str, Parameter(help="Batch sizes, a list.")] = "1,8,32"
     rounds: Annotated[Whole, Parameter(help="Counted rounds at each batch.")] = 15

@@ -34,8 +34,8 @@ class EngineOptions:
     backend: Annotated[
         tuple[str, ...],
         _option(
-            "Prove the graph on this backend too, beside ONNX Runtime, or build its engines "
-            "(tensorrt). May be given again, or by commas."
+            "Prove the graph on this backend too, beside ONNX Runtime (openvino), or build its "
+            "engines (tensorrt). May be given again, or by commas."
         ),
     ] = ()
     trt: Annotated[
@@ -91,6 +91,8 @@ class EngineOptions:
     def chosen(self) -> tuple[str, ...]:
         """Names of backends, each once; ConfigError for one that is unknown."""
         names = [part.strip() for text in self.backend for part in text.split(",") if part.strip()]
+        if self.backend and not names:
+            raise ConfigError(f"--backend names none of {', '.join(backends)}")
         found = dict.fromkeys([*names, *([TENSORRT] if self.trt else [])])
         for name in found:
             backends[name]

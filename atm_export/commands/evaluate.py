@@ -43,7 +43,9 @@ class EvaluateOptions:
 
     runner: Annotated[
         str,
-        Parameter(help="eager (PyTorch), onnxruntime (CUDA where there is one), tensorrt, ..."),
+        Parameter(
+            help="eager (PyTorch), onnxruntime (CUDA where there is one), openvino, tensorrt, ..."
+        ),
     ] = "onnxruntime"
     labels: Annotated[
         Path | None,

@@ -17,6 +17,10 @@ def triton(
     /,
     *,
     triton_repo: Annotated[Path, Parameter(help="The model repository to write into.")],
+    backend: Annotated[
+        str | None,
+        Parameter(help="What Triton runs it with: onnxruntime (default), openvino, tensorrt."),
+    ] = None,
     engine: Annotated[
         str | None,
         Parameter(
@@ -29,17 +33,22 @@ def triton(
     """See `commands.TRITON`."""
     from atm_export.triton import write_repository
 
-    _show(write_repository(run, triton_repo, engine=engine, name=name))
+    _show(write_repository(run, triton_repo, backend=backend, engine=engine, name=name))
     return 0
 
 
 def write_all(run: Path, repository: Path) -> None:
-    """The run for ONNX Runtime, and each engine that Triton can load under a name of its own."""
+    """The run for ONNX Runtime; under names of their own, the same for other backends that it was
+    proven on and that Triton has, and each engine that Triton can load."""
     from atm_export.runs.reading import open_run
-    from atm_export.triton import SERVED_FLAVOR, default_name, write_repository
+    from atm_export.triton import GRAPHS, SERVED_FLAVOR, default_name, write_repository
 
     opened = open_run(run)
     _show(write_repository(opened, repository))
+    for backend in list(GRAPHS)[1:]:
+        if backend in opened.manifest.proven_on:
+            name = f"{default_name(run)}-{backend}"
+            _show(write_repository(opened, repository, backend=backend, name=name))
     for file, facts in opened.manifest.engines.items():
         if facts.flavor == SERVED_FLAVOR:
             name = f"{default_name(run)}-trt-{facts.precision}"

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from atm_export import place
 from atm_export.backends import ONNXRUNTIME
-from atm_export.backends.onnxruntime.door import use_threads
+from atm_export.backends.threads import use_threads
 from atm_export.bounds import checked_threads
 from atm_export.config import Preset
 from atm_export.errors import ConfigError

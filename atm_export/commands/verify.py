@@ -15,7 +15,7 @@ def verify(
         Path, Parameter(help="Run folders, as `atm-export MODEL` wrote them.", name="RUN")
     ],
     backend: Annotated[
-        str | None, Parameter(help="What runs the graph (default: onnxruntime).")
+        str | None, Parameter(help="What runs the graph: onnxruntime (default), openvino, ...")
     ] = None,
     providers: Annotated[
         str | None,

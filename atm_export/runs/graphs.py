@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from mmap import mmap
+from typing import NamedTuple
 
 from atm_export.errors import ChangedFileError
 from atm_export.runs.reading import Run, read_checked
@@ -65,34 +66,57 @@ def _locations(data: memoryview, message: str, depth: int) -> Iterator[str]:
     if depth > MOST_NESTED:
         raise ValueError("it is nested too deeply")
     leads = _FIELDS[message]
-    for number, value in _fields(data):
-        kind = leads.get(number)
+    for record in records(data):
+        kind = leads.get(record.number)
+        if kind is None or not isinstance(record.value, memoryview):
+            continue
         if kind == "entry":
-            entry = {key: bytes(text) for key, text in _fields(value)}
-            if entry.get(1) == b"location":
-                yield entry.get(2, b"").decode()
-        elif kind is not None:
-            yield from _locations(value, kind, depth + 1)
+            key, value = entry_of(record.value)
+            if key == "location":
+                yield value
+        else:
+            yield from _locations(record.value, kind, depth + 1)
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Number and bytes of every field that has a length; others are passed over."""
+def entry_of(pair: memoryview) -> tuple[str, str]:
+    """Key and value of a StringStringEntryProto; ValueError."""
+    texts = {each.number: each.value for each in records(pair)}
+    key, value = (texts.get(number, memoryview(b"")) for number in (1, 2))
+    if not isinstance(key, memoryview) or not isinstance(value, memoryview):
+        raise ValueError("an entry is no text")
+    return bytes(key).decode(), bytes(value).decode()
+
+
+class Record(NamedTuple):
+    """One field of a message: its number, its value (bytes of what has a length, or a whole
+    number; None for others), and all of its bytes."""
+
+    number: int
+    value: memoryview | int | None
+    whole: memoryview
+
+
+def records(data: memoryview) -> Iterator[Record]:
+    """The fields of a serialized message; ValueError for what is none."""
     at = 0
     while at < len(data):
+        start = at
         key, at = _varint(data, at)
         kind = key & 7
+        value: memoryview | int | None = None
         if kind == 2:
             size, at = _varint(data, at)
             if size > len(data) - at:
                 raise ValueError("a field is longer than the file")
-            yield key >> 3, data[at : at + size]
+            value = data[at : at + size]
             at += size
         elif kind == 0:
-            _, at = _varint(data, at)
+            value, at = _varint(data, at)
         elif kind in (1, 5):
             at += 8 if kind == 1 else 4
         else:
             raise ValueError("it holds fields of an unknown kind")
+        yield Record(key >> 3, value, data[start:at])
     if at != len(data):
         raise ValueError("it ends within a field")
 

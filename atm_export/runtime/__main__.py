@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (("verify", "check a run folder"), ("classify", "label images")):
         command = commands.add_parser(name, help=text)
         command.add_argument("run", help="the folder that `atm-export MODEL` wrote")
-        command.add_argument("--backend", help="what runs the graph (default: onnxruntime)")
+        command.add_argument("--backend", help="onnxruntime (default), openvino")
         command.add_argument("--providers", help="in order, such as cuda,cpu")
         command.add_argument("--threads", type=int, default=0, help="0: all cores")
         if name == "classify":

@@ -174,7 +174,7 @@ def load(
     backend: what runs it (`atm_export.backends`; None: ONNX Runtime, or TensorRT where an engine is
     named). providers: ONNX Runtime providers in order of preference ("cuda", "cpu", or full names);
     None takes the GPU where there is one. engine: an engine of the folder ("auto": the first that
-    fits this GPU, FP32 before lower precisions). threads: intra-op threads, 0 for all cores.
+    fits this GPU, FP32 before lower precisions). threads: of the CPU, 0 for all cores.
     warm_up: run golden images first and compare, so that a machine that computes something else is
     refused.
 
@@ -195,7 +195,9 @@ def load(
 
 def _chosen(backend: str | None, engine: str | None) -> Backend:
     """What runs it; ConfigError for an unknown name."""
-    return backends[backend or (ONNXRUNTIME if engine is None else TENSORRT)]
+    if backend is None:
+        backend = ONNXRUNTIME if engine is None else TENSORRT
+    return backends[backend]
 
 
 def _check_options(folder: Any, providers: Any, threads: Any) -> None:

@@ -104,7 +104,7 @@ def test_a_backend_that_computes_something_else_is_refused(
 def test_evaluate_and_bench_run_on_it(
     run: Path, tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert runner_names() == ["eager", ONNXRUNTIME, "reference", "tensorrt"]
+    assert runner_names() == ["eager", ONNXRUNTIME, "openvino", "reference", "tensorrt"]
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     some = ["--imagenet", str(digits), "--limit", "20", "--batch", "10", "--workers", "0"]

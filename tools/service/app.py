@@ -124,6 +124,7 @@ def main() -> int:
     raw = argparse.RawTextHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--run", required=True, help="the folder that `atm-export MODEL` wrote")
+    parser.add_argument("--backend", help="what runs it: onnxruntime (default), openvino")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=8, help="images in one batch at most")
@@ -135,7 +136,7 @@ def main() -> int:
     parser.add_argument("--share-batches", action="store_true", help="batch an adaptive run too")
     options = parser.parse_args()
     try:
-        session = load(options.run, threads=options.threads)
+        session = load(options.run, backend=options.backend, threads=options.threads)
     except AtmExportError as error:
         print(f"service: {error}", file=sys.stderr)
         return error.exit_code

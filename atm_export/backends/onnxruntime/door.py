@@ -6,11 +6,10 @@ line, how many threads there are, and whether they spin while they wait.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from atm_export.bounds import checked_threads
+from atm_export.backends.threads import threads_or_usual
 from atm_export.errors import AtmExportError, MissingDependencyError, RuntimeVersionError
 from atm_export.runs.graphs import SavedGraph
 
@@ -32,16 +31,6 @@ Waiting = Literal["sleep", "spin", "spin while running"]
 _SPINNING = "session.intra_op.allow_spinning"
 _STOP_SPINNING = "session.force_spinning_stop"
 
-_threads = 0
-
-
-def use_threads(threads: int = 0) -> int:
-    """Sessions that open from now on have this many threads (0: one a core) unless they say
-    otherwise; returns the number."""
-    global _threads
-    _threads = checked_threads(threads) or os.cpu_count() or 1
-    return _threads
-
 
 def open_session(
     graph: SavedGraph,
@@ -54,10 +43,10 @@ def open_session(
     """An InferenceSession; AtmExportError with one line where ONNX Runtime does not load the graph.
 
     providers: full names, in order of preference. threads: intra-op threads (0: those of
-    `use_threads`, else one a core). waiting: threads that spin keep their cores, which is faster on
-    an idle machine, and far slower on a loaded one; sessions that are measured in turn spin while
-    they run alone, or they would compete for cores. optimizations: none runs node by node, with no
-    fusion that would drop a rounding.
+    `backends.threads`, else one a core). waiting: threads that spin keep their cores, which is
+    faster on an idle machine, and far slower on a loaded one; sessions that are measured in turn
+    spin while they run alone, or they would compete for cores. optimizations: none runs node by
+    node, with no fusion that would drop a rounding.
     """
     ort = onnxruntime()
     ort.set_default_logger_severity(4)
@@ -65,7 +54,7 @@ def open_session(
     options.log_severity_level = 4
     level = {"none": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "all": "ORT_ENABLE_ALL"}
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level[optimizations])
-    options.intra_op_num_threads = checked_threads(threads) or _threads
+    options.intra_op_num_threads = threads_or_usual(threads)
     options.add_session_config_entry(_SPINNING, str(int(waiting != "sleep")))
     options.add_session_config_entry(_STOP_SPINNING, str(int(waiting == "spin while running")))
     _give_weights(options, graph, ort.__version__)

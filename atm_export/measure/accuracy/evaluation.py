@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from atm_export.backends.onnxruntime.door import use_threads
+from atm_export.backends.threads import use_threads
 from atm_export.bounds import MAX_BATCH, MAX_COUNT, MAX_WORKERS, checked_threads, whole
 from atm_export.errors import unknown_name
 from atm_export.imagefiles import printable

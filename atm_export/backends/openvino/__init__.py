@@ -1,0 +1,1 @@
+"""OpenVINO: the proven graph on CPUs, in FP32."""
