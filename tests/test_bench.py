@@ -13,8 +13,11 @@ from typing import Any, Self
 import numpy as np
 import pytest
 
+from atm_export.backends import backends
 from atm_export.backends.runner import Array
 from atm_export.cli import main
+from atm_export.commands.bench import BenchOptions
+from atm_export.errors import MissingDependencyError
 from atm_export.measure.speed.bench import recommend
 from atm_export.measure.speed.candidates import candidates
 from atm_export.measure.speed.latency import interleave, median_interval, orders, row_of
@@ -153,6 +156,19 @@ def test_a_preset_is_a_candidate_that_may_be_recommended(finished_run: Path) -> 
     preset = subject.config.model.config.presets["lossless"]
     assert (found.name, found.compared) == ("lossless", False)
     assert found.plan == plan_for(subject.model.backbone, preset.chosen)
+
+
+def test_all_backends_are_those_that_are_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent() -> None:
+        raise MissingDependencyError("not here")
+
+    monkeypatch.setattr(backends["openvino"], "require", absent)
+    monkeypatch.setattr(backends["tensorrt"], "require", absent)
+    assert BenchOptions(backends="all").sweep().backends == (
+        "onnxruntime",
+        "eager",
+        "torch.compile",
+    )
 
 
 def test_tome_is_planned_from_its_name(finished_run: Path) -> None:

@@ -14,19 +14,21 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from atm_export.backends import backends
 from atm_export.backends.threads import use_threads
 from atm_export.bounds import MAX_BATCH, MAX_ROUNDS, checked_threads, numbers_of, whole
-from atm_export.errors import ConfigError
+from atm_export.errors import ConfigError, EngineMismatchError, MissingDependencyError
 from atm_export.measure.data.images import load_images
 from atm_export.measure.speed.bench import Sweep
 from atm_export.measure.speed.bench import bench as measure
-from atm_export.measure.speed.candidates import backend_names, candidates
+from atm_export.measure.speed.candidates import EAGER, backend_names, candidates
 from atm_export.numbers import Whole
 from atm_export.report.documents import BENCH_FILE
 from atm_export.report.results import add_results, open_with_report, refuse_loss
 from atm_export.subject import exported_subject
 
 MOST_CORES = 4096
+ALL = "all"
 
 
 @Parameter(name="*")
@@ -43,7 +45,10 @@ class BenchOptions:
     ] = None
     backends: Annotated[
         str,
-        Parameter(help="A list of onnxruntime, openvino, eager, torch.compile, tensorrt, ..."),
+        Parameter(
+            help="A list of onnxruntime, openvino, eager, torch.compile, tensorrt, ..., or all: "
+            "those that are here."
+        ),
     ] = "onnxruntime"
     batches: Annotated[str, Parameter(help="Batch sizes, a list.")] = "1,8,32"
     rounds: Annotated[Whole, Parameter(help="Counted rounds at each batch.")] = 15
@@ -149,12 +154,23 @@ def _print(console: Console, facts: dict[str, Any]) -> None:
 
 
 def _backends(text: str) -> tuple[str, ...]:
+    if text == ALL:
+        return tuple(name for name in backend_names() if name in EAGER or _is_here(name))
     names = tuple(text.split(","))
     known = backend_names()
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ConfigError(f"--backends: unknown '{unknown[0]}'; known: {', '.join(known)}")
     return names
+
+
+def _is_here(name: str) -> bool:
+    """Whether a backend runs graphs on this machine."""
+    try:
+        backends[name].require()
+    except (MissingDependencyError, EngineMismatchError):
+        return False
+    return True
 
 
 def _bind(cores: tuple[int, ...]) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from cyclopts import Parameter
@@ -28,6 +28,9 @@ from atm_export.measure.data.classes import ClassOrder
 from atm_export.measure.data.whole import DataPlace
 from atm_export.model_configs import file_name
 from atm_export.numbers import Whole
+
+if TYPE_CHECKING:
+    from atm_export.compare import Contest
 
 FILES = ("compare.json", "compare.svg", "report.html")
 
@@ -67,6 +70,23 @@ class CompareOptions:
     threads: Annotated[Whole, _shown("CPU threads (0: all).")] = 0
     workers: Annotated[Whole | None, _shown("Decoding processes.")] = None
 
+    def contest(self, model: str, images: str) -> Contest:
+        """What to compare; ConfigError for what cannot be meant."""
+        from atm_export.compare import Contest
+
+        cores = os.cpu_count() or 1
+        return Contest(
+            model,
+            self.weights,
+            DataPlace(images, self.labels, self.class_order),
+            _entries(self.methods),
+            self.gflops,
+            numbers_of(self.batches, "--batches", 1, MAX_BATCH),
+            whole(self.rounds, "--rounds", 0, MAX_ROUNDS),
+            checked_threads(self.threads, "--threads"),
+            cores if self.workers is None else whole(self.workers, "--workers", 0, MAX_WORKERS),
+        )
+
 
 USUAL = CompareOptions()
 
@@ -92,23 +112,10 @@ def compare(
         atm-export compare deit_t --images imagenet/val
         atm-export compare deit_s --images photos --methods atm,evit,mctf --gflops 3
     """
-    from atm_export.compare import Contest
     from atm_export.compare import compare as run_all
 
     out = _checked(out or Path("build") / f"compare-{file_name(model)}")
-    task = Contest(
-        model,
-        options.weights,
-        DataPlace(images, options.labels, options.class_order),
-        _entries(options.methods),
-        options.gflops,
-        numbers_of(options.batches, "--batches", 1, MAX_BATCH),
-        whole(options.rounds, "--rounds", 0, MAX_ROUNDS),
-        checked_threads(options.threads, "--threads"),
-        os.cpu_count() or 1
-        if options.workers is None
-        else whole(options.workers, "--workers", 0, MAX_WORKERS),
-    )
+    task = options.contest(model, images)
     if task.threads:
         torch.set_num_threads(task.threads)
     console = Console(stderr=True)

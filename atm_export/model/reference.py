@@ -70,11 +70,7 @@ def run_batch(
         x = x if early else x + heads.out / part.divisor
         decision = None
         if rule is not None:
-            weights = heads.weights if "attention" in rule.asks else None
-            row = heads.weights[:, :, 0].mean(dim=1) if "class_attention" in rule.asks else None
-            signals = Signals(
-                heads.keys, heads.values, weights, x, sizes, where, backbone.prefix, row
-            )
+            signals = _signals(rule, heads, x, sizes, where, backbone.prefix)
             decision = rule.decide(signals) if decider is None else decider(i, signals, rule)
             reduced = rule.reduce(x, sizes, decision, backbone.prefix)
             x, sizes, where = reduced.tokens, reduced.sizes, carried(where, reduced.moved_to)
@@ -98,6 +94,15 @@ def run_batch(
         x[:, 0],
         tuple(decisions),
     )
+
+
+def _signals(
+    rule: BlockRule, heads: Attended, x: Tensor, sizes: Tensor, where: Tensor, prefix: int
+) -> Signals:
+    """What a rule decides by; of the attention map what it asks for."""
+    weights = heads.weights if "attention" in rule.asks else None
+    row = heads.weights[:, :, 0].mean(dim=1) if "class_attention" in rule.asks else None
+    return Signals(heads.keys, heads.values, weights, x, sizes, where, prefix, row)
 
 
 class Attended(NamedTuple):

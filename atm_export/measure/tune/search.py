@@ -127,9 +127,9 @@ def search(
         trial = running.pop(task)
         point = plan.point(trial.params)
         facts = {**found.facts(), "hopeless": found.hopeless, "point": point}
-        if timed is not None and keeps(facts, known, limits):
-            facts |= timed(plan.settings(point))
-        _tell(study, trial, facts, known, limits)
+        worth = timed is not None and keeps(facts, known, limits)
+        speed = timed(plan.settings(point)) if timed is not None and worth else {}
+        _tell(study, trial, {**facts, **speed}, known, limits)
         results = finished(study)
         progress(results)
 

@@ -54,10 +54,7 @@ def merge_each(
     capacity = Capacity(most)
     at = (_by_size if by_size else _alternate)(sizes, prefix, capacity)
     slots, targets = length_of(at.own), length_of(at.mass)
-    similarity = op.Mul(at.sources(metric), scalar(float(GRID)))
-    similarity = op.Round(op.MatMul(similarity, transposed(at.targets(metric))))
-    real = op.Greater(transposed(at.mass), scalar(0.0))
-    similarity = op.Where(real, similarity, scalar(float(NOWHERE)))
+    similarity = _similarity(at, metric)
     highest, best, columns = nearest(similarity, slots, targets, prefix, capacity)
     highest = op.Where(op.Greater(at.own, scalar(0.0)), highest, scalar(float(EMPTY)))
     merged = above(highest, limit)
@@ -84,6 +81,14 @@ def merge_each(
         moved_to,
         op.Cast(per_image, to=INT64),
     )
+
+
+def _similarity(at: Sides, metric: Value) -> Value:
+    """Sources to targets, on the grid; NOWHERE to targets that are padding."""
+    similarity = op.Mul(at.sources(metric), scalar(float(GRID)))
+    similarity = op.Round(op.MatMul(similarity, transposed(at.targets(metric))))
+    real = op.Greater(transposed(at.mass), scalar(0.0))
+    return op.Where(real, similarity, scalar(float(NOWHERE)))
 
 
 def _two_stay(merged: Value, order: Value, slots: Value, sizes: Value, prefix: int) -> Value:
