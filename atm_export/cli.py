@@ -163,7 +163,7 @@ def list_command(model: str | None = None, /) -> int:
 
     from atm_export.report.listing import print_models, print_presets
 
-    console = Console(width=max(100, Console().width))
+    console = Console(width=max(120, Console().width))
     if model is None:
         print_models(console)
     else:

@@ -25,6 +25,10 @@ convolutions and attention products (the paper counts LV-ViT by its repository's
 measured; what random weights merge means nothing.
 timm:NAME takes any plain timm VisionTransformer; `atm-export list MODEL` shows presets."""
 
+FITTED = """\
+fitted: the paper states what these methods cost, not their settings; these come nearest to that
+cost, all tokens counted in the last block's MLP."""
+
 
 def print_models(console: Console) -> None:
     """One row a model: what the paper reports, and what was measured here."""
@@ -58,38 +62,54 @@ def _model_row(config: ModelConfig) -> list[str]:
 
 
 def print_presets(console: Console, model: str) -> None:
-    """One row a preset; columns: settings of the method that most of them are of."""
+    """A table of the presets of the method that most of them are of, a column a setting; and one of
+    the others."""
     config = load_model_config(model)
-    table = Table(box=box.SIMPLE, title_justify="left", title=f"Presets of {model}")
     named = Counter(preset.method for preset in config.presets.values())
     method = named.most_common(1)[0][0] if named else USUAL_METHOD
-    rows = {n: _settings(p) for n, p in config.presets.items() if p.method == method}
+    own = {name: p for name, p in config.presets.items() if p.method == method}
+    rows = {name: _settings(preset) for name, preset in own.items()}
     settings = list(dict.fromkeys(column for row in rows.values() for column in row))
-    for column in ("preset", *settings, "paper GFLOPs", "paper top-1 %", ""):
-        table.add_column(column, no_wrap=True)
+    table = _table(f"Presets of {model}", *settings)
     if config.paper is not None:
         figures = (f"{config.paper.gflops:.2f}", f"{config.paper.top1:.2f}", "")
         table.add_row("(unmerged)", *("" for _ in settings), *figures)
-    for name, preset in config.presets.items():
-        row = rows.get(name, {})
-        notes = [] if name in rows else [_in_words(preset)]
-        notes += ["fine-tuned weights"] if preset.fine_tuned else []
-        notes += ["fitted to the paper's GFLOPs"] if preset.fitted else []
-        notes += [_measured(preset.measured)] if preset.measured else []
-        notes += ["default"] if name == config.default_preset and not preset.fine_tuned else []
-        cells = [row.get(column, "") for column in settings]
-        table.add_row(name, *cells, *_figures(preset), "; ".join(notes))
+    for name, preset in own.items():
+        cells = [rows[name].get(column, "") for column in settings]
+        table.add_row(name, *cells, *_figures(preset), _notes(preset, name, config))
     console.print(table)
+    if len(own) == len(config.presets):
+        return
+    table = _table(f"Presets of {model}, other methods", "method", "settings")
+    for name, preset in config.presets.items():
+        if name not in own:
+            words = ", ".join(f"{k} {v}" for k, v in _settings(preset).items())
+            note = _notes(preset, name, config)
+            table.add_row(name, preset.method, words, *_figures(preset), note)
+    console.print(table)
+    console.print(FITTED, highlight=False)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(box=box.SIMPLE, title_justify="left", title=title)
+    for column in ("preset", *columns, "paper GFLOPs", "paper top-1 %"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("")
+    return table
+
+
+def _notes(preset: Preset, name: str, config: ModelConfig) -> str:
+    notes = ["fine-tuned weights"] if preset.fine_tuned else []
+    notes += ["fitted"] if preset.fitted and preset.table else []
+    notes += [f"GFLOPs {preset.gflops:.2f}"] if preset.gflops and not preset.table else []
+    notes += [_measured(preset.measured)] if preset.measured else []
+    notes += ["default"] if name == config.default_preset and not preset.fine_tuned else []
+    return "; ".join(notes)
 
 
 def _settings(preset: Preset) -> Mapping[str, str]:
     """What a preset sets, by column."""
     return methods[preset.method].columns(preset.settings)
-
-
-def _in_words(preset: Preset) -> str:
-    """A preset of another method than most, in one cell."""
-    return f"{preset.method}: {', '.join(f'{k} {v}' for k, v in _settings(preset).items())}"
 
 
 def _measured(figures: PresetFigures) -> str:
@@ -101,6 +121,6 @@ def _measured(figures: PresetFigures) -> str:
 
 def _figures(preset: Preset) -> tuple[str, str]:
     return (
-        "-" if preset.gflops is None else f"{preset.gflops:.2f}",
+        "-" if preset.gflops is None or preset.table is None else f"{preset.gflops:.2f}",
         "-" if preset.top1 is None else f"{preset.top1:.2f}",
     )
