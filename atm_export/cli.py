@@ -40,6 +40,7 @@ numbers as PyTorch, and reports what was saved.
     atm-export bench RUN                     speed here, against no merging, and what to deploy
     atm-export tune MODEL --images DIR       the cheapest point that loses nothing on your images
     atm-export compare MODEL --images DIR    every reduction method on your images, side by side
+    atm-export reproduce --images DIR        the paper's tables and figures on your weights
     atm-export visualize RUN IMAGE...        pictures of what merged
     atm-export verify build/deit_s           every byte and every golden vector, again
     atm-export deit_s --triton-repo models   a model repository for Triton Inference Server
@@ -175,6 +176,7 @@ app.command("atm_export.commands.evaluate:evaluate", name="evaluate")
 app.command("atm_export.commands.bench:bench", name="bench")
 app.command("atm_export.commands.tune:tune", name="tune")
 app.command("atm_export.commands.compare:compare", name="compare")
+app.command("atm_export.commands.reproduce:reproduce", name="reproduce")
 app.command("atm_export.commands.visualize:visualize", name="visualize")
 app.command("atm_export.commands.verify:verify", name="verify", help=commands.VERIFY)
 app.command("atm_export.commands.triton:triton", name="triton", help=commands.TRITON)

@@ -40,7 +40,7 @@ ORDER = (
     ("report",),
     ("engines",),
     ("pipeline",),
-    ("compare",),
+    ("compare", "reproduce"),
     ("commands",),
     ("cli", "pytest_plugin"),
 )

@@ -40,13 +40,15 @@ class Unmerged:
 @dataclass(frozen=True)
 class Divergence:
     """gflops: mean over the images; counted_whole: the same with every token in the last MLP, as
-    methods' authors count; kl [k]: KL(unmerged || reduced) of each image; agrees, hits [k]."""
+    methods' authors count; kl [k]: KL(unmerged || reduced) of each image; agrees, hits [k]; merged:
+    tokens that go in each block, mean."""
 
     gflops: float
     counted_whole: float
     kl: NDArray[np.float64]
     agrees: Tensor
     hits: Tensor | None
+    merged: tuple[float, ...] = ()
 
     def facts(self, other: Divergence | None = None) -> dict[str, Any]:
         """JSON values; other: what the difference in KL is taken to, image by image."""
@@ -76,17 +78,19 @@ def divergence(
     plan: MergePlan,
     known: Unmerged,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    batch: int = BATCH,
 ) -> Divergence:
-    """Run the model under `plan` on the same images, in batches of 100."""
+    """Run the model under `plan` on the same images, in batches, which may share r."""
     backbone = model.backbone
     ranks = backbone.require_ranks("compare")
-    scores, spent, whole = [], [], []
-    for i in range(0, len(known.pixels), BATCH):
-        trace = run_reference(backbone, plan, model.tensor(known.pixels[i : i + BATCH]))
+    scores, spent, whole, merged = [], [], [], []
+    for i in range(0, len(known.pixels), batch):
+        trace = run_reference(backbone, plan, model.tensor(known.pixels[i : i + batch]))
         scores.append(trace.outputs[ranks])
         spent.append(trace_gmacs(backbone, trace, plan.merges))
         whole.append(trace_gmacs(backbone, trace, merges=False))
-        progress(min(i + BATCH, len(known.pixels)), len(known.pixels))
+        merged.append((trace.tokens_in - trace.tokens_out).double())
+        progress(min(i + batch, len(known.pixels)), len(known.pixels))
     given, first = F.log_softmax(torch.cat(scores), dim=1), torch.cat(scores).argmax(dim=1)
     plain = F.log_softmax(known.scores, dim=1)
     return Divergence(
@@ -95,6 +99,7 @@ def divergence(
         (plain.exp() * (plain - given)).sum(dim=1).double().numpy(),
         first == known.scores.argmax(dim=1),
         None if known.right is None else first == known.right,
+        tuple(torch.cat(merged, dim=1).mean(dim=1).tolist()),
     )
 
 
