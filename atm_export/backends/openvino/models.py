@@ -1,6 +1,6 @@
 """A graph compiled for any batch, and for the first few sizes that come alone.
 
-A fixed batch leaves fewer lengths open: on one thread of a Xeon DeiT-T runs 1.1 to 1.25 times as
+A fixed batch leaves fewer lengths open: on one thread of a Xeon DeiT-T runs 1.03 to 1.24 times as
 fast for it, most where the token counts are fixed too (`--merge frozen`). It costs a compilation,
 about a second, at the first request of a size, and the weights once more in memory.
 """
