@@ -41,18 +41,19 @@ def by_part(rows: Sequence[Facts]) -> dict[str, list[Facts]]:
 
 
 def _charts(rows: Sequence[Facts]) -> list[str]:
-    """Paper and measurement against GFLOPs, a chart a model, where there are points enough."""
+    """Paper and measurement against GFLOPs, a chart a model; of methods that are a curve."""
     found = []
     for model in dict.fromkeys(row["model"] for row in rows):
         own = [row for row in rows if row["model"] == model]
-        if len(own) < 3:
-            continue
         paper = sorted((r["gflops"], r["top1"]) for r in own if r["gflops"] and r["top1"])
         series = [Series("paper", paper)] if paper else []
         kinds: dict[str, list[tuple[float, float]]] = {}
         for row in own:
             value = row["here"]["top1"] or row["here"]["agreement"]
             kinds.setdefault(kind_of(row), []).append((row["here"]["gflops"], value["percent"]))
+        kinds = {kind: points for kind, points in kinds.items() if len(points) > 2}
+        if not kinds:
+            continue
         series += [Series(f"here, {kind}", sorted(points)) for kind, points in kinds.items()]
         what = "top-1 %" if own[0]["here"]["top1"] else "agreement %"
         found.append(lines(model, "GFLOPs an image", what, series, y_most=100.0))
