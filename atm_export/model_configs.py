@@ -160,8 +160,10 @@ def find_preset(name: str, model: str, config: ModelConfig) -> Preset:
 def nearest_preset(
     gflops: float, model: str, config: ModelConfig, method: str = USUAL_METHOD
 ) -> str:
-    """The method's preset with the most GFLOPs at or below `gflops`, fine-tuned rows left out."""
-    known = {n: p for n, p in config.presets.items() if p.method == method and not p.fine_tuned}
+    """The method's preset with the most GFLOPs at or below `gflops`; rows that are fine-tuned, or
+    whose settings were fitted to their GFLOPs, are left out."""
+    known = {n: p for n, p in config.presets.items() if p.method == method}
+    known = {n: p for n, p in known.items() if not (p.fine_tuned or p.fitted)}
     rows = {name: preset.gflops for name, preset in known.items() if preset.gflops}
     if not rows:
         raise ConfigError(

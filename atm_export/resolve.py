@@ -90,10 +90,8 @@ def budget_of(choice: Choice) -> Budget | None:
 
 def _presets_choose(choice: Choice, config: ModelConfig) -> bool:
     """Whether --gflops means one of the presets as it is."""
-    usual = config.presets.get(config.default_preset or "")
-    if usual is None or usual.method != choice.method or is_given(choice, "merge_blocks"):
-        return False
-    return any(p.gflops for p in config.presets.values() if p.method == usual.method)
+    own = (p for p in config.presets.values() if p.method == choice.method and not p.fitted)
+    return not is_given(choice, "merge_blocks") and any(preset.gflops for preset in own)
 
 
 def _method_name(choice: Choice, config: ModelConfig) -> str:

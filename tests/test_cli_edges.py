@@ -29,6 +29,9 @@ from atm_export.uses import USES
 from tests.runs import run_command
 
 ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = {
+    *("bench", "compare", "evaluate", "reproduce", "triton", "tune", "verify", "visualize"),
+}
 SMALL = ["demo", "--image-size", "8", "--method", "none", "--no-benchmark"]
 
 
@@ -75,9 +78,10 @@ def test_a_shown_command_resolves(
         return 0
 
     monkeypatch.setattr(cli, "_run", run)
+    monkeypatch.setattr("atm_export.measure.budget.meeting", lambda config, *rest: config)
     monkeypatch.setattr("atm_export.commands.triton.write_all", lambda *given: None)
     arguments = shlex.split(line)
-    if arguments[0] in ("evaluate", "bench", "tune", "visualize", "verify", "triton"):
+    if arguments[0] in COMMANDS:
         cli.app.parse_args(arguments, exit_on_error=False, print_error=False)
         return
     for option, value in pairwise(arguments):
@@ -249,7 +253,7 @@ def test_running_out_of_memory_is_one_line(
         ("--method tome -r 8 --alpha 0.9", "--alpha belongs to --method atm"),
         ("--method tome -r 8 --beta 0.9 --split 2", "--beta, --split belong to --method atm"),
         ("--method tome -r 8 --theta-min 0.9", "--theta-min belongs to --method atm"),
-        ("--method tome -r 8 --gflops 0.1", "--gflops belongs to --method atm"),
+        ("--method tome -r 8 --gflops 0.1", "--gflops looks for r, which is given too"),
         ("--method tome -r 8 --merge frozen", "--merge belongs to --method atm"),
         ("--method tome -r 8 --calibrate .", "--calibrate belongs to --merge frozen"),
         ("--method tome -r 8,8 --schedule increasing", "--schedule belongs to an -r of one"),

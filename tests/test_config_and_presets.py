@@ -16,7 +16,7 @@ from atm_export.methods.atm import USUAL, AtmSettings, OperatingPoint
 from atm_export.methods.given import method_settings
 from atm_export.methods.tome import TomeSettings
 from atm_export.model_configs import find_preset, load_model_config, model_names, nearest_preset
-from atm_export.resolve import default_out, resolve
+from atm_export.resolve import budget_of, default_out, resolve
 from atm_export.settings import validated
 from tests.shared_data import shared
 
@@ -301,8 +301,8 @@ def test_a_preset_names_its_method(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         resolve(Choice(model="other", method="atm"))
     with pytest.raises(ConfigError, match="--preset static is one of --method tome, not of atm"):
         resolve(Choice(model="own", preset="static", method="atm"))
-    with pytest.raises(ConfigError, match="no presets with GFLOPs"):
-        resolve(Choice(model="own", gflops=0.1))
+    assert budget_of(Choice(model="own", gflops=0.1)) is not None  # no preset says what it costs
+    assert budget_of(Choice(model="own", method="tome", gflops=0.2)) is None
     (tmp_path / "bad.yaml").write_text(text.replace("r: [8]", "r: [-8]"))
     with pytest.raises(ConfigError, match=r"r\.0"):
         resolve(Choice(model="bad"))
