@@ -160,7 +160,7 @@ BAD = [
     (["demo", "--method", "tome", "-r", "8,8"], 2, "12 blocks"),
     (["demo", "-r", "8"], 2, "belongs to --method tome"),
     (["demo", "--split", "13"], 2, "beyond the model's 12 blocks"),
-    (["demo", "--gflops", "1"], 2, "--gflops"),
+    (["demo", "--gflops", "0"], 2, "--gflops"),
     (["demo", "--image-size", "57"], 2, "multiple of the patch size"),
     (["demo", "--method", "magic"], 2, "magic"),
     (["demo", "--bogus"], 2, "--bogus"),
