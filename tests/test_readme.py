@@ -22,11 +22,13 @@ ROOT = Path(__file__).resolve().parents[1]
 SHORT = {
     "bench": ["--rounds", "2", "--batches", "2", "--no-policies"],
     "evaluate": ["--workers", "0"],
+    "compare": ["--methods", "atm", "--rounds", "0", "--workers", "0"],
     "tune": ["--trials", "2", "--workers", "0", "--min-agreement", "0"],
 }
 # What a command leaves behind, as a pattern in its folder.
 LEAVES = {
     "bench": "build/*/bench.json",
+    "compare": "build/compare-*/compare.json",
     "evaluate": "build/*/evaluation-onnxruntime.json",
     "triton": "models/deit_s/config.pbtxt",
     "tune": "configs/presets/*.yaml",
@@ -75,7 +77,7 @@ def place(demo_folder: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.M
 def test_a_command_of_the_readme_runs(line: str, place: Path) -> None:
     """As it stands, but for a model that ships inside and the options of SHORT."""
     words = shlex.split(line)
-    if words[0] == "tune":
+    if words[0] in ("compare", "tune"):
         words[1] = "demo"
     assert run_command(*words, *SHORT.get(words[0], [])).strip()
     assert words[0] not in LEAVES or len(list(place.glob(LEAVES[words[0]]))) == 1
