@@ -18,7 +18,7 @@ from atm_export.errors import ConfigError
 from atm_export.graph import lint
 from atm_export.graph.optimize import with_facts, with_outputs
 from atm_export.graph.saving import save_graph
-from atm_export.prove.int8 import IMAGES, INT8, calibration_feeds, compare_int8, int8_graph
+from atm_export.prove.int8 import IMAGES, INT8, judged_int8
 from atm_export.report.facts import graph_facts, shipped_outputs
 from atm_export.runs import writing
 from atm_export.runs.manifest import Manifest
@@ -73,12 +73,9 @@ def add_low_precision(out: Path, material: Material, precision: str, progress: P
     """
     name, subject = file_of(precision), material.subject
     external = subject.config.external_data
-    progress(f"calibrating {precision} for ONNX Runtime")
-    feeds = calibration_feeds(subject, material.calibration)
-    typed = int8_graph(material.traced, feeds)
-    progress(f"comparing {precision} with the eager reference")
-    proof = compare_int8(subject, typed, material.images)
-    proof.require()
+    progress(f"making {precision} for ONNX Runtime, and comparing it with the eager reference")
+    calibration = material.calibration
+    typed, proof, keys = judged_int8(subject, material.traced, calibration, material.images)
     facts = {**graph_facts(subject.config, subject.model, subject.plan), "precision": precision}
     shipped = with_facts(with_outputs(typed, shipped_outputs(subject)), facts)
     lint.report([each for each in lint.lint(shipped) if each.rule != lint.CUSTOM])
@@ -89,7 +86,8 @@ def add_low_precision(out: Path, material: Material, precision: str, progress: P
             work.write(file, data)
         entry = _entry(manifest, precision, work.path / name)
         entry |= {
-            "calibrated_on": {"images": min(IMAGES, len(material.calibration))},
+            "calibrated_on": {"images": min(IMAGES, len(calibration))},
+            "keys": precision if keys else FP32,
             "validation": proof.facts(),
         }
         entries = {each: facts.document for each, facts in manifest.low_precision.items()}

@@ -18,14 +18,15 @@ from atm_export.rewrite.names import may_be_quantized
 CLIPPED = 99.999
 
 
-def linear_inputs(model: ir.Model) -> Mapping[str, str]:
-    """Name of the blocks' linear layers (their weights) to the values that they read."""
+def linear_inputs(model: ir.Model, *, keys: bool = False) -> Mapping[str, str]:
+    """Name of the blocks' linear layers (their weights) to the values that they read; keys: those
+    that make keys too."""
     found = {}
     for node in model.graph:
         source, weight = node.inputs[:2] if node.op_type in ("Gemm", "MatMul") else (None, None)
         if source is None or weight is None or not weight.is_initializer():
             continue
-        if may_be_quantized(str(weight.name)):
+        if may_be_quantized(str(weight.name), keys=keys):
             found[str(weight.name)] = str(source.name)
     return found
 

@@ -27,10 +27,12 @@ BATCH = 8
 AGAINST = "the eager reference, in ONNX Runtime on the CPU"
 
 
-def int8_graph(traced: ir.Model, feeds: Sequence[Array]) -> ir.Model:
-    """The traced FP32 graph with the blocks' linear layers in 8 bits, but the keys'; calibrated on
-    `feeds`, graph inputs of a batch each. ParityError if that would lower the matching."""
-    typed = with_int8_products(traced, spans(traced, linear_inputs(traced), feeds))
+def int8_graph(traced: ir.Model, feeds: Sequence[Array], *, keys: bool = True) -> ir.Model:
+    """The traced FP32 graph with the blocks' linear layers in 8 bits, calibrated on `feeds`, graph
+    inputs of a batch each. keys: those that make keys too; what is decided by them is computed in
+    FP32 either way. ParityError if that would lower the matching."""
+    layers = linear_inputs(traced, keys=keys)
+    typed = with_int8_products(traced, spans(traced, layers, feeds))
     require_matching(typed, INT8)
     return typed
 
@@ -57,6 +59,21 @@ def compare_int8(subject: Subject, typed: ir.Model, pixels: Pixels) -> Precision
             counts["typed"].append(np.asarray(ours[-1]["tokens_per_block"]).reshape(-1))
     n, m = (np.concatenate(each).astype(np.float64) for each in counts.values())
     return judge(INT8, paired(backbone.outputs, theirs, ours), n, m, BATCH, AGAINST)
+
+
+def judged_int8(
+    subject: Subject, traced: ir.Model, calibration: Pixels, pixels: Pixels
+) -> tuple[ir.Model, PrecisionProof, bool]:
+    """The int8 graph, how it compares on `pixels`, and whether its keys are of 8 bits: only where
+    what they decide stays within the tolerance. ParityError where even FP32 keys do not."""
+    feeds = calibration_feeds(subject, calibration)
+    for keys in (True, False):
+        typed = int8_graph(traced, feeds, keys=keys)
+        proof = compare_int8(subject, typed, pixels)
+        if proof.within or not keys:
+            break
+    proof.require()
+    return typed, proof, keys
 
 
 def _chunks(pixels: Pixels) -> list[Pixels]:
