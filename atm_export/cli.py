@@ -34,6 +34,7 @@ numbers as PyTorch, and reports what was saved.
     atm-export deit_t --merge-blocks auto    the same cost by fewer merges, which take less time
     atm-export deit_s --trt                  TensorRT engines too (see Engines below)
     atm-export deit_s --backend openvino     proven on OpenVINO too (docs/openvino.md)
+    atm-export deit_s --backend onnxruntime --precision int8    for CPUs too (docs/int8.md)
     atm-export deit_s --method tome -r 8     ToMe, the static peer
     atm-export list                          models, presets and the paper's figures
     atm-export evaluate RUN --imagenet DIR   accuracy, agreement, GFLOPs, tokens of a finished run
@@ -89,7 +90,7 @@ def export_command(
 
     chosen = Choice.of(model, choice)
     config, budget = resolve(chosen), budget_of(chosen)
-    settings = engines.settings()
+    settings, low = engines.settings(), engines.low_precisions()
     if budget is not None:
         from atm_export.measure.budget import meeting
 
@@ -99,7 +100,7 @@ def export_command(
         from atm_export.commands.triton import refuse_loss
 
         refuse_loss(out, triton_repo)
-    code = _run(config, out, force, threads, benchmark, engines.chosen(), settings)
+    code = _run(config, out, force, threads, benchmark, engines.chosen(), settings, low)
     return _afterwards(out, code, imagenet, threads, triton_repo)
 
 
@@ -126,6 +127,7 @@ def _run(
     benchmark: bool,
     on: Sequence[str],
     engines: Any,
+    low: Sequence[str],
 ) -> int:
     from rich.console import Console
 
@@ -149,6 +151,7 @@ def _run(
             benchmark=benchmark,
             on=on,
             engines=engines,
+            low=low,
             progress=progress,
         )
     if outcome.reused:

@@ -23,6 +23,7 @@ from atm_export.graph import lint
 from atm_export.graph.optimize import with_facts, with_outputs
 from atm_export.graph.reading import copied
 from atm_export.graph.saving import SUFFIX, graph_from_file, is_beside, save_graph
+from atm_export.low_precision import Material, add_low_precision, file_of, is_there
 from atm_export.measure.data.images import ImageSet, load_images
 from atm_export.measure.export import measure, measure_latency
 from atm_export.measure.insight import STUDIED, study
@@ -67,10 +68,12 @@ class Outcome:
 @dataclass(frozen=True)
 class Wanted:
     """What is asked of an export beside its config. on: backends that the graph is proven on,
-    beside ONNX Runtime; engines: to be built of it."""
+    beside ONNX Runtime; engines: to be built of it; low: precisions of the graph below FP32, for
+    ONNX Runtime."""
 
     on: tuple[str, ...] = ()
     engines: EngineSettings | None = None
+    low: tuple[str, ...] = ()
     benchmark: bool = True
     threads: int = 0
     force: bool = False
@@ -80,6 +83,14 @@ class Wanted:
         """Backends that run the graph itself, ONNX Runtime first."""
         chosen = dict.fromkeys((ONNXRUNTIME, *self.on))
         return tuple(name for name in chosen if not backends[name].engines)
+
+    def missing(self, manifest: Manifest) -> list[str]:
+        """Low precisions that a run has not."""
+        return [name for name in self.low if not is_there(manifest, name)]
+
+    def more(self, manifest: Manifest) -> bool:
+        """Whether more is made of a run than its graph."""
+        return self.engines is not None or bool(self.missing(manifest))
 
 
 def export(
@@ -91,19 +102,21 @@ def export(
     benchmark: bool = True,
     on: Sequence[str] = (),
     engines: EngineSettings | None = None,
+    low: Sequence[str] = (),
     progress: Progress = lambda text: None,
 ) -> Outcome:
     """Export, prove and measure one model, and build its engines if asked for; returns what is in
-    `out`. on: backends to prove the graph on, beside ONNX Runtime.
+    `out`. on: backends to prove the graph on, beside ONNX Runtime; low: precisions below FP32 to
+    add for that.
 
     Raises OutputError before anything is loaded if the run would replace files of others in `out`,
     or changed ones without `force`; ConfigError for threads; ParityError after writing the
     artifacts marked "unproven".
     """
     checked_threads(threads)
-    writing.refuse_loss(out, FILES, force=force)
+    writing.refuse_loss(out, [*FILES, *map(file_of, low)], force=force)
     out = place.plain(out)
-    wanted = Wanted(tuple(on), engines, benchmark, use_threads(threads), force)
+    wanted = Wanted(tuple(on), engines, tuple(low), benchmark, use_threads(threads), force)
     _check_backends(wanted)
     model = _model(config, out, wanted, progress)
     images, calibration = _images(config, model)
@@ -111,16 +124,16 @@ def export(
     finished = None if force else _reusable(config, out, key, wanted.graphs_on)
     if finished is not None:
         writing.drop_leftovers(out)
-        if engines is None:
+        if not wanted.more(finished.manifest):
             return finished
-        subject = subject_of(config, model, calibration.pixels, progress)
-        return _with_engines(finished, subject, images, engines, None, progress)
-    with writing.working(out, key) as work:
-        subject = subject_of(config, model, calibration.pixels, progress)
-        finished, traced = _export(subject, images, out, work, wanted, progress)
-    if engines is None:
+        traced, subject = None, subject_of(config, model, calibration.pixels, progress)
+    else:
+        with writing.working(out, key) as work:
+            subject = subject_of(config, model, calibration.pixels, progress)
+            finished, traced = _export(subject, images, out, work, wanted, progress)
+    if not wanted.more(finished.manifest):
         return finished
-    return _with_engines(finished, subject, images, engines, traced, progress)
+    return _with_more(finished, subject, (images, calibration), wanted, traced, progress)
 
 
 def _model(config: RunConfig, out: Path, wanted: Wanted, progress: Progress) -> LoadedModel:
@@ -208,24 +221,31 @@ def _check_backends(wanted: Wanted) -> None:
         api.targets(settings, precision, gpu)
 
 
-def _with_engines(
+def _with_more(
     outcome: Outcome,
     subject: Subject,
-    images: ImageSet,
-    settings: EngineSettings,
+    images: tuple[ImageSet, ImageSet],
+    wanted: Wanted,
     traced: ir.Model | None,
     progress: Progress,
 ) -> Outcome:
-    """The finished run with its engines beside it. traced: None: to be translated anew."""
+    """The finished run with low precisions and engines beside its graph. images: that it was proven
+    on, and calibrated on; traced: None: to be translated anew."""
     from atm_export.engines import Export, add_engines
 
     if traced is None:
         progress("translating to ONNX")
         traced = subject.graph(subject.plan)
-    export = Export(subject, traced, images.pixels)
-    entries = add_engines(outcome.out, export, settings, progress)
-    manifest = add_results(outcome.out, {})  # the report now shows the engines
-    return replace(outcome, report={**outcome.report, "engines": entries}, manifest=manifest)
+    material = Material(subject, traced, images[1].pixels, images[0].pixels)
+    for precision in wanted.missing(outcome.manifest):
+        add_low_precision(outcome.out, material, precision, progress)
+    report = outcome.report
+    if wanted.engines is not None:
+        export = Export(subject, traced, images[0].pixels)
+        entries = add_engines(outcome.out, export, wanted.engines, progress)
+        report = {**report, "engines": entries}
+    manifest = add_results(outcome.out, {})  # the report now shows them
+    return replace(outcome, report=report, manifest=manifest)
 
 
 def translate(subject: Subject, work: WorkFolder, progress: Progress) -> tuple[ir.Model, ir.Model]:

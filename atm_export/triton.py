@@ -142,6 +142,10 @@ def _served(run: Run, backend: str | None, engine: str | None) -> Graph:
     chosen = backend if backend is not None else ONNXRUNTIME if engine is None else TENSORRT
     if chosen not in known:
         raise unknown_name("backend for Triton", chosen, known)
+    if engine in run.manifest.low_precision:
+        raise ConfigError(
+            f"{engine} is not served by Triton; serve model.onnx, or a TensorRT engine"
+        )
     if chosen == TENSORRT:
         return _engine(run, AUTO if engine is None else engine)
     if engine is not None:

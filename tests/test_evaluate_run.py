@@ -275,7 +275,8 @@ def test_an_empty_folder_is_one_line(
 
 
 def test_every_runner_has_its_place() -> None:
-    assert runner_names() == ["eager", "onnxruntime", "tensorrt"]
+    names = ["eager", "onnxruntime", "openvino", "tensorrt", "onnxruntime-int8"]
+    assert runner_names() == names
     assert command.evaluate.__doc__
 
 

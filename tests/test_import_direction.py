@@ -38,7 +38,7 @@ ORDER = (
     ("prove",),
     ("measure",),
     ("report",),
-    ("engines",),
+    ("engines", "low_precision"),
     ("pipeline",),
     ("compare", "reproduce"),
     ("commands",),

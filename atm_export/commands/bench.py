@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +22,14 @@ from atm_export.errors import ConfigError, EngineMismatchError, MissingDependenc
 from atm_export.measure.data.images import load_images
 from atm_export.measure.speed.bench import Sweep
 from atm_export.measure.speed.bench import bench as measure
-from atm_export.measure.speed.candidates import EAGER, backend_names, candidates
+from atm_export.measure.speed.candidates import (
+    EAGER,
+    FP32,
+    PRECISIONS,
+    backend_names,
+    candidates,
+    in_precisions,
+)
 from atm_export.numbers import Whole
 from atm_export.report.documents import BENCH_FILE
 from atm_export.report.results import add_results, open_with_report, refuse_loss
@@ -50,6 +58,13 @@ class BenchOptions:
             "those that are here."
         ),
     ] = "onnxruntime"
+    precisions: Annotated[
+        str,
+        Parameter(
+            help="A list of fp32, int8, or all. int8: every candidate in ONNX Runtime's form for CPUs, the "
+            "run's own file where it has one; the others are calibrated on the images."
+        ),
+    ] = FP32
     batches: Annotated[str, Parameter(help="Batch sizes, a list.")] = "1,8,32"
     rounds: Annotated[Whole, Parameter(help="Counted rounds at each batch.")] = 15
     images: Annotated[
@@ -78,6 +93,10 @@ class BenchOptions:
         batches = numbers_of(self.batches, "--batches", 1, MAX_BATCH)
         return Sweep(_backends(self.backends), batches, rounds)
 
+    def in_precisions(self) -> tuple[str, ...]:
+        """Precisions, each once; ConfigError for one that is unknown."""
+        return _precisions(self.precisions)
+
     def bind(self) -> int:
         """Take the cores and threads asked for; returns how many threads run."""
         if self.cores is not None:
@@ -102,7 +121,7 @@ def bench(run: Path, /, *, options: BenchOptions = USUAL) -> int:
         atm-export bench build/deit_s-a2-3.23 --images photos --batches 1,8
         atm-export bench build/deit_s-a2-3.23 --against tome:13 --backends onnxruntime,eager
     """
-    sweep = options.sweep()
+    sweep, precisions = options.sweep(), options.in_precisions()
     opened = open_with_report(run, BENCH_FILE)
     refuse_loss(run, [BENCH_FILE])
     count = options.bind()
@@ -113,6 +132,7 @@ def bench(run: Path, /, *, options: BenchOptions = USUAL) -> int:
         found = load_images(options.images, how, own)
         pixels = found.pixels[:64]
         chosen = candidates(opened, subject, pixels, options.against, options.policies)
+        chosen = in_precisions(chosen, precisions, pixels)
         facts = measure(chosen, pixels, sweep, count, status.update)
     facts |= {"model": subject.model.name, "source": found.source}
     text = json.dumps(facts, indent=1, sort_keys=True) + "\n"
@@ -128,15 +148,17 @@ def _print(console: Console, facts: dict[str, Any]) -> None:
     for name in ("backend", "candidate", "batch", "median ms", "p90", "p99", "images/s"):
         table.add_column(name, justify="left" if name in ("backend", "candidate") else "right")
     table.add_column("speed-up (95 %)")
+    table.add_column("over fp32")
     table.add_column("FLOPs ratio", justify="right")
     for row in facts["rows"]:
-        speed = row.get("speedup")
+        speed, over = row.get("speedup"), row.get("over_fp32")
         table.add_row(
             row["backend"],
             row["candidate"],
             str(row["batch"]),
             *(f"{row[name]:.1f}" for name in ("median_ms", "p90_ms", "p99_ms", "images_per_s")),
             f"{speed['median']:.2f} ({speed['low']:.2f} to {speed['high']:.2f})" if speed else "",
+            f"{over['median']:.2f} ({over['low']:.2f} to {over['high']:.2f})" if over else "",
             f"{row['flops_ratio']:.2f}",
         )
     console.print(table)
@@ -156,11 +178,19 @@ def _print(console: Console, facts: dict[str, Any]) -> None:
 def _backends(text: str) -> tuple[str, ...]:
     if text == ALL:
         return tuple(name for name in backend_names() if name in EAGER or _is_here(name))
-    names = tuple(text.split(","))
-    known = backend_names()
+    return _listed("--backends", text, backend_names())
+
+
+def _precisions(text: str) -> tuple[str, ...]:
+    return tuple(PRECISIONS) if text == ALL else _listed("--precisions", text, PRECISIONS)
+
+
+def _listed(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
+    """Names of a list, each once; ConfigError for one that is not `known`."""
+    names = tuple(dict.fromkeys(text.split(",")))
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ConfigError(f"--backends: unknown '{unknown[0]}'; known: {', '.join(known)}")
+        raise ConfigError(f"{option}: unknown '{unknown[0]}'; known: {', '.join(known)}")
     return names
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from atm_export.backends import TENSORRT, backends
+from atm_export.backends import ONNXRUNTIME, TENSORRT, backends
 from atm_export.errors import ConfigError
 from atm_export.numbers import Whole
 
@@ -35,7 +35,7 @@ class EngineOptions:
         tuple[str, ...],
         _option(
             "Prove the graph on this backend too, beside ONNX Runtime (openvino), or build its "
-            "engines (tensorrt). May be given again, or by commas."
+            "engines (tensorrt); onnxruntime: for --precision. May be given again, or by commas."
         ),
     ] = ()
     trt: Annotated[
@@ -59,9 +59,11 @@ class EngineOptions:
     precision: Annotated[
         str | None,
         _option(
-            "fp32, fp16, bf16, fp8, int8; several by commas (default: fp16). Matching, LayerNorm "
-            "and softmax stay in FP32; fp8 and int8 are calibrated on --images, else on the images "
-            "that ship."
+            "Of engines: fp32, fp16, bf16, fp8, int8; several by commas (default: fp16). Of "
+            "--backend onnxruntime: fp32, int8 (default: fp32); int8 adds "
+            "model.int8.onnxruntime.onnx for CPUs (docs/int8.md). Matching, LayerNorm and softmax "
+            "stay in FP32; fp8 and int8 are calibrated on --images (ONNX Runtime: --calibrate "
+            "first), else on the images that ship."
         ),
     ] = None
     batch: Annotated[
@@ -98,15 +100,31 @@ class EngineOptions:
             backends[name]
         return tuple(found)
 
+    def low_precisions(self) -> tuple[str, ...]:
+        """Precisions below FP32 of the graph for ONNX Runtime, where it is named as a backend;
+        ConfigError for one that it has not, unless engines take it."""
+        chosen = self.chosen()
+        if self.precision is None or ONNXRUNTIME not in chosen:
+            return ()
+        from atm_export import low_precision
+        from atm_export.backends.tensorrt import settings
+
+        names = [each.value for each in settings.parse_precisions(self.precision)]
+        if TENSORRT in chosen:
+            names = [name for name in names if name in low_precision.POSSIBLE]
+        return low_precision.low_precisions(names)
+
     def settings(self) -> EngineSettings | None:
         """The engine settings, None without `--trt`; ConfigError names what is wrong or given in
         vain."""
         if TENSORRT not in self.chosen():
             given, plain = asdict(self), asdict(NO_ENGINES)
-            vain = [n for n in given if n not in ("backend", "trt") and given[n] != plain[n]]
+            apart = ("backend", "trt", *(("precision",) if ONNXRUNTIME in self.chosen() else ()))
+            vain = [n for n in given if n not in apart and given[n] != plain[n]]
             if vain:
                 names = ", ".join(f"--{name.replace('_', '-')}" for name in vain)
-                raise ConfigError(f"{names}: of use only with --trt; add it")
+                more = ", or --backend onnxruntime" if vain == ["precision"] else ""
+                raise ConfigError(f"{names}: of use only with --trt{more}; add it")
             return None
         from atm_export.backends.tensorrt import settings
         from atm_export.settings import validated

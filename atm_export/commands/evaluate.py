@@ -44,7 +44,8 @@ class EvaluateOptions:
     runner: Annotated[
         str,
         Parameter(
-            help="eager (PyTorch), onnxruntime (CUDA where there is one), openvino, tensorrt, ..."
+            help="eager (PyTorch), onnxruntime (CUDA where there is one), onnxruntime-int8, "
+            "openvino, tensorrt, ..."
         ),
     ] = "onnxruntime"
     labels: Annotated[

@@ -25,6 +25,7 @@ ALLOWED = frozenset(
     Softplus Split Sqrt Squeeze Sub Swish Tanh Tile TopK Transpose Unsqueeze Where
     """.split()  # noqa: SIM905  (a list that long reads as text)
 )
+CUSTOM = "custom operator"
 SHAPE_TAKERS = ("Reshape", "Expand")
 
 
@@ -52,7 +53,7 @@ def standard_operators(graph: ir.Graph) -> Iterator[Finding]:
     """Operators of ONNX itself, and of those the ones that parsers are known to take."""
     for node in graph:
         if node.domain not in ("", "ai.onnx"):
-            yield Finding("custom operator", name_of(node), f"{node.domain}::{node.op_type}")
+            yield Finding(CUSTOM, name_of(node), f"{node.domain}::{node.op_type}")
         elif node.op_type.startswith("Scatter"):
             continue
         elif node.op_type not in ALLOWED:

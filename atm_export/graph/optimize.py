@@ -12,6 +12,7 @@ from onnxscript import optimizer
 
 from atm_export.graph.passes.emulate import EmulateLow
 from atm_export.graph.passes.fold_weights import FoldTransposedWeights
+from atm_export.graph.passes.int8_products import Int8Products
 from atm_export.graph.passes.keep_outputs import KeepOutputs
 from atm_export.graph.passes.name_nodes import NameNodes
 from atm_export.graph.passes.one_batch import OneBatch
@@ -146,3 +147,11 @@ def quantized(
     }
     scales = {name: max(value, 1e-6) / LIMITS[kind] for name, value in chosen.items()}
     return _run(model, [Quantize(scales, kind), common.RemoveUnusedNodesPass()])
+
+
+def with_int8_products(model: ir.Model, spans: Mapping[str, tuple[float, float]]) -> ir.Model:
+    """Linear layers as ONNX Runtime's CPU provider takes them in 8 bits; see `Int8Products`.
+
+    spans: least and largest input by weight name.
+    """
+    return _run(model, [Int8Products(spans), common.RemoveUnusedNodesPass()])

@@ -22,6 +22,7 @@ LOWERED = (
     ir.DataType.BFLOAT16,
     ir.DataType.FLOAT8E4M3FN,
     ir.DataType.INT8,
+    ir.DataType.UINT8,
 )
 MOVES = frozenset(
     ("Concat", "Gather", "GatherElements", "GatherND", "Reshape", "Slice", "Transpose")
@@ -33,7 +34,7 @@ def require_matching(model: ir.Model, precision: str) -> None:
     if lowered := lowered_matching(model):
         raise ParityError(
             f"{precision} lowers the matching ({lowered[0]} and {len(lowered) - 1} other values), "
-            "which stays in FP32 in every precision; no engine was built; "
+            "which stays in FP32 in every precision; nothing was built; "
             "take a higher --precision"
         )
 

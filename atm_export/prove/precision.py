@@ -46,6 +46,7 @@ class PrecisionTolerance:
 
 
 NINE_TENTHS = 0.9
+EMULATED = "the FP32 graph, in ONNX Runtime; rounding emulated"
 TOLERANCES: Mapping[str, PrecisionTolerance] = {
     "fp32": PrecisionTolerance(
         cosine=0.999999, every=0.999999, top1=1.0, tokens=0.0, lead=0.0, reason="the same graph"
@@ -94,7 +95,8 @@ class PrecisionProof:
     main: the main output's name. cosine: of an image's outputs, the least counts; a tenth of the
     images do not reach it; least: of the worst image; reached: images that reach the tolerance's
     cosine; top1: images of equal top-1, of those that count, where classes are ranked; tokens:
-    tokens by which the counts differ, of all. failed: what breaks the tolerance.
+    tokens by which the counts differ, of all. failed: what breaks the tolerance. against: what it
+    was compared with, and how.
     """
 
     precision: str
@@ -109,6 +111,7 @@ class PrecisionProof:
     tokens: Share
     counts_that_differ: int
     failed: str
+    against: str
 
     @property
     def within(self) -> bool:
@@ -119,7 +122,7 @@ class PrecisionProof:
         tolerance, main = TOLERANCES[self.precision], self.main
         top1 = {} if self.top1 is None else {"top1_agreement": self.top1.facts()}
         return {
-            "against": "the FP32 graph, in ONNX Runtime; rounding emulated",
+            "against": self.against,
             "images": self.images,
             "batch": self.batch,
             f"max_abs_{main}": self.max_abs,
@@ -145,7 +148,7 @@ class PrecisionProof:
         """ParityError unless everything lies within the tolerance."""
         if not self.within:
             raise ParityError(
-                f"{self.precision} changes the model too much: {self.failed}; no engine was built; "
+                f"{self.precision} changes the model too much: {self.failed}; nothing was built; "
                 "take a higher --precision"
             )
 
@@ -187,7 +190,12 @@ def paired(
 
 
 def judge(
-    precision: str, pairs: Sequence[Pair], n: Floats, m: Floats, batch: int
+    precision: str,
+    pairs: Sequence[Pair],
+    n: Floats,
+    m: Floats,
+    batch: int,
+    against: str = EMULATED,
 ) -> PrecisionProof:
     """pairs: outputs of reference and typed graph, the main one first; n, m: their token counts."""
     tolerance, images = TOLERANCES[precision], len(pairs[0][1])
@@ -206,6 +214,7 @@ def judge(
         tokens=Share(int(min(np.abs(n - m).sum(), n.sum())), int(n.sum())),
         counts_that_differ=int((n != m).sum()),
         failed="",
+        against=against,
     )
     finite = all(bool(np.isfinite(a).all() and np.isfinite(b).all()) for _, a, b in pairs)
     return replace(proof, failed=", ".join(_failures(proof, tolerance, finite)))

@@ -34,7 +34,7 @@ def typed_graph(
         typed = with_precision(reference, low)
     except OverflowError as error:
         raise ParityError(
-            f"{low} cannot hold this model: {error}; no engine was built; "
+            f"{low} cannot hold this model: {error}; nothing was built; "
             "take --precision bf16 or fp32"
         ) from error
     if low != name:

@@ -98,7 +98,10 @@ BENCH = fields(
                 {"backend": text, "candidate": text, "batch": whole(1)}
                 | dict.fromkeys(("median_ms", "p90_ms", "p99_ms"), MS)
                 | {"images_per_s": RATIO, "flops_ratio": RATIO},
-                {"speedup": fields(dict.fromkeys(("median", "low", "high"), RATIO))},
+                {
+                    name: fields(dict.fromkeys(("median", "low", "high"), RATIO))
+                    for name in ("speedup", "over_fp32")
+                },
             )
         ),
         "images": whole(),

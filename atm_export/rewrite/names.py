@@ -30,7 +30,7 @@ def is_limit(name: str) -> bool:
     return name.endswith(f".{LIMIT}")
 
 
-def may_be_quantized(name: str) -> bool:
-    """Whether this is the weight of a block's linear layer but the keys': those decide which tokens
-    merge. The head is small, and keeps its precision too."""
-    return f"{_BLOCKS}." in name and _KEYS not in name and f"{HEAD}." not in name
+def may_be_quantized(name: str, *, keys: bool = False) -> bool:
+    """Whether this is the weight of a block's linear layer, the keys' only with `keys`: those
+    decide which tokens merge. The head is small, and keeps its precision."""
+    return f"{_BLOCKS}." in name and (keys or _KEYS not in name) and f"{HEAD}." not in name

@@ -1,4 +1,4 @@
-"""What a run folder says of its engines, as values.
+"""What a run folder says of its engines and of its graphs in low precision, as values.
 
 Nothing here imports more than the standard library.
 """
@@ -128,4 +128,30 @@ class EngineFacts(BuiltFacts):
             status=run["status"],
             recommendation=run.get("recommendation"),
             validation=Validation.of(document["validation"], main),
+        )
+
+
+@dataclass(frozen=True)
+class LowPrecisionFacts:
+    """A graph of a run in a precision below FP32, for one backend. bytes: the ONNX file's.
+    document: all of it as JSON has it."""
+
+    backend: str
+    precision: str
+    source: Source
+    bytes: int
+    validation: Validation
+    document: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any], main: str) -> Self:
+        """Of a checked manifest's entry. main: the run's main output."""
+        source = document["source"]
+        return cls(
+            backend=document["backend"],
+            precision=document["precision"],
+            source=Source(source["file"], source["sha256"]),
+            bytes=document["bytes"],
+            validation=Validation.of(document["validation"], main),
+            document=document,
         )

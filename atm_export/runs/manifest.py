@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from atm_export.inputs import InputSpec, stated_input
-from atm_export.runs.engine_facts import EngineFacts, TensorFacts
+from atm_export.runs.engine_facts import EngineFacts, LowPrecisionFacts, TensorFacts
 from atm_export.runs.manifest_check import check_manifest
 from atm_export.shapes import fields, one_of
 from atm_export.tasks.stated import Statement, stated, task_facts
@@ -76,8 +76,9 @@ class Manifest:
 
     config: as `config.exported_config` takes it. input: what the graph takes; answers: the task and
     its outputs; outputs: all of the graph's, traces too. labels: of the classes, if they are known.
-    golden: None where none were kept. proven_on: backends with their versions. document: all of it
-    as JSON has it, in the form of today's format: what is written where something is added.
+    golden: None where none were kept. low_precision: graphs below FP32, by file. proven_on:
+    backends with their versions. document: all of it as JSON has it, in the form of today's format:
+    what is written where something is added.
     """
 
     format: int
@@ -97,6 +98,7 @@ class Manifest:
     golden: GoldenFacts | None
     files: Mapping[str, FileEntry]
     engines: Mapping[str, EngineFacts]
+    low_precision: Mapping[str, LowPrecisionFacts]
     proven_on: Mapping[str, str]
     document: Mapping[str, Any] = field(repr=False)
 
@@ -142,6 +144,10 @@ def manifest_of(document: Mapping[str, Any]) -> Manifest:
         golden=None if golden is None else GoldenFacts(golden["file"], golden["tolerance"], golden),
         files={k: FileEntry(each["bytes"], each["sha256"]) for k, each in told["files"].items()},
         engines={k: EngineFacts.of_run(each, main) for k, each in told.get("engines", {}).items()},
+        low_precision={
+            name: LowPrecisionFacts.of(each, main)
+            for name, each in told.get("low_precision", {}).items()
+        },
         proven_on=told.get("proven_on", {}),
         document=told,
     )

@@ -33,6 +33,7 @@ PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "int8")
 ENGINE_DTYPES = ("float32", "float16", "bfloat16", "uint8", "int32", "int64")
 
 _PROFILE = matching(r"\d{1,6}:\d{1,6}:\d{1,6}", "min:opt:max")
+BUILT = ("engines", "low_precision")
 NEEDED = ("model.onnx", "config.yaml", "report.json")
 FILES = fields({"files": table(fields({"bytes": whole(), "sha256": sha256}))})
 
@@ -81,13 +82,31 @@ _GOLDEN = fields(
 _SHARE = fields(
     {"percent": maybe(number()), "low": number(), "high": number(), "hits": whole(), "of": whole()}
 )
+_SOURCE = fields({"file": text, "sha256": sha256})
+_VALIDATION = fields(
+    {"images": whole(), "tolerance": fields({})},
+    {
+        "top1_agreement": either(number(), _SHARE),  # a mere share in runs older than intervals
+        "tokens_differing": _SHARE,
+        "token_share_differing": number(),
+    },
+)
+_LOW_PRECISION = fields(
+    {
+        "backend": text,
+        "precision": one_of(*PRECISIONS),
+        "source": _SOURCE,
+        "bytes": whole(),
+        "validation": _VALIDATION,
+    }
+)
 _ENGINE = fields(
     {
         "precision": one_of(*PRECISIONS),
         "flavor": one_of("tensorrt", "rtx"),
         "tensorrt": text,
         "sms": items(whole(50, 999), 1, 64),
-        "source": fields({"file": text, "sha256": sha256}),
+        "source": _SOURCE,
         "profiles": items(_PROFILE, 1, 64),
         "tensors": table(
             fields({"dtype": one_of(*ENGINE_DTYPES), "shape": items(whole(-1), 1, 8)})
@@ -95,18 +114,7 @@ _ENGINE = fields(
         "bytes": whole(),
         "build": fields({"activation_bytes": maybe(whole())}),
         "run": fields({"status": text}, {"recommendation": text}),
-        "validation": fields(
-            {
-                "images": whole(),
-                "tolerance": fields({}),
-            },
-            {
-                # A mere share where the run is older than intervals.
-                "top1_agreement": either(number(), _SHARE),
-                "tokens_differing": _SHARE,
-                "token_share_differing": number(),
-            },
-        ),
+        "validation": _VALIDATION,
     },
     {"settings": fields({}, {"hardware_compatible": flag, "version_compatible": flag})},
 )
@@ -128,7 +136,12 @@ _MANIFEST = fields(
         "notes": items(text),
         "golden": maybe(_GOLDEN),
     },
-    {"engines": table(_ENGINE), "proven_on": table(text), "task": check_task},
+    {
+        "engines": table(_ENGINE),
+        "low_precision": table(_LOW_PRECISION),
+        "proven_on": table(text),
+        "task": check_task,
+    },
 )
 
 
@@ -139,7 +152,7 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     _check_files(manifest)
     _check_interface(manifest)
     check_stated(manifest)
-    _check_engines(manifest)
+    _check_validations(manifest)
     blocks = {
         len(manifest["method"][name])
         for name in ("theta_per_block", "r_per_block", "groups_per_block")
@@ -151,24 +164,25 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
 
 def _check_files(manifest: Mapping[str, Any]) -> None:
     golden = manifest["golden"]
-    named = [*NEEDED, *manifest.get("engines", {})]
+    named = [*NEEDED, *(name for table in BUILT for name in manifest.get(table, {}))]
     for name in named if golden is None else [*named, golden["file"]]:
         if name not in manifest["files"]:
             raise Misfit(f"files does not list {name[:80]!r}")
 
 
-def _check_engines(manifest: Mapping[str, Any]) -> None:
-    """How far the main output of each engine may turn from the reference's."""
+def _check_validations(manifest: Mapping[str, Any]) -> None:
+    """How far the main output of each engine and low precision may turn from the reference's."""
     main = task_facts(manifest)["outputs"][0]["name"]
     judged = fields(
         dict.fromkeys((f"cosine_{main}_of_nine_tenths", f"min_cosine_{main}"), number())
     )
-    for name, engine in manifest.get("engines", {}).items():
-        at = f"engines.{name}.validation"
-        judged(engine["validation"], at)
-        fields({f"min_cosine_{main}": number()})(
-            engine["validation"]["tolerance"], f"{at}.tolerance"
-        )
+    for kind in BUILT:
+        for name, entry in manifest.get(kind, {}).items():
+            at = f"{kind}.{name}.validation"
+            judged(entry["validation"], at)
+            fields({f"min_cosine_{main}": number()})(
+                entry["validation"]["tolerance"], f"{at}.tolerance"
+            )
 
 
 def _check_interface(manifest: Mapping[str, Any]) -> None:

@@ -50,9 +50,9 @@ class Session:
 
     run_folder: the checked folder, and what it says as values; manifest: the same as JSON has it.
     about: one line on what runs the model and why. input: what the graph takes. answers: the task
-    and its outputs; classes: how many are ranked (0: none). engine: facts of the TensorRT engine
-    that answers, or None. policy: adaptive (an answer depends on the other images of its batch, as
-    in the paper), per-image or frozen (it never does).
+    and its outputs; classes: how many are ranked (0: none). engine: facts of the TensorRT engine or
+    of the graph in low precision that answers, or None. policy: adaptive (an answer depends on the
+    other images of its batch, as in the paper), per-image or frozen (it never does).
     """
 
     def __init__(self, run: Run, server: Server) -> None:
@@ -171,10 +171,11 @@ def load(
 ) -> Session:
     """Check every byte of a run folder and load it.
 
-    backend: what runs it (`atm_export.backends`; None: ONNX Runtime, or TensorRT where an engine is
-    named). providers: ONNX Runtime providers in order of preference ("cuda", "cpu", or full names);
+    backend: what runs it (`atm_export.backends`; None: ONNX Runtime, or what a named engine is made
+    for). providers: ONNX Runtime providers in order of preference ("cuda", "cpu", or full names);
     None takes the GPU where there is one. engine: an engine of the folder ("auto": the first that
-    fits this GPU, FP32 before lower precisions). threads: of the CPU, 0 for all cores.
+    fits this GPU, FP32 before lower precisions), or a graph of it in low precision, such as
+    "model.int8.onnxruntime.onnx". threads: of the CPU, 0 for all cores.
     warm_up: run golden images first and compare, so that a machine that computes something else is
     refused.
 
@@ -196,8 +197,14 @@ def load(
 def _chosen(backend: str | None, engine: str | None) -> Backend:
     """What runs it; ConfigError for an unknown name."""
     if backend is None:
-        backend = ONNXRUNTIME if engine is None else TENSORRT
+        backend = ONNXRUNTIME if engine is None else _backend_of(engine)
     return backends[backend]
+
+
+def _backend_of(engine: str) -> str:
+    """By its name: a graph in low precision says whose it is, all else is TensorRT's."""
+    named = [name for name in backends if engine.endswith(f".{name}.onnx")]
+    return named[0] if named else TENSORRT
 
 
 def _check_options(folder: Any, providers: Any, threads: Any) -> None:

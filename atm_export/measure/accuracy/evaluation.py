@@ -20,7 +20,7 @@ from atm_export.measure.accuracy.batches import (
 )
 from atm_export.measure.accuracy.journal import journal
 from atm_export.measure.accuracy.predictions import predictions_csv
-from atm_export.measure.accuracy.runners import EAGER, open_runner, runner_names
+from atm_export.measure.accuracy.runners import EAGER, file_of, open_runner, runner_names
 from atm_export.measure.data.classes import ClassOrder
 from atm_export.measure.data.samples import Samples, open_samples
 from atm_export.place import beside
@@ -119,7 +119,7 @@ def _key(run: Run, subject: Subject, samples: Samples, options: Options) -> str:
     for name in ("workers", "max_unreadable", "limit"):
         chosen.pop(name)
     facts = {
-        "graph": run.manifest.files["model.onnx"].sha256,
+        "graph": run.manifest.files[file_of(options.runner, run)].sha256,
         "weights": subject.same_weights,
         "samples": samples.listing(),
         "options": chosen,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from atm_export.backends import ONNXRUNTIME, backends
-from atm_export.backends.base import GRAPH, Backend, choose_artifact
+from atm_export.backends.base import AUTO, GRAPH, Backend, choose_artifact
 from atm_export.backends.runner import Runner
 from atm_export.errors import ConfigError, unknown_name
 from atm_export.graph.optimize import with_outputs
@@ -49,11 +49,26 @@ class Engine:
 
 
 EAGER = "eager"
+LOW = f"{ONNXRUNTIME}-int8"  # the run's graph in low precision
 
 
 def runner_names() -> list[str]:
-    """What can run a run: the eager reference, and every backend."""
-    return [EAGER, *backends]
+    """What can run a run: the eager reference, every backend, and low precision in one."""
+    return [EAGER, *backends, LOW]
+
+
+def file_of(name: str, run: Run) -> str:
+    """The graph of `run` that a runner runs, or from which its engine was built; ConfigError where
+    it has none in that precision."""
+    if name != LOW:
+        return GRAPH
+    files = [file for file, facts in run.manifest.low_precision.items() if facts.precision in name]
+    if not files:
+        raise ConfigError(
+            f"{run.folder} holds no graph in int8; export it with --backend {ONNXRUNTIME} "
+            f"--precision int8, or take --runner {ONNXRUNTIME}"
+        )
+    return files[0]
 
 
 def open_runner(name: str, run: Run, subject: Subject) -> AbstractContextManager[Engine]:
@@ -62,6 +77,8 @@ def open_runner(name: str, run: Run, subject: Subject) -> AbstractContextManager
         raise unknown_name("runner", name, runner_names())
     if name == EAGER:
         return _eager(subject)
+    if name == LOW:
+        return _engine(backends[ONNXRUNTIME], run, subject, file_of(name, run))
     backend = backends[name]
     return _engine(backend, run, subject) if backend.engines else _graph(backend, run, subject)
 
@@ -88,15 +105,16 @@ def _graph(backend: Backend, run: Run, subject: Subject) -> Iterator[Engine]:
 
 
 @contextmanager
-def _engine(backend: Backend, run: Run, subject: Subject) -> Iterator[Engine]:
-    """The engine of the run that fits here."""
+def _engine(backend: Backend, run: Run, subject: Subject, name: str = AUTO) -> Iterator[Engine]:
+    """A file of the run that the backend runs: an engine, the one that fits here, or a graph in low
+    precision."""
     if not backend.artifacts(run):
         raise ConfigError(
             f"{run.folder} holds no {backend.title} engine; export it with --backend "
             f"{backend.name}, or take --runner {ONNXRUNTIME}"
         )
     backend.require()
-    file = choose_artifact(backend, run)
+    file = choose_artifact(backend, run, name)
     with backend.open_artifact(run, file) as runner:
         source = told_by(subject) or "eager reference"
         device = f"{backend.device(runner)}, {file}"

@@ -14,8 +14,8 @@ import torch
 
 from atm_export.backends.runner import Runner
 from atm_export.errors import AtmExportError
-from atm_export.measure.speed.candidates import UNMERGED, Candidate, feed_of, open_runner
-from atm_export.measure.speed.latency import interleave, row_of
+from atm_export.measure.speed.candidates import FP32, UNMERGED, Candidate, feed_of, open_runner
+from atm_export.measure.speed.latency import interleave, paired_ratio, row_of
 from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.reference import run_reference
 from atm_export.subject import Pixels
@@ -41,8 +41,8 @@ def bench(
     rows: list[dict[str, Any]] = []
     missing: list[dict[str, str]] = []
     ratios = {
-        (c.name, batch): _flops_ratio(c, _feeds(pixels, batch))
-        for c in candidates
+        (name, batch): _flops_ratio(c, _feeds(pixels, batch))
+        for name, c in {c.in_fp32: c for c in candidates}.items()
         for batch in sweep.batches
     }
     for backend in sweep.backends:
@@ -53,18 +53,32 @@ def bench(
                 chunks = _feeds(pixels, batch)
                 feeds = [{c.name: feed_of(backend, c, chunk) for c in there} for chunk in chunks]
                 seconds = interleave(runners, feeds, sweep.rounds)
-                rows += [
-                    {"backend": backend, "candidate": c.name, "compared": c.compared}
-                    | row_of(
-                        seconds[c.name],
-                        seconds.get(UNMERGED) if c.name != UNMERGED else None,
-                        batch,
-                        ratios[c.name, batch],
-                    )
-                    for c in there
-                ]
+                rows += [_row(backend, c, seconds, batch, ratios[c.in_fp32, batch]) for c in there]
     facts = {"rows": rows, "missing": missing, "images": len(pixels), **machine(threads)}
     return {**facts, "recommendation": recommend(rows)}
+
+
+def _row(
+    backend: str,
+    candidate: Candidate,
+    seconds: Mapping[str, Sequence[float]],
+    batch: int,
+    flops_ratio: float,
+) -> dict[str, Any]:
+    """One line of the table: against no merging in the same precision, and below FP32 against the
+    same in FP32."""
+    ours, name = seconds[candidate.name], candidate.name
+    base = None if name == candidate.baseline else seconds.get(candidate.baseline)
+    row = {
+        "backend": backend,
+        "candidate": name,
+        "compared": candidate.compared,
+        "precision": candidate.precision,
+        **row_of(ours, base, batch, flops_ratio),
+    }
+    if candidate.precision != FP32 and candidate.in_fp32 in seconds:
+        row["over_fp32"] = paired_ratio(seconds[candidate.in_fp32], ours)
+    return row
 
 
 def _open(
@@ -128,28 +142,43 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def recommend(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence: what to deploy, at which batch, and how sure that is."""
+    """One sentence: what to deploy, in the precision that is fastest here, at which batch, and how
+    sure that is."""
     if not rows:
         return "Nothing could be measured."
+    own = [row for row in rows if not row.get("compared")] or rows
+    precision = _precision(max(own, key=lambda row: row["images_per_s"]))
+    rows = [row for row in rows if _precision(row) == precision]
+    behind = "" if precision == FP32 else f" in {precision}"
     merged = [row for row in rows if "speedup" in row and not row.get("compared")]
     sure = [row for row in merged if row["speedup"]["low"] > 1]
     if not sure:
-        plain = [row for row in rows if row["candidate"] == UNMERGED]
+        plain = [row for row in rows if _name(row) == UNMERGED]
         fastest = max(plain or rows, key=lambda row: row["images_per_s"])
         why = "nothing else was measured"
         if merged:
             best = max(merged, key=lambda row: row["speedup"]["median"])
             why = (
-                f"the best merged one, {best['candidate']} at batch {best['batch']}, gives "
+                f"the best merged one, {_name(best)} at batch {best['batch']}, gives "
                 f"{best['speedup']['median']:.2f} ({best['speedup']['low']:.2f} to "
                 f"{best['speedup']['high']:.2f}) times its speed"
             )
-        return f"No merging, at batch {fastest['batch']} in {fastest['backend']}: {why}."
+        at = f"at batch {fastest['batch']} in {fastest['backend']}"
+        return f"No merging{behind}, {at}: {why}."
     best = max(sure, key=lambda row: row["images_per_s"])
     speed = best["speedup"]
     return (
-        f"Take {best['candidate']} merging at batch {best['batch']} in {best['backend']}: "
+        f"Take {_name(best)} merging{behind} at batch {best['batch']} in {best['backend']}: "
         f"{speed['median']:.2f} ({speed['low']:.2f} to {speed['high']:.2f}) times as fast as no "
         f"merging, {best['median_ms'] / best['batch']:.1f} ms an image, "
         f"{best['images_per_s']:.1f} images/s."
     )
+
+
+def _precision(row: Mapping[str, Any]) -> str:
+    return str(row.get("precision", FP32))
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    """The candidate without its precision."""
+    return str(row["candidate"]).removesuffix(f" {_precision(row)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 import torch
 
-from atm_export.backends import backends
+from atm_export.backends import ONNXRUNTIME, backends
 from atm_export.backends.base import Backend, choose_artifact
 from atm_export.backends.runner import Array, Runner
 from atm_export.errors import ConfigError
@@ -23,25 +23,55 @@ from atm_export.model.backbone import Answer
 from atm_export.model.calibrate import measured_r
 from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
+from atm_export.prove.int8 import INT8, calibration_feeds, int8_graph
 from atm_export.runs.graphs import read_graph
 from atm_export.runs.reading import Run, open_run
 from atm_export.subject import Pixels, Subject, exported_subject
 from atm_export.tasks.base import names
 
 UNMERGED = "unmerged"
+FP32 = "fp32"
+PRECISIONS = (FP32, INT8)
 EAGER = ("eager", "torch.compile")
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A way to run the model. run: that holds it exported; None: made for this; compared: measured
-    beside what may be recommended."""
+    beside what may be recommended. precision: what it runs in; calibration: pictures for one below
+    FP32 that no run holds."""
 
     name: str
     plan: MergePlan
     subject: Subject
     run: Run | None = None
     compared: bool = False
+    precision: str = FP32
+    calibration: Pixels | None = None
+
+    @property
+    def in_fp32(self) -> str:
+        """Name of the same in FP32."""
+        return self.name.removesuffix(f" {self.precision}")
+
+    @property
+    def baseline(self) -> str:
+        """Name of what it is compared with: no merging, in the same precision."""
+        return UNMERGED if self.precision == FP32 else f"{UNMERGED} {self.precision}"
+
+
+def in_precisions(
+    found: Sequence[Candidate], precisions: Sequence[str], pixels: Pixels
+) -> list[Candidate]:
+    """All candidates in each precision, with its name behind theirs below FP32; calibrated on
+    `pixels`."""
+    return [
+        each
+        if precision == FP32
+        else replace(each, name=f"{each.name} {precision}", precision=precision, calibration=pixels)
+        for precision in precisions
+        for each in found
+    ]
 
 
 def candidates(
@@ -122,6 +152,8 @@ def backend_names() -> list[str]:
 
 def open_runner(backend: str, candidate: Candidate, stack: ExitStack) -> Runner:
     """Enter a runner of the candidate; ConfigError where the backend cannot run it."""
+    if candidate.precision != FP32 and backend != ONNXRUNTIME:
+        raise ConfigError(f"{candidate.precision} is measured in {ONNXRUNTIME} alone")
     if backend == "eager":
         return stack.enter_context(_Function(_eager(candidate)))
     if backend == "torch.compile":
@@ -155,8 +187,20 @@ def _on(backend: Backend, candidate: Candidate) -> Runner:
         backend.require()
         return backend.open_artifact(run, choose_artifact(backend, run))
     backend.require()
-    if run is not None:
-        return backend.open_measured(read_graph(run, choose_artifact(backend, run)), alone=True)
+    file = None if run is None else _file(backend, run, candidate.precision)
+    if run is not None and file is not None:
+        return backend.open_measured(read_graph(run, file), alone=True)
     answers = names(subject.model.backbone.outputs)
-    graph = with_outputs(subject.graph(candidate.plan), answers)
-    return backend.open_measured(in_memory(graph), alone=True)
+    graph = subject.graph(candidate.plan)
+    if candidate.precision != FP32:
+        assert candidate.calibration is not None
+        graph = int8_graph(graph, calibration_feeds(subject, candidate.calibration))
+    return backend.open_measured(in_memory(with_outputs(graph, answers)), alone=True)
+
+
+def _file(backend: Backend, run: Run, precision: str) -> str | None:
+    """What the run holds in a precision."""
+    if precision == FP32:
+        return choose_artifact(backend, run)
+    low = run.manifest.low_precision
+    return next((name for name, facts in low.items() if facts.precision == precision), None)

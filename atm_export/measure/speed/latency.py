@@ -93,11 +93,16 @@ def row_of(
         "flops_ratio": round(flops_ratio, 3),
     }
     if base is not None:
-        ratios = [b / s for b, s in zip(base, seconds, strict=True)]
-        low, high = median_interval(ratios)
-        row["speedup"] = {
-            "median": round(float(np.median(ratios)), 3),
-            "low": round(low, 3),
-            "high": round(high, 3),
-        }
+        row["speedup"] = paired_ratio(base, seconds)
     return row
+
+
+def paired_ratio(base: Sequence[float], seconds: Sequence[float]) -> dict[str, float]:
+    """The median of the ratios base / seconds, round by round, with its 95 % interval."""
+    ratios = [b / s for b, s in zip(base, seconds, strict=True)]
+    low, high = median_interval(ratios)
+    return {
+        "median": round(float(np.median(ratios)), 3),
+        "low": round(low, 3),
+        "high": round(high, 3),
+    }
