@@ -61,7 +61,7 @@ class BenchOptions:
     precisions: Annotated[
         str,
         Parameter(
-            help="A list of fp32, int8, or all. int8: every candidate in ONNX Runtime's form for CPUs, the "
+            help="fp32, int8, or all. int8: every candidate in ONNX Runtime's form for CPUs, the "
             "run's own file where it has one; the others are calibrated on the images."
         ),
     ] = FP32
