@@ -26,6 +26,7 @@ CODES = set(range(12))
 NOT_DRAWN = {"--ray"}  # would look for a cluster
 ENGINES = {"--trt", "--refit", "--version-compatible", "--hardware-compatible"}
 COMMANDS = ("", "", "", "list", "evaluate", "bench", "tune", "visualize", "verify", "triton")
+COMPARISONS = ("compare", "reproduce")  # long where they succeed: drawn with what cannot work
 MAY_SUCCEED = ("", "evaluate", "visualize", "visualize", "verify", "triton", "triton")
 
 TEXTS = ["x", ".", "..", "/", "-", "a b", "ü", "'", '"', "a\nb", "%s", "{}", "\\", "x" * 300]
@@ -126,6 +127,8 @@ FATAL = {
     "visualize": ["absent.png", "--out=../theirs", "--out=dangling"],
     "verify": ["absent", "--nothing-like-it", "../theirs"],
     "triton": ["--name=../theirs", "--name=a\nb", "--triton-repo=file.txt", "--engine=absent"],
+    "compare": ["--images=absent", "--methods=absent", "--rounds=-1", "--batches=x"],
+    "reproduce": ["--images=absent", "--weights=x", "--table=B", "--figure=3", "--batch=0"],
 }  # fmt: skip
 WRITES = ("--out", "--triton-repo", "--timing-cache")
 
@@ -161,21 +164,24 @@ def arguments_of(command: str) -> tuple[dict[str, list[str]], dict[str, list[str
     return by_place, options
 
 
-def draw(dice: random.Random, fatal: bool) -> list[str]:
+def draw(dice: random.Random, fatal: bool, commands: tuple[str, ...] = COMMANDS) -> list[str]:
     """One command line. fatal: it holds what cannot work."""
 
     def value(name: str, values: list[str]) -> str:
         good = dice.random() < (0.7 if fatal else 0.97)
         return dice.choice(GOOD.get(name, values) if good else values)
 
-    command = dice.choice(COMMANDS if fatal else MAY_SUCCEED)
+    command = dice.choice(commands if fatal else MAY_SUCCEED)
     by_place, options = arguments_of(command)
     words = [command] if command else []
     for name, values in by_place.items():
         words += [value(name, values) for _ in range(2 if dice.random() < 0.1 else 1)]
     known = sorted(options if fatal else [n for n in options if n in GOOD or not options[n]])
     drawn = dice.sample(known, k=min(len(known), dice.randint(0, 5 if fatal else 2)))
-    required = {"evaluate": ["--imagenet"], "tune": ["--images"], "triton": ["--triton-repo"]}
+    required = {
+        **{"evaluate": ["--imagenet"], "tune": ["--images"], "triton": ["--triton-repo"]},
+        **{name: ["--images"] for name in COMPARISONS},
+    }
     for name in dict.fromkeys([*required.get(command, []), *drawn]):
         if name in ENGINES and not fatal:
             continue
@@ -198,8 +204,9 @@ def draw(dice: random.Random, fatal: bool) -> list[str]:
 
 
 def lines() -> list[list[str]]:
-    dice = random.Random(SEED)
-    return [draw(dice, fatal=i % 10 != 0) for i in range(LINES)]
+    dice, others = random.Random(SEED), random.Random(SEED)
+    found = [draw(dice, fatal=i % 10 != 0) for i in range(LINES)]
+    return found + [draw(others, True, COMPARISONS) for _ in range(PER_TEST)]
 
 
 @pytest.fixture
@@ -238,15 +245,16 @@ def there(
 
 def test_every_option_is_drawn() -> None:
     """The lists above know each command, and each option is there to be drawn."""
-    for command in set(COMMANDS):
+    for command in {*COMMANDS, *COMPARISONS}:
         assert FATAL[command]
         by_place, options = arguments_of(command)
-        assert by_place and (options or command == "list")
+        assert by_place or command == "reproduce"
+        assert options or command == "list"
     assert {"--out", "--triton-repo", "--trt", "--no-benchmark", "-r"} <= set(arguments_of("")[1])
-    assert {name for name in app if not name.startswith("-")} == set(COMMANDS) - {""}
+    assert {name for name in app if not name.startswith("-")} == {*COMMANDS, *COMPARISONS} - {""}
 
 
-@pytest.mark.parametrize("first", range(0, LINES, PER_TEST))
+@pytest.mark.parametrize("first", range(0, LINES + PER_TEST, PER_TEST))
 def test_random_commands_lose_nothing_and_never_trace_back(
     first: int, there: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
