@@ -11,7 +11,7 @@ import pytest
 from atm_export.errors import ClassOrderError, ConfigError, DataError
 from atm_export.measure.data.classes import Numbering, natural
 from atm_export.measure.data.samples import open_samples
-from atm_export.measure.tune.tune import _samples
+from atm_export.measure.data.whole import DataPlace, open_set
 from tests.data_sets import by_shade, save
 
 TEN = [f"class{i}" for i in range(1, 11)]
@@ -117,9 +117,8 @@ def test_orders_from_the_command_line_reach_the_folders(tmp_path: Path) -> None:
 def test_tune_does_not_drop_labels_that_are_ambiguous(tmp_path: Path) -> None:
     model: Any = SimpleNamespace(backbone=SimpleNamespace(classes=10), labels=None)
 
-    def found(order: str | None = None) -> Any:
-        task: Any = SimpleNamespace(images=str(tmp_path), labels=None, class_order=order)
-        return _samples(task, model)
+    def found(order: Any = None) -> Any:
+        return open_set(DataPlace(str(tmp_path), None, order), model)
 
     for shade, name in enumerate(TEN):
         save(tmp_path / name / "a.png", shade)

@@ -247,7 +247,7 @@ def test_run_folders_that_cannot_be_trusted(
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["--runner", "magic"], 2, "eager, onnxruntime, tensorrt"),
+        (["--runner", "magic"], 2, "eager, onnxruntime, onnxruntime-int8, openvino, tensorrt"),
         (["--batch", "0"], 2, "--batch 0"),
         (["--limit", "0"], 2, "--limit 0"),
         (["--labels", "absent.txt"], 9, "absent.txt"),

@@ -246,7 +246,7 @@ def test_a_preset_chooses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     add_user_preset("demo", "fitted", Preset(method="evit", settings=flattened(settings)))
     found = resolve(Choice(model="demo", preset="fitted")).method
     assert found == settings.model_copy(update={"preset": "fitted"})
-    assert "evit: keep 0.7" in run_command("list", "demo")
+    assert "keep 0.7" in run_command("list", "demo")
 
 
 def test_the_demo_goes_the_whole_way(tmp_path: Path) -> None:

@@ -206,4 +206,4 @@ def test_it_is_tuned_and_its_preset_chooses_it(
     run_command(*command, *limits, "--out", tmp_path / "tune")
     found = resolve(Choice(model="demo", preset="tuned")).method
     assert isinstance(found, PitomeSettings) and 0.85 <= found.ratio <= 0.99
-    assert "pitome: ratio" in run_command("list", "demo")
+    assert "ratio 0." in run_command("list", "demo")

@@ -18,7 +18,7 @@ from atm_export import errors
 from atm_export.backends import ONNXRUNTIME, OPENVINO
 from atm_export.cli import main
 from atm_export.measure.accuracy.runners import runner_names
-from atm_export.runs.reading import load_manifest
+from atm_export.runs.reading import load_document
 from atm_export.runtime import load
 from atm_export.runtime.__main__ import main as slim
 from tests.installed import needs_openvino
@@ -47,7 +47,7 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_the_run_says_what_it_was_proven_on(run: Path) -> None:
-    proven = load_manifest(run)["proven_on"]
+    proven = load_document(run)["proven_on"]
     assert list(proven) == [ONNXRUNTIME, OPENVINO]
     assert proven[OPENVINO].startswith("OpenVINO 20") and proven[OPENVINO].endswith(", CPU, f32")
     rungs = json.loads((run / "report.json").read_text())["parity"]["rungs"]

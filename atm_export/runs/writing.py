@@ -25,6 +25,7 @@ from atm_export.runs.graphs import Buffer
 from atm_export.runs.manifest import FORMAT
 from atm_export.runs.reading import MANIFEST, load_document
 from atm_export.runs.seal import sealed, sha256
+from atm_export.strict_json import loads
 
 PACKAGES = ("atm-export", "torch", "timm", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
 
@@ -135,7 +136,7 @@ def described(work: WorkFolder, names: Sequence[str], facts: Mapping[str, Any]) 
     """What the manifest of a run of `facts` and the stage files `names` will be read as, but for
     its seal."""
     facts = {"format": FORMAT, "run_key": work.key, **facts, "files": _entries(work, names)}
-    read: dict[str, Any] = json.loads(json.dumps(facts))
+    read: dict[str, Any] = loads(json.dumps(facts).encode(), dict)
     return read
 
 

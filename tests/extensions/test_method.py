@@ -208,7 +208,7 @@ def test_it_is_tuned_and_its_preset_chooses_it(
     printed = run_command(*command, *limits, "--out", str(out))
     facts = json.loads((out / "tune.json").read_text())
     at = facts["chosen"]["point"]["at"]
-    assert f"demo  at {at}" in printed and 1 <= at <= 11
+    assert f"demo  halve: at {at}" in printed and 1 <= at <= 11
     with (out / "pareto.csv").open() as file:
         header, *rows = csv.reader(file)
     assert header[:2] == ["at", "gflops"] and len(rows) == len(facts["pareto"])
@@ -216,7 +216,7 @@ def test_it_is_tuned_and_its_preset_chooses_it(
     assert found.method == HalveSettings(at=at, preset="tuned")
     assert found.model.config.presets["tuned"].gflops is None
     listed = run_command("list", "demo")
-    assert f"halve: at {at}" in listed and "0.88" in listed
+    assert f"at {at}" in listed and "0.88" in listed
     assert "unknown optional setting" in refused("tune", "demo", *command[2:], "--split")
 
 
