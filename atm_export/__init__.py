@@ -10,19 +10,25 @@ if TYPE_CHECKING:
     from atm_export.backends.tensorrt.settings import EngineSettings as EngineSettings
     from atm_export.choice import Choice as Choice
     from atm_export.config import RunConfig as RunConfig
+    from atm_export.model.merged_model import MergedModel as MergedModel
+    from atm_export.model.merged_model import merged as merged
     from atm_export.pipeline import Outcome as Outcome
     from atm_export.pipeline import export as export
-    from atm_export.resolve import resolve as resolve
+    from atm_export.resolving import resolve as resolve
+
+__version__ = "0.1.0"
 
 _WHERE = {
     "EngineSettings": "atm_export.backends.tensorrt.settings",
     "TensorRTRunner": "atm_export.backends.tensorrt.runner",
     "engine_from_onnx": "atm_export.backends.tensorrt.build",
     "RunConfig": "atm_export.config",
+    "MergedModel": "atm_export.model.merged_model",
+    "merged": "atm_export.model.merged_model",
     "Outcome": "atm_export.pipeline",
     "export": "atm_export.pipeline",
     "Choice": "atm_export.choice",
-    "resolve": "atm_export.resolve",
+    "resolve": "atm_export.resolving",
 }
 __all__ = sorted(_WHERE)
 

@@ -9,6 +9,8 @@ from cyclopts import Group, Parameter
 
 from atm_export.numbers import Whole
 
+WantedTask = Literal["auto", "classify", "embed"]  # auto: embed where the model has no classifier
+
 WHAT = Group("Model", sort_key=0)
 HOW = Group("Merging", sort_key=1)
 GRAPH = Group("Graph", sort_key=2)
@@ -37,6 +39,16 @@ class Options:
         Whole | None,
         shown(WHAT, "Input height and width; position embeddings are interpolated as timm does."),
     ] = None
+    task: Annotated[
+        WantedTask,
+        shown(
+            WHAT,
+            "What it answers. classify: a number for each class. embed (timm models): the vector "
+            "before the classifier, or a projection such as CLIP's, of which the direction counts. "
+            "auto: embed where the model has no classifier.",
+        ),
+    ] = "auto"
+    normalize: Annotated[bool, shown(WHAT, "Embeddings of length 1.")] = False
     option: Annotated[
         tuple[str, ...],
         shown(

@@ -9,15 +9,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from atm_export import commands
+from atm_export import __version__, commands
 from atm_export.choice import RUN, USUAL, WHAT, Choice, Options, shown
 from atm_export.commands.engine_options import NO_ENGINES, EngineOptions
 from atm_export.errors import AtmExportError, ConfigError, OutputError
 from atm_export.numbers import Whole
+
+if TYPE_CHECKING:
+    from atm_export.low_precision import Low
 
 HELP = """Export a token-merging vision transformer to ONNX, and prove it.
 
@@ -38,11 +41,13 @@ numbers as PyTorch, and reports what was saved.
     atm-export deit_s --method tome -r 8     ToMe, the static peer
     atm-export list                          models, presets and the paper's figures
     atm-export evaluate RUN --imagenet DIR   accuracy, agreement, GFLOPs, tokens of a finished run
+    atm-export predict RUN --images DIR --out features.parquet   embeddings or classes of all of it
     atm-export bench RUN                     speed here, against no merging, and what to deploy
     atm-export tune MODEL --images DIR       the cheapest point that loses nothing on your images
     atm-export compare MODEL --images DIR    every reduction method on your images, side by side
     atm-export reproduce --images DIR        the paper's tables and figures on your weights
     atm-export visualize RUN IMAGE...        pictures of what merged
+    atm-export web RUN --out site            a page that runs it in the browser (docs/browser.md)
     atm-export verify build/deit_s           every byte and every golden vector, again
     atm-export deit_s --triton-repo models   a model repository for Triton Inference Server
 
@@ -55,6 +60,7 @@ app = App(
     name="atm-export",
     help=HELP,
     help_format="plaintext",
+    version=__version__,
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
 )
@@ -62,7 +68,9 @@ app = App(
 
 @app.default
 def export_command(
-    model: Annotated[str, shown(WHAT, "A name from `atm-export list`, or timm:NAME.")],
+    model: Annotated[
+        str, shown(WHAT, "A name from `atm-export list`, timm:NAME, hf-hub:OWNER/NAME or tv:NAME.")
+    ],
     /,
     *,
     choice: Options = USUAL,
@@ -86,7 +94,7 @@ def export_command(
     engines: EngineOptions = NO_ENGINES,
 ) -> int:
     """Export one model."""
-    from atm_export.resolve import budget_of, default_out, resolve
+    from atm_export.resolving import budget_of, default_out, resolve
 
     chosen = Choice.of(model, choice)
     config, budget = resolve(chosen), budget_of(chosen)
@@ -127,7 +135,7 @@ def _run(
     benchmark: bool,
     on: Sequence[str],
     engines: Any,
-    low: Sequence[str],
+    low: Sequence[Low],
 ) -> int:
     from rich.console import Console
 
@@ -176,6 +184,7 @@ def list_command(model: str | None = None, /) -> int:
 
 
 app.command("atm_export.commands.evaluate:evaluate", name="evaluate")
+app.command("atm_export.commands.predict:predict", name="predict")
 app.command("atm_export.commands.bench:bench", name="bench")
 app.command("atm_export.commands.tune:tune", name="tune")
 app.command("atm_export.commands.compare:compare", name="compare")
@@ -183,6 +192,7 @@ app.command("atm_export.commands.reproduce:reproduce", name="reproduce")
 app.command("atm_export.commands.visualize:visualize", name="visualize")
 app.command("atm_export.commands.verify:verify", name="verify", help=commands.VERIFY)
 app.command("atm_export.commands.triton:triton", name="triton", help=commands.TRITON)
+app.command("atm_export.commands.web:web", name="web", help=commands.WEB)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

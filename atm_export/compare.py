@@ -10,7 +10,7 @@ from typing import Any
 
 from atm_export.backends import ONNXRUNTIME
 from atm_export.backends.threads import use_threads
-from atm_export.choice import Choice
+from atm_export.choice import Choice, WantedTask
 from atm_export.config import ModelConfig, RunConfig
 from atm_export.errors import ConfigError, UnsupportedModelError, unknown_name
 from atm_export.measure.accuracy.divergence import Divergence, Unmerged, divergence, run_unmerged
@@ -28,10 +28,11 @@ from atm_export.model.plan import plan_for
 from atm_export.model.zoo import load_model
 from atm_export.model_configs import load_model_config
 from atm_export.pipeline import export
-from atm_export.resolve import Budget, default_out, resolve
+from atm_export.resolving import Budget, default_out, resolve
 from atm_export.runs.reading import open_run
 from atm_export.runs.writing import versions
 from atm_export.subject import Subject
+from atm_export.tasks import judge_of
 
 Say = Callable[[str], None]
 ALL = "all"
@@ -44,7 +45,7 @@ NEAR = 0.005  # GFLOPs by which a preset's may differ from those that are asked 
 class Contest:
     """What is compared, on what, and how it is timed. entries: names of methods or presets, each
     with settings behind colons (evit:keep=0.77); gflops: where entries leave the cost open (None:
-    that of the model's default preset); rounds: 0: not timed."""
+    that of the model's default preset); rounds: 0: not timed; task: as for an export."""
 
     model: str
     weights: str
@@ -55,6 +56,7 @@ class Contest:
     rounds: int
     threads: int
     workers: int
+    task: WantedTask = "auto"
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,9 @@ def compare(task: Contest, out: Path, say: Say = lambda text: None) -> dict[str,
     config = load_model_config(task.model)
     entries = [_choice(task, text, config) for text in _spelled_out(task.entries)]
     say("loading the model")
-    model = load_model(resolve(Choice(model=task.model, weights=task.weights, method="none")).model)
-    model.backbone.require_ranks("compare")
+    choice = Choice(model=task.model, weights=task.weights, method="none", task=task.task)
+    model = load_model(resolve(choice).model)
+    judge_of(model.backbone.task, "compare")
     known = _known(task, model, say)
     gflops = _cost(task, config, model, known)
     entrants, left_out = _settled(entries, gflops, model, known, say)
@@ -86,6 +89,7 @@ def compare(task: Contest, out: Path, say: Say = lambda text: None) -> dict[str,
     first = judged[entrants[0].name]
     return {
         "model": task.model,
+        "task": model.backbone.task,
         "weights": model.weights,
         "images": len(known.pixels),
         "gflops": gflops,
@@ -122,6 +126,7 @@ def _choice(task: Contest, text: str, config: ModelConfig) -> tuple[str, Choice]
         method=method,
         preset=preset,
         settings=tuple(settings),
+        task=task.task,
     )
 
 
@@ -206,6 +211,7 @@ def _exported(entrant: Entrant, out: Path, say: Say) -> Path:
 
 
 def _judged(entrant: Entrant, model: LoadedModel, known: Unmerged, say: Say) -> Divergence:
+    say(f"{entrant.name}: judging")
     plan = plan_for(model.backbone, entrant.config.method)
     return divergence(
         model, plan, known, lambda done, of: say(f"{entrant.name}: {done} of {of} images")

@@ -43,8 +43,8 @@ class PresetFigures(Settings):
 
 class Preset(Settings):
     """Settings of a method under a name, with what is known of them (GFLOPs = 1e9 multiply-adds):
-    by the paper (table, gflops, top1), or measured. fitted: the paper says what it costs, not how
-    it is set; these settings meet that cost.
+    by the paper (table, gflops, top1), by another (published: in words), or measured. fitted: the
+    paper says what it costs, not how it is set; these settings meet that cost.
 
     A file has those of the usual method beside the figures, and those of any other, which it names,
     under `settings`.
@@ -57,6 +57,7 @@ class Preset(Settings):
     top1: Percent | None = None
     fine_tuned: bool = False
     fitted: bool = False
+    published: str | None = None
     measured: PresetFigures | None = None
 
     @model_validator(mode="before")
@@ -81,7 +82,8 @@ class Preset(Settings):
     @model_serializer(mode="wrap")
     def _as_in_a_file(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = handler(self)
-        for name in ("fitted", "measured"):  # graphs state presets: what is not said is left out
+        # Graphs state presets: what is not said is left out.
+        for name in ("fitted", "published", "measured"):
             if not getattr(self, name):
                 values.pop(name, None)
         if self.method != USUAL_METHOD:
@@ -159,12 +161,18 @@ class TunedPresets(Settings):
 
 
 class ModelSpec(Settings):
-    """Which model with which weights: what a family needs to build it."""
+    """Which model with which weights: what a family needs to build it.
+
+    task: what it answers; auto: embed where the model has no classifier (`classify` for runs from
+    before there was a choice). normalize: embeddings of length 1.
+    """
 
     name: str
     config: ModelConfig
     weights: WrittenPath = "pretrained"
     image_size: Annotated[int, Field(gt=0, le=4096)] | None = None
+    task: Literal["auto", "classify", "embed"] = "classify"
+    normalize: bool = False
 
 
 def _method(values: Any) -> Any:
@@ -241,10 +249,10 @@ def stamped(config: RunConfig) -> dict[str, Any]:
         own = preset.table is not None and preset.method == USUAL_METHOD
         if not own and name not in (model.default_preset, config.method.preset):
             del presets[name]
-    return {**values, "method": of_format_2(values["method"])}
+    return {**values, "method": _of_format_2(values["method"])}
 
 
-def of_format_2(method: Any) -> Any:
+def _of_format_2(method: Any) -> Any:
     """A method's plain values with all fields that format 2 has, where it says no others."""
     if not isinstance(method, Mapping):
         return method

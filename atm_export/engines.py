@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from atm_export import place
+from atm_export import loose_files
 from atm_export.backends import TENSORRT
 from atm_export.backends.runner import Array, Runner
 from atm_export.backends.tensorrt.api import Api, gpu_sm, load_api
@@ -209,7 +209,7 @@ def build_failed(
         files[f"{name}.failing.onnx"] = part.model.SerializeToString(deterministic=True)
         told += f"; the smallest part that fails is {part}"
     try:
-        place.put_files(out, files)
+        loose_files.put_files(out, files)
         where = f"saved: {', '.join(str(out / file) for file in files)}"
     except OutputError as refused:
         where = f"the log is not saved: {refused}"

@@ -10,12 +10,13 @@ from typing import Any
 
 import yaml
 
-from atm_export import place
+from atm_export import loose_files, place
 from atm_export.config import ModelConfig, Preset, TunedPresets
 from atm_export.errors import ConfigError, unknown_name
 from atm_export.methods import USUAL_METHOD, methods
 from atm_export.settings import Settings, validated
 
+SOURCES = {"timm:": "timm", "hf-hub:": "timm", "tv:": "torchvision"}  # their families
 PRESETS = "presets"  # a folder of what searches found, in a folder of configs
 OTHER_CONFIGS = "set ATM_EXPORT_CONFIGS to a folder of yours"
 
@@ -99,7 +100,7 @@ def add_user_preset(model: str, name: str, preset: Preset) -> Path:
     values = {name: _as_written(one) for name, one in presets.items()}
     path = preset_file(model)
     text = yaml.safe_dump({"presets": values}, sort_keys=False)
-    place.put_files(path.parent, {path.name: text.encode()}, OTHER_CONFIGS)
+    loose_files.put_files(path.parent, {path.name: text.encode()}, OTHER_CONFIGS)
     _read_yaml.cache_clear()
     return path
 
@@ -110,8 +111,8 @@ def _as_written(preset: Preset) -> dict[str, Any]:
 
 
 def load_model_config(name: str) -> ModelConfig:
-    """The config of `name`, or of any timm VisionTransformer as `timm:NAME`; with the presets that
-    were found for it: those that ship, and those of tune."""
+    """The config of `name`, or of any model of one of SOURCES; with the presets that were found for
+    it: those that ship, and those of tune."""
     config = _written_config(name)
     found = {**_tuned_presets(name), **_shipped_presets(name)}
     presets = {**config.presets, **found, **config.presets}
@@ -119,13 +120,14 @@ def load_model_config(name: str) -> ModelConfig:
 
 
 def _written_config(name: str) -> ModelConfig:
-    if name.startswith("timm:"):
+    source = next((prefix for prefix in SOURCES if name.startswith(prefix)), None)
+    if source is not None:
         own = user_config_folder() / f"{file_name(name)}.yaml"
         if _there(own):
             return _read_yaml(own, ModelConfig)
         return ModelConfig(
-            family="timm",
-            architecture=name.removeprefix("timm:"),
+            family=SOURCES[source],
+            architecture=name if source == "hf-hub:" else name.removeprefix(source),
             default_preset="default",
             presets={"default": Preset(settings=methods[USUAL_METHOD].usual)},
         )
@@ -134,7 +136,9 @@ def _written_config(name: str) -> ModelConfig:
         if path.parent == folder and _there(path):
             return _read_yaml(path, ModelConfig)
     raise unknown_name(
-        "model", name, model_names(), "or timm:NAME for any plain timm VisionTransformer"
+        *("model", name, model_names()),
+        "or timm:NAME, hf-hub:OWNER/NAME for any plain timm VisionTransformer, tv:NAME for "
+        "torchvision's",
     )
 
 

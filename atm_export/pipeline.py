@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from onnx_ir.passes.common import CheckerPass
 
 from atm_export import place
 from atm_export.backends import ONNXRUNTIME, backends
@@ -17,13 +16,10 @@ from atm_export.backends.base import GRAPH
 from atm_export.backends.tensorrt.settings import EngineSettings
 from atm_export.backends.threads import use_threads
 from atm_export.bounds import checked_threads
-from atm_export.config import RunConfig, of_format_2, stamped
-from atm_export.errors import ConfigError
-from atm_export.graph import lint
-from atm_export.graph.optimize import with_facts, with_outputs
-from atm_export.graph.reading import copied
-from atm_export.graph.saving import SUFFIX, graph_from_file, is_beside, save_graph
-from atm_export.low_precision import Material, add_low_precision, file_of, is_there
+from atm_export.config import RunConfig
+from atm_export.graph.optimize import with_facts
+from atm_export.graph.saving import SUFFIX, is_beside, save_graph
+from atm_export.low_precision import Low, Material, add_low_precision
 from atm_export.measure.data.images import ImageSet, load_images
 from atm_export.measure.export import measure, measure_latency
 from atm_export.measure.insight import STUDIED, study
@@ -35,23 +31,21 @@ from atm_export.prove.ladder import climb
 from atm_export.prove.results import LadderResult
 from atm_export.report.documents import read_report
 from atm_export.report.facts import (
-    graph_facts,
     manifest_facts,
-    shipped_outputs,
     summarize_method,
     task_of,
 )
 from atm_export.report.page import FILE as REPORT
 from atm_export.report.results import add_results, draw_report, pictures_of
+from atm_export.reuse import finished_run, key_of
 from atm_export.runs import writing
-from atm_export.runs.graphs import locations
 from atm_export.runs.manifest import PROVEN, Manifest
-from atm_export.runs.reading import checked_manifest, read_manifest
+from atm_export.runs.reading import read_manifest
 from atm_export.runs.writing import WorkFolder
 from atm_export.subject import Progress, Subject, subject_of
+from atm_export.translation import own_graphs, translate
 
 PROVEN_ON = 32  # real images
-STAGE = "traced.onnx"
 FILES = (GRAPH, "config.yaml", "report.json", GOLDEN, REPORT)
 
 
@@ -68,15 +62,25 @@ class Outcome:
 @dataclass(frozen=True)
 class Wanted:
     """What is asked of an export beside its config. on: backends that the graph is proven on,
-    beside ONNX Runtime; engines: to be built of it; low: precisions of the graph below FP32, for
-    ONNX Runtime."""
+    beside ONNX Runtime; engines: to be built of it; low: precisions below FP32."""
 
     on: tuple[str, ...] = ()
     engines: EngineSettings | None = None
-    low: tuple[str, ...] = ()
+    low: tuple[Low, ...] = ()
     benchmark: bool = True
     threads: int = 0
     force: bool = False
+
+    @property
+    def own(self) -> list[str]:
+        """Files of graphs for one of the backends alone, where the plan has their form."""
+        every = [backends[name] for name in self.graphs_on]
+        return [each.own_graph() for each in every if each.form != "plain"]
+
+    @property
+    def files(self) -> list[str]:
+        """Files that it may add to a run folder."""
+        return [*self.own, *(file for low in self.low for file in low.files)]
 
     @property
     def graphs_on(self) -> tuple[str, ...]:
@@ -84,9 +88,9 @@ class Wanted:
         chosen = dict.fromkeys((ONNXRUNTIME, *self.on))
         return tuple(name for name in chosen if not backends[name].engines)
 
-    def missing(self, manifest: Manifest) -> list[str]:
+    def missing(self, manifest: Manifest) -> list[Low]:
         """Low precisions that a run has not."""
-        return [name for name in self.low if not is_there(manifest, name)]
+        return [low for low in self.low if not low.is_there(manifest)]
 
     def more(self, manifest: Manifest) -> bool:
         """Whether more is made of a run than its graph."""
@@ -102,7 +106,7 @@ def export(
     benchmark: bool = True,
     on: Sequence[str] = (),
     engines: EngineSettings | None = None,
-    low: Sequence[str] = (),
+    low: Sequence[Low] = (),
     progress: Progress = lambda text: None,
 ) -> Outcome:
     """Export, prove and measure one model, and build its engines if asked for; returns what is in
@@ -114,17 +118,18 @@ def export(
     artifacts marked "unproven".
     """
     checked_threads(threads)
-    writing.refuse_loss(out, [*FILES, *map(file_of, low)], force=force)
-    out = place.plain(out)
-    wanted = Wanted(tuple(on), engines, tuple(low), benchmark, use_threads(threads), force)
+    wanted = Wanted(tuple(on), engines, tuple(low), benchmark, threads, force)
+    writing.refuse_loss(out, [*FILES, *wanted.files], force=force)
+    out, wanted = place.plain(out), replace(wanted, threads=use_threads(threads))
     _check_backends(wanted)
     model = _model(config, out, wanted, progress)
     images, calibration = _images(config, model)
-    key = _run_key(config, model, images, calibration)
-    finished = None if force else _reusable(config, out, key, wanted.graphs_on)
-    if finished is not None:
+    key = key_of(config, model, images, calibration)
+    found = None if force else finished_run(config, out, key, wanted.graphs_on)
+    if found is not None:
         writing.drop_leftovers(out)
-        if not wanted.more(finished.manifest):
+        finished = Outcome(out, read_report(out), found, reused=True)
+        if not wanted.more(found):
             return finished
         traced, subject = None, subject_of(config, model, calibration.pixels, progress)
     else:
@@ -141,7 +146,8 @@ def _model(config: RunConfig, out: Path, wanted: Wanted, progress: Progress) -> 
     progress("loading the model")
     model = load_model(config.model)
     if is_beside(model.backbone.weight_bytes, config.external_data):
-        writing.refuse_loss(out, [GRAPH + SUFFIX], force=wanted.force)
+        names = [GRAPH, *wanted.own]
+        writing.refuse_loss(out, [name + SUFFIX for name in names], force=wanted.force)
     return model
 
 
@@ -163,27 +169,31 @@ def _export(
     progress: Progress,
 ) -> tuple[Outcome, ir.Model]:
     """The run, written and published, and its graph with trace outputs; ParityError."""
-    traced, shipped = translate(subject, work, progress)
+    graphs = translate(subject, work, progress)
+    own = own_graphs(subject, wanted.graphs_on, progress)
     for name in dict.fromkeys((ONNXRUNTIME, *wanted.on)):
-        backends[name].check_graph(shipped)
+        backends[name].check_graph(own.get(name, graphs).shipped)
     progress("proving parity")
     proof = climb(
         subject,
-        traced,
-        shipped,
+        graphs.traced,
+        graphs.shipped,
         images.pixels[:PROVEN_ON],
         lambda text: progress(f"proving parity: {text}"),
         wanted.graphs_on,
+        own,
     )
     progress("measuring")
     report, pictures = _measured(subject, images, proof)
     if wanted.benchmark:
         report["latency"] = measure_latency(
-            subject, shipped, images.pixels, wanted.threads, progress
+            subject, graphs.shipped, images.pixels, wanted.threads, progress
         )
-    manifest = write(subject, shipped, report, pictures, work, out, force=wanted.force)
+    saved = {GRAPH: graphs.shipped}
+    saved |= {backends[name].own_graph(): each.shipped for name, each in own.items()}
+    manifest = write(subject, saved, report, pictures, work, out, force=wanted.force)
     proof.require()
-    return Outcome(out, report, manifest, reused=False), traced
+    return Outcome(out, report, manifest, reused=False), graphs.traced
 
 
 def _measured(
@@ -237,8 +247,8 @@ def _with_more(
         progress("translating to ONNX")
         traced = subject.graph(subject.plan)
     material = Material(subject, traced, images[1].pixels, images[0].pixels)
-    for precision in wanted.missing(outcome.manifest):
-        add_low_precision(outcome.out, material, precision, progress)
+    for low in wanted.missing(outcome.manifest):
+        add_low_precision(outcome.out, material, low, progress)
     report = outcome.report
     if wanted.engines is not None:
         export = Export(subject, traced, images[0].pixels)
@@ -246,35 +256,6 @@ def _with_more(
         report = {**report, "engines": entries}
     manifest = add_results(outcome.out, {})  # the report now shows them
     return replace(outcome, report=report, manifest=manifest)
-
-
-def translate(subject: Subject, work: WorkFolder, progress: Progress) -> tuple[ir.Model, ir.Model]:
-    """The traced graph and the one that ships; picks up the stage of an interrupted run."""
-    done = _finished_stage(work)
-    if done is not None:
-        progress("translating to ONNX: found finished")
-        traced = graph_from_file(done)
-    else:
-        progress("translating to ONNX")
-        traced = subject.graph(subject.plan)
-        files = save_graph(traced, STAGE, subject.config.external_data)
-        for name, data in files.items():
-            work.write(name, data)
-        if len(files) > 1:  # the weights of the file are mapped: memory has them once
-            traced = graph_from_file(work.path / STAGE)
-    facts = graph_facts(subject.config, subject.model, subject.plan)
-    shipped = with_facts(with_outputs(traced, shipped_outputs(subject)), facts)
-    for graph in (traced, shipped):
-        lint.check(graph)
-    CheckerPass()(copied(shipped))  # it moves weights about
-    return traced, shipped
-
-
-def _finished_stage(work: WorkFolder) -> Path | None:
-    """The traced graph of an interrupted run, if it is whole with the weights beside it."""
-    done = work.finished(STAGE)
-    whole = done is not None and all(work.finished(name) for name in locations(done.read_bytes()))
-    return done if whole else None
 
 
 def facts_of(subject: Subject, images: ImageSet, proof: LadderResult) -> dict[str, Any]:
@@ -294,7 +275,7 @@ def facts_of(subject: Subject, images: ImageSet, proof: LadderResult) -> dict[st
 
 def write(
     subject: Subject,
-    shipped: ir.Model,
+    graphs: Mapping[str, ir.Model],
     report: Mapping[str, Any],
     pictures: str,
     work: WorkFolder,
@@ -302,73 +283,30 @@ def write(
     *,
     force: bool = False,
 ) -> Manifest:
-    """Write and publish the run folder; returns its manifest."""
+    """Write and publish the run folder, `graphs` by the names of their files; returns its
+    manifest."""
     proven = report["parity"]["proven"]
-    if not proven:
-        shipped = with_facts(shipped, {"status": "unproven"})
-    graph = save_graph(shipped, GRAPH, subject.config.external_data)
-    for name, data in graph.items():
-        work.write(name, data)
+    saved: list[str] = []
+    for file, graph in graphs.items():
+        shipped = graph if proven else with_facts(graph, {"status": "unproven"})
+        for name, data in save_graph(shipped, file, subject.config.external_data).items():
+            work.write(name, data)
+            saved.append(name)
     work.write("config.yaml", subject.config.to_yaml().encode())
     text = json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False)
     work.write("report.json", (text + "\n").encode())
     golden, golden_facts = golden_vectors(subject.model, subject.plan)
     work.write(GOLDEN, golden)
+    own = ((name, backends[name].own_graph()) for name in backends)
     facts = {
         "status": PROVEN if proven else "unproven",
         "proven_on": report["parity"]["backends"] if proven else {},
         "versions": writing.versions(),
         "golden": golden_facts,
+        "graphs": {name: file for name, file in own if file in graphs},
         **manifest_facts(subject.config, subject.model, subject.plan),
     }
-    names = [*graph, *(name for name in FILES if name not in graph)]
+    names = [*saved, *(name for name in FILES if name not in saved)]
     draw_report(work, [name for name in names if name != REPORT], facts, pictures)
     writing.publish(work, out, names, facts, force=force)
     return read_manifest(out)
-
-
-def _run_key(config: RunConfig, model: LoadedModel, images: ImageSet, calibration: ImageSet) -> str:
-    return writing.run_key(
-        {
-            "config": config.digest(),
-            "weights": model.weights["sha256"],
-            "images": images.digest(),
-            "calibration": calibration.digest(),
-            "versions": writing.versions(),
-        }
-    )
-
-
-def _reusable(config: RunConfig, out: Path, key: str, on: Sequence[str]) -> Outcome | None:
-    """The finished run in `out` if it is this one, proven on these backends; ConfigError if it is
-    another."""
-    document = writing.finished_document(out)
-    if document is None and (out / writing.MANIFEST).exists():
-        raise ConfigError(
-            f"{out} holds a run that this atm-export cannot read; "
-            "give --force to replace it, or another --out"
-        )
-    if document is None or writing.broken_files(out, document):
-        return None
-    if document.get("status") != PROVEN:
-        return None
-    if document.get("run_key") == key:
-        manifest = checked_manifest(out, document)
-        if not set(on) <= {ONNXRUNTIME, *manifest.proven_on}:
-            return None
-        return Outcome(out, read_report(out), manifest, reused=True)
-    values = {**config.model_dump(mode="json"), "method": stamped(config)["method"]}
-    differs = [name for name, value in values.items() if _setting(document, name) != value]
-    what = ", ".join(differs) or "weights, images or versions"
-    raise ConfigError(
-        f"{out} holds a finished run that differs in: {what}; "
-        "give --force to replace it, or another --out"
-    )
-
-
-def _setting(document: Mapping[str, Any], name: str) -> Any:
-    """One setting of a finished run, as graphs state it; None where the manifest has none."""
-    config = document.get("config")
-    usual = "auto" if name == "external_data" else None  # older runs know no other way
-    value = config.get(name, usual) if isinstance(config, dict) else None
-    return of_format_2(value) if name == "method" else value

@@ -1,15 +1,13 @@
 """The one door to files and folders outside: nothing that may be a user's is lost behind it.
 
-A file is ours where a sealed list beside it names the hash of its bytes: a run's manifest.json, or
-`.atm-export.json` beside loose files. A folder is ours where all that it holds is so listed, or
-where its list says that whatever lies in it is ours (work folders). What carries no such mark, or
-was changed since, stays; what goes, goes only after its successor is whole.
+A file is ours where it carries our mark (`marks`). A folder is ours where all that it holds does,
+or where its list says that whatever lies in it is ours (work folders). What carries no mark, or was
+changed since, stays; what goes, goes only after its successor is whole.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import secrets
@@ -17,22 +15,18 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from atm_export.errors import ConfigError, OutputError
+from atm_export.marks import LIST, Marks, is_ours, marks, matches, read_list
 from atm_export.runs.reading import MANIFEST
 from atm_export.runs.seal import is_sealed, sealed, sha256
-from atm_export.strict_json import loads
 
-LIST = ".atm-export.json"  # the sealed list of our files in a folder
 OLD = "old"  # in a work folder: what a move is replacing
 OLD_FOLDER = "old-folder"  # the same for a whole folder
 REMEDY = "choose another --out"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-
-Marks = Mapping[str, frozenset[str]]
 
 
 @contextmanager
@@ -91,28 +85,9 @@ def beside(folder: Path, suffix: str) -> Path:
     return real.parent / f".{real.name}.{suffix}"
 
 
-def marks(*lists: Path) -> Marks:
-    """sha256 of every file that these sealed lists name; what is no sealed list names none."""
-    found: dict[str, frozenset[str]] = {}
-    for path in lists:
-        for name, entry in _files(path).items():
-            hashes = frozenset(str(entry[key]) for key in ("sha256", "before") if key in entry)
-            found[name] = found.get(name, frozenset()) | hashes
-    return found
-
-
 def folder_marks(folder: Path) -> Marks:
     """The marks of the files right in `folder`, those of a move that was cut short included."""
     return marks(folder / MANIFEST, folder / LIST, beside(folder, "work") / LIST)
-
-
-def is_ours(path: Path, known: Marks) -> bool:
-    """Whether a file carries our mark, and nothing changed in it since."""
-    if path.is_symlink() or not path.is_file():
-        return False
-    if path.name in (MANIFEST, LIST):
-        return is_sealed(path.read_bytes())
-    return _matches(path, known.get(path.name, frozenset()))
 
 
 def refuse_loss(
@@ -140,29 +115,6 @@ def refuse_loss(
                 f"{path} would be overwritten, and carries no mark of atm-export; "
                 f"move it away, or {remedy}"
             )
-
-
-def put_files(folder: Path, files: Mapping[str, bytes], remedy: str = REMEDY) -> None:
-    """Write loose files into `folder`, made if missing, and list them as ours there.
-
-    OutputError, before anything is written, if one would replace what is not ours; a file that
-    holds these very bytes already is left as it is.
-    """
-    folder = plain(folder)
-    files = {name: data for name, data in files.items() if not _holds(folder / name, data)}
-    if not files:
-        return
-    refuse_loss(folder, [*files, LIST], remedy=remedy)
-    with output_errors(folder, remedy):
-        folder.mkdir(parents=True, exist_ok=True)
-        entries = _files(folder / LIST)
-        for name, data in files.items():
-            entry = {"sha256": hashlib.sha256(data).hexdigest()}
-            before = entries.get(name, {}).get("sha256")
-            entries[name] = {**entry, "before": before} if before else entry
-        write_whole(folder / LIST, sealed({"files": entries}))
-        for name, data in files.items():
-            write_whole(folder / name, data)
 
 
 def move(
@@ -202,7 +154,7 @@ def restore(source: Path, folder: Path) -> None:
     old, moved = source / OLD, marks(source / LIST)
     if not old.is_dir():
         return
-    if not all(_matches(folder / name, hashes) for name, hashes in moved.items()):
+    if not all(matches(folder / name, hashes) for name, hashes in moved.items()):
         for path in sorted(old.iterdir()):
             place = folder / path.name
             if not os.path.lexists(place) or is_ours(place, folder_marks(folder)):
@@ -211,7 +163,7 @@ def restore(source: Path, folder: Path) -> None:
                 moved = {name: hashes for name, hashes in moved.items() if name != path.name}
         listed = marks(folder / MANIFEST)
         for name in (name for name in moved if name not in listed):
-            if _matches(folder / name, moved[name]):
+            if matches(folder / name, moved[name]):
                 (folder / name).unlink()
         old.rmdir()
     else:
@@ -245,10 +197,13 @@ def put_folder(new: Path, folder: Path, remedy: str = REMEDY) -> None:
 
 
 def refuse_folder_loss(folder: Path, remedy: str = REMEDY) -> None:
-    """OutputError unless nothing is at `folder`, or all of it is ours and unchanged."""
+    """OutputError unless nothing is at `folder`, or nothing in it, or all of it is ours and
+    unchanged."""
     if not os.path.lexists(folder):
         return
     with output_errors(folder, remedy):
+        if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+            return
         known = marks(folder / LIST)
         strange = folder if folder.is_symlink() or not (folder / LIST).is_file() else None
         for name in _inside(folder) if strange is None else []:
@@ -289,7 +244,7 @@ def refuse_other_folder(folder: Path, remedy: str = REMEDY) -> None:
 
 def is_own_folder(folder: Path) -> bool:
     """Whether `own_folder` made it."""
-    return not folder.is_symlink() and _read(folder / LIST).get("all") is True
+    return not folder.is_symlink() and read_list(folder / LIST).get("all") is True
 
 
 def remove_own_folder(folder: Path) -> None:
@@ -319,27 +274,6 @@ def _mark_own(folder: Path, moving: Mapping[str, Mapping[str, str]]) -> None:
     write_whole(folder / LIST, sealed({"all": True, "files": dict(moving)}))
 
 
-def _matches(path: Path, hashes: frozenset[str]) -> bool:
-    return path.is_file() and not path.is_symlink() and sha256(path) in hashes
-
-
-def _files(path: Path) -> dict[str, dict[str, Any]]:
-    files = _read(path).get("files")
-    entries = files.items() if isinstance(files, dict) else ()
-    return {name: entry for name, entry in entries if isinstance(entry, dict)}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A sealed list, or nothing."""
-    if path.is_symlink() or not path.is_file():
-        return {}
-    data = path.read_bytes()
-    try:
-        return loads(data, dict) if is_sealed(data) else {}
-    except ValueError:
-        return {}
-
-
 def _inside(folder: Path) -> list[str]:
     """Every file and link in a folder and its folders, by its path from there."""
     return sorted(
@@ -347,11 +281,6 @@ def _inside(folder: Path) -> list[str]:
         for path in folder.rglob("*")
         if path.is_symlink() or not path.is_dir()
     )
-
-
-def _holds(path: Path, data: bytes) -> bool:
-    same = path.is_file() and not path.is_symlink() and path.stat().st_size == len(data)
-    return same and path.read_bytes() == data
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -15,7 +15,7 @@ from atm_export.errors import ConfigError, OtherWeightsError, WeightsError
 from atm_export.graph.traced import traced_graph
 from atm_export.inputs import InputSpec, Pixels
 from atm_export.methods.base import MergePolicy
-from atm_export.methods.plan import MergePlan
+from atm_export.methods.plan import Form, MergePlan
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.calibrate import measured_r, paper_r
 from atm_export.model.plan import exported_plan, plan_for
@@ -54,9 +54,15 @@ class Subject:
         """What the graph takes."""
         return self.model.input(uint8=self.config.uint8_input)
 
-    def graph(self, plan: MergePlan) -> ir.Model:
-        """The FP32 graph of the model under `plan`, with its trace outputs; translated anew."""
-        return traced_graph(self.config, self.model, plan)
+    def graph(self, plan: MergePlan, form: Form = "plain") -> ir.Model:
+        """The FP32 graph of the model under `plan`, with its trace outputs; translated anew. form:
+        the plain one where the plan has no such."""
+        has = plan.has_form(form, self.model.backbone.tokens)
+        return traced_graph(self.config, self.model, plan, form if has else "plain")
+
+    def has_form(self, form: Form) -> bool:
+        """Whether its plan can be written so."""
+        return self.plan.has_form(form, self.model.backbone.tokens)
 
     def feed(self, pixels: Pixels) -> NDArray[Any]:
         """Pixels [k, H, W, C] as the graph takes them."""

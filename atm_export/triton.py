@@ -13,40 +13,24 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from atm_export import place
-from atm_export.backends import ONNXRUNTIME, OPENVINO, TENSORRT, backends
-from atm_export.backends.base import AUTO
-from atm_export.errors import ConfigError, unknown_name
+from atm_export.backends import OPENVINO, TENSORRT
 from atm_export.inputs import IMAGE, InputSpec
 from atm_export.runs.engine_facts import TensorFacts
 from atm_export.runs.golden import read_golden
 from atm_export.runs.graphs import Buffer, read_graph
 from atm_export.runs.reading import Run, open_run, read_checked
 from atm_export.runs.writing import working
+from atm_export.triton_graphs import NO_PRECISION, Graph, served
 
-MAX_BATCH = 32
-SERVED_FLAVOR = "tensorrt"
 QUEUE_MICROSECONDS = 2000
-TYPES = {
-    "float32": "TYPE_FP32",
-    "float16": "TYPE_FP16",
-    "bfloat16": "TYPE_BF16",
-    "uint8": "TYPE_UINT8",
-    "int32": "TYPE_INT32",
-    "int64": "TYPE_INT64",
-}
 REMEDY = "choose another --triton-repo or --name"
 ADAPTIVE = (
     "the policy is adaptive: the images that Triton batches share their number of merges, so an "
     "answer depends on its neighbours; export with --merge per-image or frozen where it must not"
-)
-NO_PRECISION = (
-    "Triton's OpenVINO backend reads no precision (of its parameters only HINT_BF16 is one), and "
-    "OpenVINO's default on CPUs with bfloat16 units is bfloat16: answers there are not those that "
-    "were proven; serve with ONNX Runtime or atm_export.runtime on such a CPU"
 )
 
 
@@ -58,66 +42,25 @@ class Repository:
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Graph:
-    """What Triton runs: a file of the run, its backend, and the batch sizes it takes.
-
-    max_batch: 0: what a request holds is run as it is, its first axis the batch. dtypes: of inputs
-    and outputs, where they differ from the manifest's interface. settings: of the backend.
-    """
-
-    file: str
-    backend: str
-    max_batch: int
-    preferred: tuple[int, ...]
-    dtypes: Mapping[str, str] = field(default_factory=dict)
-    settings: Mapping[str, str] = field(default_factory=dict)
-
-    def kind(self, name: str, dtype: str) -> str:
-        """Triton's type of one tensor, which the manifest's interface says to be `dtype`."""
-        return TYPES[self.dtypes.get(name, dtype)]
-
-    @property
-    def name(self) -> str:
-        return "model.plan" if self.backend == TENSORRT else "model.onnx"
-
-    def dims(self, shape: Sequence[str | int], batch: int = -1) -> str:
-        """Of a tensor whose first axis is the batch, which Triton adds where it batches."""
-        sizes = [*shape[1:]] if self.max_batch else [batch, *shape[1:]]
-        return f"dims: [ {', '.join(map(str, sizes))} ]"
-
-
-# Where it has a largest batch, Triton's OpenVINO backend runs that batch alone, filled up with what
-# was in memory: images that share their number of merges with it would merge otherwise.
-GRAPHS = {
-    ONNXRUNTIME: Graph("model.onnx", ONNXRUNTIME, MAX_BATCH, (8, 16, 32)),
-    OPENVINO: Graph(
-        "model.onnx",
-        OPENVINO,
-        0,
-        (),
-        settings={"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"},
-    ),
-}
-
-
 def write_repository(
     run: Run | Path,
     repository: Path,
     *,
     backend: str | None = None,
     engine: str | None = None,
+    precision: str | None = None,
     name: str | None = None,
 ) -> Repository:
     """Write `run` into `repository` as one model; an older one of that name is replaced, if it is
     as it was written.
 
     backend: onnxruntime (default), openvino, or tensorrt, which runs an engine of the run. engine:
-    which one; without a backend TensorRT is meant. name: of the model; by default the run folder's.
+    which one; without a backend TensorRT is meant. precision: fp32 (default), or int8 where the run
+    has that graph of ONNX Runtime's, for CPUs. name: of the model; by default the run folder's.
     Raises ConfigError, OutputError, RunFolderError.
     """
     run = run if isinstance(run, Run) else open_run(run)
-    graph = _served(run, backend, engine)
+    graph = served(run, backend, engine, precision)
     folder = model_folder(repository, default_name(run.folder) if name is None else name)
     with working(folder, "", REMEDY) as work, place.output_errors(folder, REMEDY):
         part = work.path / "model"
@@ -134,27 +77,6 @@ def write_repository(
         (part / "config.pbtxt").write_text(text, encoding="utf-8")
         place.put_folder(part, folder, REMEDY)
     return Repository(folder, _warnings(run, graph))
-
-
-def _served(run: Run, backend: str | None, engine: str | None) -> Graph:
-    """What Triton runs of the run; ConfigError for what cannot be meant."""
-    known = (*GRAPHS, TENSORRT)
-    chosen = backend if backend is not None else ONNXRUNTIME if engine is None else TENSORRT
-    if chosen not in known:
-        raise unknown_name("backend for Triton", chosen, known)
-    if engine in run.manifest.low_precision:
-        raise ConfigError(
-            f"{engine} is not served by Triton; serve model.onnx, or a TensorRT engine"
-        )
-    if chosen == TENSORRT:
-        return _engine(run, AUTO if engine is None else engine)
-    if engine is not None:
-        raise ConfigError(f"--engine {engine}: engines are TensorRT's, not --backend {chosen}'s")
-    if chosen not in {ONNXRUNTIME, *run.manifest.proven_on}:
-        raise ConfigError(
-            f"{run.folder} was not proven on {chosen}; export it with --backend {chosen}"
-        )
-    return GRAPHS[chosen]
 
 
 def _warnings(run: Run, graph: Graph) -> tuple[str, ...]:
@@ -214,27 +136,6 @@ def config_text(run: Run, graph: Graph, name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _engine(run: Run, name: str) -> Graph:
-    engines = run.manifest.engines
-    if name == AUTO:  # where Triton runs is not known here: the first by the rule of every backend
-        known = backends[TENSORRT].artifacts(run)
-        served = [each for each in known if engines[each].flavor == SERVED_FLAVOR]
-        name = next(iter([*served, *known]), "")
-    if name not in engines:
-        listed = ", ".join(engines) or "none (add --trt)"
-        raise ConfigError(f"{run.folder} has no engine '{name}'; it has: {listed}")
-    facts = engines[name]
-    if facts.flavor != SERVED_FLAVOR:
-        raise ConfigError(
-            f"{name} is a TensorRT-RTX engine, and Triton's TensorRT backend loads enterprise "
-            "engines only; build one with --trt-flavor tensorrt, or serve model.onnx"
-        )
-    largest = max(high for _, _, high in facts.batches)
-    preferred = sorted({best for _, best, _ in facts.batches if best > 1} | {largest})
-    dtypes = {key: tensor.dtype for key, tensor in facts.tensors.items()}
-    return Graph(name, TENSORRT, largest, tuple(preferred), dtypes)
-
-
 def _input(spec: InputSpec, graph: Graph) -> str:
     kind = f"data_type: {graph.kind(spec.name, spec.dtype)}"
     return _text("input", f"name: {_quoted(spec.name)}", kind, graph.dims(spec.shape))
@@ -256,8 +157,9 @@ def _batching(graph: Graph) -> str:
 
 
 def _instances(graph: Graph) -> str:
-    """One instance: on a GPU for engines; ONNX Runtime takes one where there is one."""
+    """One instance: on a GPU for engines; ONNX Runtime takes one where there is one, in FP32."""
     kind = {TENSORRT: "KIND_GPU", OPENVINO: "KIND_CPU"}.get(graph.backend, "KIND_AUTO")
+    kind = "KIND_CPU" if graph.on_cpu else kind
     return _text("instance_group", "count: 1", f"kind: {kind}")
 
 

@@ -50,3 +50,14 @@ def uint8_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.run_folders import tiny_run
 
     return tiny_run(tmp_path_factory.mktemp("runs") / "uint8_folder", "uint8")
+
+
+@pytest.fixture(scope="session")
+def int8_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the demo at 16 x 16 with its int8 graph; tests must not change it."""
+    from tests.runs import run_command
+
+    out = tmp_path_factory.mktemp("runs") / "int8_folder"
+    small = ("demo", "--image-size", "16", "--no-benchmark")
+    run_command(*small, "--backend", "onnxruntime", "--precision", "int8", "--out", str(out))
+    return out

@@ -14,7 +14,7 @@ from atm_export.graph.optimize import with_facts, with_outputs
 from atm_export.measure.data.images import load_images
 from atm_export.model.zoo import load_model
 from atm_export.report.facts import graph_facts, shipped_outputs
-from atm_export.resolve import resolve
+from atm_export.resolving import resolve
 from atm_export.subject import subject_of
 
 

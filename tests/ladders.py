@@ -14,7 +14,7 @@ from atm_export.model.backbone import LoadedModel
 from atm_export.prove import ladder
 from atm_export.prove.inputs import Pixels
 from atm_export.prove.results import LadderResult
-from atm_export.resolve import resolve
+from atm_export.resolving import resolve
 from atm_export.subject import Progress, Subject
 
 

@@ -21,7 +21,7 @@ from atm_export.graph.saving import in_memory
 from atm_export.measure.data.images import ImageSet
 from atm_export.model.zoo import load_model
 from atm_export.preprocess import crop, read_images
-from atm_export.resolve import resolve
+from atm_export.resolving import resolve
 from atm_export.subject import Subject, subject_of
 from tests.installed import needs_openvino
 from tests.shared_data import sample_images, shared

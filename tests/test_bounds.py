@@ -13,9 +13,10 @@ from atm_export.choice import Choice
 from atm_export.cli import main
 from atm_export.errors import ConfigError
 from atm_export.measure.accuracy.batches import Options
-from atm_export.measure.accuracy.evaluation import Place, evaluate_run
+from atm_export.measure.accuracy.evaluation import evaluate_run
+from atm_export.measure.accuracy.place import Place
 from atm_export.pipeline import export
-from atm_export.resolve import resolve
+from atm_export.resolving import resolve
 from atm_export.runs.reading import open_run
 from atm_export.runtime import load
 from atm_export.runtime.__main__ import main as slim

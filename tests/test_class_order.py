@@ -115,7 +115,7 @@ def test_orders_from_the_command_line_reach_the_folders(tmp_path: Path) -> None:
 
 
 def test_tune_does_not_drop_labels_that_are_ambiguous(tmp_path: Path) -> None:
-    model: Any = SimpleNamespace(backbone=SimpleNamespace(classes=10), labels=None)
+    model: Any = SimpleNamespace(backbone=SimpleNamespace(classes=10, ranks="logits"), labels=None)
 
     def found(order: Any = None) -> Any:
         return open_set(DataPlace(str(tmp_path), None, order), model)

@@ -24,7 +24,7 @@ from atm_export.model.zoo import load_model
 from atm_export.model_configs import load_model_config
 from atm_export.preprocess import crop
 from atm_export.prove.results import Difference, LadderResult
-from atm_export.resolve import resolve
+from atm_export.resolving import resolve
 from atm_export.runs.graphs import SavedGraph
 from atm_export.runs.writing import broken_files, finished_document, sha256
 from tests.runs import run_command

@@ -30,7 +30,8 @@ from tests.runs import run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
-    *("bench", "compare", "evaluate", "reproduce", "triton", "tune", "verify", "visualize"),
+    *("bench", "compare", "evaluate", "predict", "reproduce", "triton", "tune", "verify"),
+    *("visualize", "web"),
 }
 SMALL = ["demo", "--image-size", "8", "--method", "none", "--no-benchmark"]
 
@@ -53,10 +54,11 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def shown_commands() -> list[str]:
-    """Every line `atm-export ...` of the help and the README."""
+    """Every line `atm-export ...` of the help, the README and the how-to guides."""
     lines = re.findall(r"^ *atm-export (\S.*)$", HELP, re.M)
     lines = [re.split(r"  +", line)[0] for line in lines]
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    pages = [ROOT / "README.md", ROOT / "docs" / "tutorial.md", *ROOT.glob("docs/howto/*.md")]
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
     lines += [line.split("#")[0] for line in re.findall(r"^atm-export (.*)$", text, re.M)]
     return sorted({line.strip() for line in lines})
 
@@ -281,7 +283,7 @@ def test_every_option_of_merging_has_its_place_in_the_rule() -> None:
     """A new option of a method must say where it is of use."""
     known = {name for use in USES for name in use.options} | {"images"}
     shape = {"model", "weights", "image_size", "option", "uint8_input", "trace", "opset"}
-    shape |= {"external_data"}
+    shape |= {"external_data", "task", "normalize"}
     known |= {"method", "settings", "preset"}  # which mean something in every choice
     assert {field.name for field in fields(Choice)} == known | shape
 

@@ -23,7 +23,7 @@ from atm_export.model.plan import plan_for
 from atm_export.model.zoo import load_model
 from atm_export.model_configs import load_model_config, model_names
 from atm_export.report.compared import compared_page
-from atm_export.resolve import resolve
+from atm_export.resolving import resolve
 from tests.runs import run_command
 
 
@@ -38,13 +38,13 @@ def test_divergence_by_hand() -> None:
     known = run_unmerged(model, images.pixels, right)
     unmerged = MergePlan.unmerged(len(model.backbone.parts()))
     same = divergence(model, unmerged, known)
-    assert same.agrees.all() and float(np.abs(same.kl).max()) < 1e-6
+    assert same.agrees.all() and float(np.abs(same.apart).max()) < 1e-6
     plan = plan_for(model.backbone, settings_of("tome", {"r": (12,)}))
     found = divergence(model, plan, known)
     with torch.inference_mode():
         p = model.backbone.plain(model.tensor(images.pixels)).double().softmax(dim=1).numpy()
-    assert found.kl.shape == (len(images.pixels),)
-    assert (found.kl > -1e-6).all() and found.kl.mean() > same.kl.mean()
+    assert found.apart.shape == (len(images.pixels),)
+    assert (found.apart > -1e-6).all() and found.apart.mean() > same.apart.mean()
     assert found.gflops < found.counted_whole < same.gflops == same.counted_whole
     facts = found.facts(same)
     assert facts["kl"]["low"] <= facts["kl"]["mean"] <= facts["kl"]["high"]

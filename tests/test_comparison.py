@@ -19,7 +19,7 @@ from atm_export.comparison import (
     smallest,
 )
 from atm_export.errors import GoldenMismatchError, NonFiniteError, ParityError
-from atm_export.measure.tune.objective import Limits, violation
+from atm_export.measure.tune.objective import violation
 from atm_export.methods.bipartite.decision import count_margin
 from atm_export.prove import compare, finished
 from atm_export.prove.results import Difference, LadderResult, Rung
@@ -27,6 +27,7 @@ from atm_export.runtime import Session, check_golden, load
 from atm_export.runtime import session as session_module
 from atm_export.runtime.prove import Verified
 from atm_export.tasks.agreement import agreements
+from atm_export.tasks.judge_classes import ClassLimits
 from tests.test_report import REPORT, printed
 from tests.tiny import spec_of
 
@@ -181,5 +182,5 @@ def test_margins_and_limits_fail_on_nan() -> None:
     similarity = torch.tensor([[3.0, NAN, 9.0]])
     assert math.isnan(count_margin(similarity, 5.0, 1))
     facts = {"agreement_low": 99.0, "top1": None, "distance": NAN}
-    assert not violation(facts, {"top1": None}, Limits()) <= 0
-    assert violation({**facts, "distance": 0.5}, {"top1": None}, Limits()) == 0
+    assert not violation(facts, {"top1": None}, ClassLimits()) <= 0
+    assert violation({**facts, "distance": 0.5}, {"top1": None}, ClassLimits()) == 0

@@ -16,7 +16,7 @@ from atm_export.methods.atm import USUAL, AtmSettings, OperatingPoint
 from atm_export.methods.given import method_settings
 from atm_export.methods.tome import TomeSettings
 from atm_export.model_configs import find_preset, load_model_config, model_names, nearest_preset
-from atm_export.resolve import budget_of, default_out, resolve
+from atm_export.resolving import budget_of, default_out, resolve
 from atm_export.settings import validated
 from tests.shared_data import shared
 
@@ -82,7 +82,7 @@ def test_unknown_names_offer_the_nearest() -> None:
 
 
 def test_any_timm_name_gets_the_default_point() -> None:
-    config = load_model_config("timm:vit_tiny_patch16_224")
+    config = load_model_config("timm:vit_small_patch32_224")
     assert config.presets == {"default": Preset(settings=USUAL)}
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -43,6 +44,7 @@ from tests.tiny import MEAN, STD
 BUILD = os.environ.get("ATM_CPP_BUILD")
 pytestmark = pytest.mark.skipif(BUILD is None, reason="run by tools/check_cpp.sh, which builds it")
 FUZZ_SECONDS = 60
+INT8 = "model.int8.onnxruntime.onnx"
 REFUSED = range(11, 20)
 
 
@@ -84,6 +86,7 @@ def jpegs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         ((1, 1), "RGB", {"quality": 90}),
         ((160, 5), "RGB", {"quality": 90, "subsampling": 1}),
         ((33, 900), "RGB", {"quality": 75, "optimize": True}),
+        ((130, 390), "RGB", {"quality": 90}),
     ]
     paths = []
     for i, (size, mode, options) in enumerate(kinds):
@@ -97,6 +100,49 @@ def test_golden_vectors_hold_through_the_c_boundary(demo_folder: Path, uint8_fol
         for kind in ("plain", "sanitized"):
             done = call("self_test", run, kind=kind)
             ended(done)
+
+
+def test_int8_equals_python(
+    int8_folder: Path, jpegs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same library and the same pixels; what differs is by threads."""
+    for kind in ("plain", "sanitized"):
+        said = ended(call("self_test", int8_folder, INT8, kind=kind))
+        assert f"CPU, {INT8}" in said
+    monkeypatch.setenv("ATM_ENGINE", INT8)
+    ours = load(int8_folder, engine=INT8).predict(jpegs, batch_size=1)
+    theirs = logits(int8_folder, "jpeg", *jpegs).reshape(ours.shape)
+    assert np.abs(theirs - ours).max() < 1e-3
+    full = load(int8_folder).predict(jpegs, batch_size=1)
+    assert np.abs(theirs - full).max() > 1e-3, "another graph runs"
+    done = call("classify", "--run", int8_folder, "--precision", "int8", jpegs[0])
+    assert f"runs on ONNX Runtime {onnxruntime.__version__}, CPU, {INT8}" in done.stderr.decode()
+    assert ended(done).count("%") == 5
+
+
+def test_int8_that_is_absent_changed_or_of_another_graph_is_refused(
+    int8_folder: Path, demo_folder: Path, jpegs: list[Path], tmp_path: Path
+) -> None:
+    line = refused(21, "classify", "--run", demo_folder, "--precision", "int8", jpegs[0])
+    assert "export it with --backend onnxruntime --precision int8" in line
+    assert "give fp32 or int8" in refused(2, "classify", "--precision", "bf16", jpegs[0])
+    run = Path(shutil.copytree(int8_folder, tmp_path / "run"))
+    entries = json.loads((run / MANIFEST).read_text())["low_precision"]
+    entries[INT8]["source"]["sha256"] = "0" * 64
+    reseal(run, low_precision=entries)
+    for kind in ("plain", "sanitized"):
+        line = refused(17, "self_test", run, INT8, kind=kind)
+        assert "made of another model.onnx" in line
+    for value in (7, {INT8: {}}, {INT8: {**entries[INT8], "validation": []}}):
+        manifest = json.loads((int8_folder / MANIFEST).read_text())
+        (run / MANIFEST).write_bytes(sealed({**manifest, "low_precision": value}))
+        for kind in ("plain", "sanitized"):
+            refused(12, "self_test", run, kind=kind)
+    run = Path(shutil.copytree(int8_folder, tmp_path / "changed"))
+    data = bytearray((run / INT8).read_bytes())
+    data[len(data) // 2] ^= 1
+    (run / INT8).write_bytes(data)
+    refused(15, "self_test", run, INT8)
 
 
 @pytest.fixture(scope="module")

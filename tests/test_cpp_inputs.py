@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from atm_export import pipeline
 from atm_export.choice import Choice
 from atm_export.errors import DataError
 from atm_export.inputs import Preprocessing
@@ -20,11 +19,12 @@ from atm_export.model.backbone import LoadedModel
 from atm_export.preprocess import read_images
 from atm_export.prove.golden_vectors import FILE as GOLDEN
 from atm_export.prove.golden_vectors import scene
-from atm_export.resolve import resolve
+from atm_export.resolving import resolve
 from atm_export.runs.tensors import packed
 from atm_export.runs.writing import working
 from atm_export.runtime import load
 from atm_export.subject import Subject
+from atm_export.translation import translate
 from tests.run_folders import LABELS, write
 from tests.runs import ended
 from tests.test_cpp import call, logits, refused
@@ -48,7 +48,7 @@ def channels_run(out: Path, channels: int, *, uint8: bool) -> Path:
     config = resolve(Choice(model="demo", merge="frozen", uint8_input=uint8))
     subject = Subject(config, model, frozen_plan(backbone, (4, 0)))
     with working(out, "key") as work:
-        _, shipped = pipeline.translate(subject, work, lambda text: None)
+        shipped = translate(subject, work, lambda text: None).shipped
         write(subject, shipped, work, out)
     return out
 

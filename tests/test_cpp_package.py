@@ -8,13 +8,13 @@ import re
 import shlex
 import shutil
 import subprocess
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from atm_export import __version__ as VERSION
 from atm_export.prove.golden_vectors import scene
 from atm_export.runtime import load
 from tests.runs import ended
@@ -24,7 +24,6 @@ HEADER = ROOT / "runtime/cpp/include/atm_runtime/atm_runtime.h"
 CONSUMER = ROOT / "tests/consumer"
 BUILD = os.environ.get("ATM_CPP_BUILD")
 pytestmark = pytest.mark.skipif(BUILD is None, reason="run by tools/check_cpp.sh, which builds it")
-VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 LANGUAGES = ("C", "CXX")
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Werror")
 COMPILERS = {"C": ("cc", "-std=c99", "consumer.c"), "CXX": ("c++", "-std=c++17", "consumer.cpp")}

@@ -21,8 +21,9 @@ from atm_export.errors import ChangedFileError, WeightsError
 from atm_export.graph.optimize import with_outputs
 from atm_export.graph.saving import graph_bytes, graph_from_file, graph_from_memory
 from atm_export.measure.accuracy.batches import Options, _count
-from atm_export.measure.accuracy.evaluation import Place, evaluate_run
+from atm_export.measure.accuracy.evaluation import evaluate_run
 from atm_export.measure.accuracy.journal import journal
+from atm_export.measure.accuracy.place import Place
 from atm_export.measure.accuracy.runners import from_runner, runner_names, traced_graph
 from atm_export.measure.data.samples import open_samples
 from atm_export.model.flops import trace_gmacs
@@ -247,7 +248,11 @@ def test_run_folders_that_cannot_be_trusted(
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["--runner", "magic"], 2, "eager, onnxruntime, onnxruntime-int8, openvino, tensorrt"),
+        (
+            ["--runner", "magic"],
+            2,
+            "onnxruntime-int8, openvino, openvino-bf16, openvino-int8, tensorrt",
+        ),
         (["--batch", "0"], 2, "--batch 0"),
         (["--limit", "0"], 2, "--limit 0"),
         (["--labels", "absent.txt"], 9, "absent.txt"),
@@ -275,8 +280,8 @@ def test_an_empty_folder_is_one_line(
 
 
 def test_every_runner_has_its_place() -> None:
-    names = ["eager", "onnxruntime", "openvino", "tensorrt", "onnxruntime-int8"]
-    assert runner_names() == names
+    low = ["onnxruntime-int8", "openvino-bf16", "openvino-int8"]
+    assert runner_names() == ["eager", "onnxruntime", "openvino", "tensorrt", *low]
     assert command.evaluate.__doc__
 
 

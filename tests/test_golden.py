@@ -19,7 +19,7 @@ from atm_export.model_configs import load_model_config
 from atm_export.prove.golden_vectors import MOST_BYTES, golden_vectors, scene
 from atm_export.prove.margins import trace_margin
 from atm_export.prove.tolerances import MARGIN
-from atm_export.resolve import resolve
+from atm_export.resolving import resolve
 from atm_export.runs.reading import open_run
 from atm_export.runs.tensors import packed, unpacked
 from tests.tiny import planned

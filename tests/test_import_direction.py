@@ -13,7 +13,10 @@ import atm_export
 
 PACKAGE = Path(atm_export.__file__).parent
 ORDER = (
-    ("errors", "bounds", "comparison", "strict_json", "shapes", "plugins", "settings"),
+    (
+        *("errors", "bounds", "comparison", "strict_json", "shapes", "plugins", "settings"),
+        "cluster",
+    ),
     (
         "inputs",
         "imagefiles",
@@ -22,25 +25,26 @@ ORDER = (
         "registry",
     ),
     ("tasks",),
-    ("place", "runs"),
+    ("loose_files", "marks", "place", "runs"),
     ("demo", "photos"),
     ("methods",),
     ("numbers", "choice", "config", "model_configs"),
     ("uses",),
     ("model",),
-    ("resolve",),
+    ("resolving",),
     ("rewrite",),
     ("graph",),
     ("backends",),
     ("runtime",),
-    ("triton",),
+    ("triton", "triton_graphs", "web"),
     ("subject",),
     ("prove",),
     ("measure",),
     ("report",),
     ("engines", "low_precision"),
+    ("reuse", "translation"),
     ("pipeline",),
-    ("compare", "reproduce"),
+    ("compare", "reproduce", "predict"),
     ("commands",),
     ("cli", "pytest_plugin"),
 )
@@ -133,6 +137,16 @@ def test_the_package_itself_imports_neither_torch_nor_onnxruntime() -> None:
     code = (
         "import sys, atm_export, atm_export.cli\n"
         "assert not {'torch', 'timm', 'onnxruntime'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_the_public_names_work_together_in_a_new_process() -> None:
+    """In any order: no name is that of a module too, which would take its place once loaded."""
+    code = (
+        "import atm_export.pipeline, atm_export.resolving\n"
+        "from atm_export import Choice, export, resolve\n"
+        "assert resolve(Choice(model='demo')).model.name == 'demo' and callable(export)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 

@@ -17,7 +17,7 @@ from atm_export.model.reference import run_reference
 from atm_export.model.weights import randomize
 from atm_export.model.zoo import load_model
 from atm_export.model_configs import load_model_config
-from atm_export.resolve import resolve
+from atm_export.resolving import resolve
 from tests.families import (
     agrees_with_twin,
     all_plans,
@@ -40,7 +40,7 @@ def narrow(aux: str = "unmerged", weights: str = "random") -> LvVitBackbone:
     """3 blocks on 25 patches, divisor 2, 7 classes; shared, so never to be changed."""
     model = LvVit(LvVitShape(**NARROW, divisor=2.0, classes=7, aux_head=aux), 80)
     golden_weights(model) if weights == "golden" else randomize(model)
-    return LvVitBackbone(model, 80)
+    return LvVitBackbone(model.eval().requires_grad_(False), 80)
 
 
 @pytest.mark.parametrize("name", SHAPES)

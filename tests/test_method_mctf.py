@@ -14,15 +14,17 @@ from torch import Tensor
 
 from atm_export.choice import Choice
 from atm_export.errors import ConfigError, UnsupportedModelError
+from atm_export.graph.optimize import with_precision
 from atm_export.methods.given import parse_settings, settings_of
-from atm_export.methods.mctf import Mctf, MctfSettings
+from atm_export.methods.mctf import Fusion, Mctf, MctfSettings
 from atm_export.methods.rule import NotFollowed
 from atm_export.methods.scores import SPAN
 from atm_export.model.flops import count_gmacs
 from atm_export.model.plan import plan_for, shape_of
 from atm_export.model.reference import attention, run_reference
 from atm_export.prove.follow import follow
-from atm_export.resolve import resolve
+from atm_export.prove.matching import lowered_matching
+from atm_export.resolving import resolve
 from tests.exports import export, run_onnx
 from tests.families import prove
 from tests.method_goldens import deit_t, graph_equals, official, reference_equals
@@ -169,6 +171,13 @@ def test_nothing_merges_where_r_is_0() -> None:
     torch.testing.assert_close(trace.outputs["logits"], backbone.plain(images), atol=1e-5, rtol=0)
 
 
+def test_scores_stay_fp32_in_half_precision() -> None:
+    """Though the tokens that they compare come from the block before."""
+    backbone = tiny_vit()
+    made = export(backbone, plan_for(backbone, MctfSettings(r=6)))
+    assert lowered_matching(with_precision(made.traced, "fp16")) == []
+
+
 def test_another_choice_is_followed_at_its_price() -> None:
     backbone = tiny_vit()
     plan = plan_for(backbone, MctfSettings(r=6))
@@ -186,6 +195,17 @@ def test_another_choice_is_followed_at_its_price() -> None:
     maps[1:, 0, 1:] = 1
     with pytest.raises(NotFollowed):
         follow(backbone, plan, images, maps)
+
+
+def test_of_tokens_ranked_alike_either_may_stay() -> None:
+    """The reference merges the first even token and keeps the third, a step of the grid below it;
+    where the third merges instead, the order of places is another one."""
+    score = torch.tensor([[0.9, 0.1, 0.0], [0.1, 0.2, 0.1], [0.9, 0.0, 0.1]]) * SPAN
+    score[2, 0] = score[0, 0] - 1
+    moved = torch.tensor([0, 0, 1, 2, 0, 3])
+    assert Fusion(2)._shortfall(score.round(), moved) == pytest.approx(1 / SPAN)
+    with pytest.raises(NotFollowed, match="another order"):
+        Fusion(2)._shortfall(torch.where(score == score[2, 0], score / 2, score).round(), moved)
 
 
 @pytest.mark.parametrize(

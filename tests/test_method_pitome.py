@@ -22,7 +22,7 @@ from atm_export.model.flops import count_gmacs
 from atm_export.model.plan import plan_for
 from atm_export.model.reference import attention, run_reference
 from atm_export.prove.follow import follow
-from atm_export.resolve import resolve
+from atm_export.resolving import resolve
 from tests.exports import export, run_onnx
 from tests.families import prove
 from tests.method_goldens import deit_t, graph_equals, official, reference_equals

@@ -15,6 +15,10 @@ POINTS: dict[str, dict[str, Any]] = {
     "pitome": {"ratio": 0.9},
     "mctf": {"r": 0.3},
     "ats": {"blocks": [1]},
+    "evit": {"keep": 0.6, "blocks": [1]},
+    "zerotprune": {"blocks": [1], "keep": [0.6]},
+    "diffrate": {"prune": [22, 14, 9], "merge": [18, 11, 8]},
+    "tome": {"r": [4]},
 }
 
 
@@ -22,4 +26,6 @@ POINTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("method", POINTS)
 def test_the_ladder_is_climbed(method: str, family: Any) -> None:
     backbone = family.narrow()
-    prove(backbone, plan_for(backbone, settings_of(method, POINTS[method])))
+    depth = len(backbone.parts())
+    point = {k: v[:depth] if method == "diffrate" else v for k, v in POINTS[method].items()}
+    prove(backbone, plan_for(backbone, settings_of(method, point)))

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from atm_export import engines, pipeline, place
+from atm_export import engines, loose_files, marks, pipeline
 from atm_export.backends.tensorrt.build import BuildFailedError, check_timing_cache
 from atm_export.cli import main
 from atm_export.config import Preset
@@ -43,7 +43,7 @@ WRITTEN = {
     "export to triton": ["m"],
     "triton": ["m"],
     "tune": ["pareto.csv", "pareto.svg", "tune.json"],
-    "visualize": ["000-tokens.png", place.LIST],
+    "visualize": ["000-tokens.png", marks.LIST],
 }
 INSIDE = {  # what adds files to a run
     "evaluation-eager.json": ["evaluate", RUN, "--imagenet", DIGITS, "--runner", "eager"],
@@ -434,7 +434,7 @@ def test_a_timing_cache_of_others_stays(tmp_path: Path) -> None:
     a_file(tmp_path / "notes.txt")
     with pytest.raises(OutputError, match="--timing-cache"):
         check_timing_cache(tmp_path / "notes.txt")
-    place.put_files(tmp_path, {"t.cache": b"timings"})
+    loose_files.put_files(tmp_path, {"t.cache": b"timings"})
     check_timing_cache(tmp_path / "t.cache")
 
 

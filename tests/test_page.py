@@ -12,15 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from markupsafe import escape
 from PIL import Image
 
 from atm_export.cli import main
+from atm_export.marks import LIST
 from atm_export.measure.insight import Fates, information_loss
-from atm_export.place import LIST
+from atm_export.report.chart_tables import bars_table, lines_table
 from atm_export.report.charts import Series, bars, lines, number
 from atm_export.report.page import kept_pictures, page
 from atm_export.report.pictures import png, regions, side_by_side
 from atm_export.report.results import add_results, pictures_of
+from atm_export.report.verdict import accuracy_of, verdict
 from atm_export.runs.reading import open_run
 from tests.manifests import having
 from tests.runs import run_command
@@ -52,6 +55,63 @@ def test_the_page_has_the_numbers_of_the_json(finished_run: Path) -> None:
         assert name == "report.html" or facts.sha256 in html
     for section in ("Operating point", "Tokens and merges", "Information loss", "What merged"):
         assert section in html
+
+
+def test_the_first_screen_says_whether_it_is_right_what_it_saved_and_whether_to_ship(
+    finished_run: Path,
+) -> None:
+    manifest, report = open_run(finished_run).manifest, report_of(finished_run)
+    for question in ("Is it right?", "What did it save?", "May I ship it?"):
+        assert html_of(finished_run).count(question) == 1
+    labelled = {"top1": 98.0, "unmerged_top1": 98.5, "agreement": 99.0, "images": 40}
+    for more, kind, words in (
+        ({"accuracy": labelled}, "open", "0.50 points of top-1 on 40 images"),
+        ({"accuracy": {**labelled, "top1": 98.5}}, "good", "no lower than unmerged"),
+        ({"accuracy": {**labelled, "top1": float("nan")}}, "open", "nan points"),
+        ({"weights": {**report["weights"], "meaningless_accuracy": True}}, "bad", "random"),
+        ({"parity": {**report["parity"], "proven": False}}, "bad", "unproven"),
+    ):
+        told = {**report, **more}
+        found = verdict(manifest, told, accuracy_of(told, ()))
+        assert found.kind == kind and words in found.answer
+        if "nan" not in words:  # no count gives it, so no chart draws it
+            assert escape(found.answer) in page(manifest, told)
+    unlabelled = {key: value for key, value in report.items() if key != "accuracy"}
+    assert verdict(manifest, unlabelled, None).kind == "open"
+    assert "batch" in verdict(manifest, report, None).conditions[0]
+
+
+def test_the_accuracy_chart_names_its_points_and_how_many_images(finished_run: Path) -> None:
+    manifest, report = open_run(finished_run).manifest, report_of(finished_run)
+    told = {"top1": 98.0, "unmerged_top1": 98.5, "agreement": 99.0, "images": 40}
+    html = page(manifest, {**report, "accuracy": told})
+    chart = html.partition('aria-label="Accuracy against GFLOPs"')[2].partition("</svg>")[0]
+    assert ">this run</text>" in chart and ">unmerged</text>" in chart
+    assert "this run, 40 images" in html
+
+
+def test_every_chart_has_its_numbers_in_a_table(finished_run: Path) -> None:
+    html = html_of(finished_run)
+    sections = re.split(r"<h2>", html.partition("Operating point")[2])
+    drawn = [each for each in sections if 'role="img"' in each]
+    assert len(drawn) >= 2
+    for section in drawn:
+        assert "<table>" in section, section[:60]
+    loss = report_of(finished_run)["information_loss"]
+    (section,) = [each for each in drawn if each.startswith("Information loss")]
+    for row in loss["cosine_distance"]:
+        assert all(f'<td class="n">{number(each)}</td>' in section for each in row)
+
+
+def test_a_table_of_points_says_what_the_chart_shows() -> None:
+    series = [
+        Series("a", [(1.0, 2.0), (2.0, 3.5)], intervals=[(1.5, 2.5), (3.0, 4.0)]),
+        Series("<b>", [(1.5, 9.0)]),
+    ]
+    table = lines_table("x", "y", series)
+    assert table.count("<tr>") == 4 and "2 (1.5 to 2.5)" in table and "&lt;b&gt;" in table
+    table = bars_table("ms", ["batch 1", "batch 8"], {"merged": [1.0, 2.0], "plain": [3.0, 4.0]})
+    assert table.count("<tr>") == 3 and '<th scope="row">batch 8</th>' in table
 
 
 def test_the_page_needs_nothing_from_outside(finished_run: Path) -> None:

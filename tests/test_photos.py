@@ -21,10 +21,11 @@ from atm_export.model.backbone import LoadedModel
 from atm_export.model.demo import digits
 from atm_export.model.zoo import load_model
 from atm_export.model_configs import load_model_config
-from atm_export.pipeline import _images, _run_key
+from atm_export.pipeline import _images
 from atm_export.preprocess import crop
 from atm_export.prove.golden_vectors import _pictures
-from atm_export.resolve import resolve
+from atm_export.resolving import resolve
+from atm_export.reuse import key_of
 from atm_export.subject import schedule_from, subject_of
 from tests.shared_data import shared
 
@@ -141,7 +142,7 @@ def test_images_to_calibrate_on_are_not_those_to_prove_on(tmp_path: Path) -> Non
     config = resolve(Choice(model="demo", merge="frozen", **both))
     proven, calibrated = _images(config, model)
     assert proven.pixels.min() == 255 and calibrated.pixels.max() == 0
-    assert _run_key(config, model, proven, calibrated) != _run_key(config, model, proven, proven)
+    assert key_of(config, model, proven, calibrated) != key_of(config, model, proven, proven)
     heldout = load_images(None, model.preprocessing, digits)
     black = subject_of(config, model, calibrated.pixels).plan
     assert black != subject_of(config, model, heldout.pixels).plan

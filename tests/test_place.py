@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from atm_export import place
+from atm_export import loose_files, marks, place
 from atm_export.errors import ConfigError, OutputError
 from atm_export.runs.reading import MANIFEST
 from atm_export.runs.seal import sealed
@@ -72,7 +72,7 @@ def test_a_move_replaces_all_and_drops_what_is_stale(moving: Any) -> None:
     work, out, _, after = moving
     place.move(work, out, NAMES, drop=["stale.txt"])
     assert contents(out) == after
-    assert sorted(p.name for p in work.iterdir()) == [place.LIST]
+    assert sorted(p.name for p in work.iterdir()) == [marks.LIST]
 
 
 @pytest.mark.parametrize("step", range(2, 8))
@@ -100,7 +100,7 @@ def test_a_move_that_was_killed_is_ended_by_the_next_run(
     with pytest.raises(Killed):
         place.move(work, out, NAMES, drop=["stale.txt"])
     monkeypatch.undo()
-    assert place.is_ours(out / "a.txt", place.folder_marks(out))
+    assert marks.is_ours(out / "a.txt", place.folder_marks(out))
     place.restore(work, out)
     assert contents(out) == (after if whole else before)
     assert not (work / place.OLD).exists()
@@ -170,8 +170,8 @@ def test_a_folder_stays_until_its_successor_is_there(
         lambda folder: (folder / "config").write_text("edited"),
         lambda folder: (folder / "2").mkdir() or (folder / "2" / "model").write_text("mine"),
         lambda folder: (folder / "1" / "link").symlink_to("/nowhere"),
-        lambda folder: (folder / place.LIST).unlink(),
-        lambda folder: (folder / place.LIST).write_text("{}"),
+        lambda folder: (folder / marks.LIST).unlink(),
+        lambda folder: (folder / marks.LIST).write_text("{}"),
     ],
     ids=["edited", "added", "link", "no list", "list edited"],
 )
@@ -188,40 +188,40 @@ def test_a_folder_that_was_changed_is_not_replaced(
 
 
 def test_loose_files_are_replaced_while_they_are_as_written(tmp_path: Path) -> None:
-    place.put_files(tmp_path, {"a": b"1", "b": b"1"})
-    place.put_files(tmp_path, {"a": b"2"})
-    assert contents(tmp_path) | {place.LIST: b""} == {"a": b"2", "b": b"1", place.LIST: b""}
+    loose_files.put_files(tmp_path, {"a": b"1", "b": b"1"})
+    loose_files.put_files(tmp_path, {"a": b"2"})
+    assert contents(tmp_path) | {marks.LIST: b""} == {"a": b"2", "b": b"1", marks.LIST: b""}
     (tmp_path / "a").write_bytes(b"edited")
     before = snapshot(tmp_path)
     with pytest.raises(OutputError, match="was changed after it was written"):
-        place.put_files(tmp_path, {"b": b"3", "a": b"3"})
+        loose_files.put_files(tmp_path, {"b": b"3", "a": b"3"})
     assert snapshot(tmp_path) == before
-    place.put_files(tmp_path, {"a": b"edited"})  # the same bytes: nothing to do
+    loose_files.put_files(tmp_path, {"a": b"edited"})  # the same bytes: nothing to do
     assert snapshot(tmp_path) == before
 
 
 def test_loose_files_cut_short_are_still_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place.put_files(tmp_path, {"a": b"1", "b": b"1"})
+    loose_files.put_files(tmp_path, {"a": b"1", "b": b"1"})
     cut(monkeypatch, 3, Killed())  # the list and `a` are written, `b` is not
     with pytest.raises(Killed):
-        place.put_files(tmp_path, {"a": b"2", "b": b"2"})
+        loose_files.put_files(tmp_path, {"a": b"2", "b": b"2"})
     monkeypatch.undo()
-    place.put_files(tmp_path, {"a": b"3", "b": b"3"})
+    loose_files.put_files(tmp_path, {"a": b"3", "b": b"3"})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == b"3"
-    assert sorted(p.name for p in tmp_path.iterdir()) == [place.LIST, "a", "b"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [marks.LIST, "a", "b"]
 
 
 @pytest.mark.parametrize("text", ["{}", "[1]", "[" * 100_000, "\0", '{"seal": "' + "0" * 64 + '"}'])
 def test_a_list_that_is_not_sealed_marks_nothing(text: str, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"mine")
-    (tmp_path / place.LIST).write_text(text)
+    (tmp_path / marks.LIST).write_text(text)
     before = snapshot(tmp_path)
     with pytest.raises(OutputError):
-        place.put_files(tmp_path, {"a": b"2"})
+        loose_files.put_files(tmp_path, {"a": b"2"})
     with pytest.raises(OutputError):
-        place.put_files(tmp_path, {"b": b"2"})  # its list would replace the other
+        loose_files.put_files(tmp_path, {"b": b"2"})  # its list would replace the other
     assert snapshot(tmp_path) == before
 
 

@@ -62,7 +62,7 @@ def test_a_module_registers_a_method_when_its_name_is_asked_for(tmp_path: Path) 
     environment = installed(tmp_path, METHOD, "extra")
     code = (
         "import sys\n"
-        "from atm_export.resolve import Choice, resolve\n"
+        "from atm_export.resolving import Choice, resolve\n"
         "resolve(Choice(model='demo'))\n"
         "assert 'extra' not in sys.modules\n"
         "choice = Choice(model='demo', method='idle', settings=('depth=3',))\n"
@@ -82,7 +82,8 @@ def test_what_a_service_embeds_finds_tasks_without_the_exporter(tmp_path: Path) 
         "assert 'extra' not in sys.modules\n"
         "print(tasks['other'].name, list(tasks))\n"
     )
-    assert python(environment, code).splitlines() == ["loaded", "classify ['classify', 'other']"]
+    found = "classify ['classify', 'embed', 'other']"
+    assert python(environment, code).splitlines() == ["loaded", found]
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["list"], ["list", "demo"]])

@@ -26,7 +26,7 @@ CODES = set(range(12))
 NOT_DRAWN = {"--ray"}  # would look for a cluster
 ENGINES = {"--trt", "--refit", "--version-compatible", "--hardware-compatible"}
 COMMANDS = ("", "", "", "list", "evaluate", "bench", "tune", "visualize", "verify", "triton")
-COMPARISONS = ("compare", "reproduce")  # long where they succeed: drawn with what cannot work
+LONG = ("compare", "predict", "reproduce", "web")  # where they succeed: drawn with what cannot work
 MAY_SUCCEED = ("", "evaluate", "visualize", "visualize", "verify", "triton", "triton")
 
 TEXTS = ["x", ".", "..", "/", "-", "a b", "ü", "'", '"', "a\nb", "%s", "{}", "\\", "x" * 300]
@@ -128,7 +128,9 @@ FATAL = {
     "verify": ["absent", "--nothing-like-it", "../theirs"],
     "triton": ["--name=../theirs", "--name=a\nb", "--triton-repo=file.txt", "--engine=absent"],
     "compare": ["--images=absent", "--methods=absent", "--rounds=-1", "--batches=x"],
+    "predict": ["--images=absent", "--out=../theirs", "--batch=0", "--top-k=0", "--backend=absent"],
     "reproduce": ["--images=absent", "--weights=x", "--table=B", "--figure=3", "--batch=0"],
+    "web": ["absent", "--precision=int7", "--out=../theirs", "--onnxruntime-web=absent"],
 }  # fmt: skip
 WRITES = ("--out", "--triton-repo", "--timing-cache")
 
@@ -180,7 +182,8 @@ def draw(dice: random.Random, fatal: bool, commands: tuple[str, ...] = COMMANDS)
     drawn = dice.sample(known, k=min(len(known), dice.randint(0, 5 if fatal else 2)))
     required = {
         **{"evaluate": ["--imagenet"], "tune": ["--images"], "triton": ["--triton-repo"]},
-        **{name: ["--images"] for name in COMPARISONS},
+        **{"compare": ["--images"], "reproduce": ["--images"], "web": ["--out"]},
+        **{"predict": ["--images", "--out"]},
     }
     for name in dict.fromkeys([*required.get(command, []), *drawn]):
         if name in ENGINES and not fatal:
@@ -206,7 +209,7 @@ def draw(dice: random.Random, fatal: bool, commands: tuple[str, ...] = COMMANDS)
 def lines() -> list[list[str]]:
     dice, others = random.Random(SEED), random.Random(SEED)
     found = [draw(dice, fatal=i % 10 != 0) for i in range(LINES)]
-    return found + [draw(others, True, COMPARISONS) for _ in range(PER_TEST)]
+    return found + [draw(others, True, LONG) for _ in range(PER_TEST)]
 
 
 @pytest.fixture
@@ -245,13 +248,13 @@ def there(
 
 def test_every_option_is_drawn() -> None:
     """The lists above know each command, and each option is there to be drawn."""
-    for command in {*COMMANDS, *COMPARISONS}:
+    for command in {*COMMANDS, *LONG}:
         assert FATAL[command]
         by_place, options = arguments_of(command)
         assert by_place or command == "reproduce"
         assert options or command == "list"
     assert {"--out", "--triton-repo", "--trt", "--no-benchmark", "-r"} <= set(arguments_of("")[1])
-    assert {name for name in app if not name.startswith("-")} == {*COMMANDS, *COMPARISONS} - {""}
+    assert {name for name in app if not name.startswith("-")} == {*COMMANDS, *LONG} - {""}
 
 
 @pytest.mark.parametrize("first", range(0, LINES + PER_TEST, PER_TEST))

@@ -24,7 +24,7 @@ from atm_export.model_configs import load_model_config
 from atm_export.report.console import print_report
 from atm_export.report.facts import manifest_facts, summarize_method
 from atm_export.report.page import page
-from atm_export.resolve import resolve
+from atm_export.resolving import resolve
 from atm_export.runs.manifest import FORMAT, manifest_of
 from atm_export.subject import Subject
 from tests.manifests import FILES, least_facts

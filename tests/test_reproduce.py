@@ -8,12 +8,21 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from atm_export.errors import ConfigError
+from atm_export.config import ModelSpec
+from atm_export.errors import ConfigError, WeightsError
+from atm_export.measure.accuracy.divergence import run_unmerged
+from atm_export.measure.accuracy.journal import journal
+from atm_export.measure.data.whole import DataPlace
 from atm_export.methods.given import settings_of
+from atm_export.model.backbone import LoadedModel
+from atm_export.model.zoo import load_model
+from atm_export.model_configs import load_model_config
 from atm_export.report.reproduced import kind_of, reproduced_page
-from atm_export.reproduce.rows import FIGURES, MODELS, TABLES, rows_of
+from atm_export.reproduce import run
+from atm_export.reproduce.rows import FIGURES, MODELS, TABLES, Row, rows_of
 from tests.runs import run_command
 from tests.shared_data import shared
 
@@ -122,10 +131,23 @@ def test_what_was_measured_is_kept(reproduced: Path, digits: Path) -> None:
     assert "loading the model" in again
 
 
+def test_the_usual_split_is_measured_once_said_or_not(tmp_path: Path) -> None:
+    config = load_model_config("demo")
+    model = load_model(ModelSpec(name="demo", config=config))
+    known = run_unmerged(model, np.zeros((1, 56, 56, 3), np.uint8), None)
+    settings = config.presets["lossless"].settings
+    rows = [Row("a", "demo", "b", "atm", {**settings, **more}) for more in ({}, {"split": 9})]
+    wish = run.Wish((), (), {}, DataPlace("nowhere"), None, 0)
+    with journal(tmp_path / "demo.jsonl", "key") as book:
+        first, second = (
+            run._measured(row, wish, model, known, book, lambda text: None) for row in rows
+        )
+        assert len(book.entries) == 1 and first["here"] == second["here"]
+
+
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        ([], 2, "give --weights MODEL=FILE"),
         (["--weights", "deit_t"], 2, "give MODEL=FILE"),
         (["--weights", "deit_t=random", "--weights", "deit_t=random"], 2, "given twice"),
         (["--weights", "deit_q=random"], 2, "deit_q"),
@@ -149,6 +171,34 @@ def test_mistakes_are_one_line(
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1
     assert not out.exists()
+
+
+def test_without_weights_the_published_ones_are_tried(
+    digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    here: set[str] = set()
+
+    def load(spec: ModelSpec) -> LoadedModel:
+        assert spec.weights == "pretrained"
+        if spec.name not in here:
+            raise WeightsError("cannot be fetched")
+        return load_model(spec.model_copy(update={"weights": "random"}))
+
+    monkeypatch.setattr(run, "load_model", load)
+    command = ["reproduce", "--images", digits / "0", "--workers", "0", "--table", "1"]
+    run_command(*command, "--out", tmp_path / "none", code=2)
+    said = capsys.readouterr()
+    assert "give --weights MODEL=FILE" in said.err and said.err.count("\n") == 1
+    assert "deit_s: cannot be fetched" in said.out and not (tmp_path / "none").exists()
+    here.add("deit_t")
+    run_command(*command, "--out", tmp_path / "one")
+    facts = json.loads((tmp_path / "one" / "reproduce.json").read_text())
+    assert list(facts["weights"]) == ["deit_t"] and facts["weights"]["deit_t"]["sha256"]
+    assert {row["model"] for row in facts["rows"]} == {"deit_t"}
+    assert {row["model"] for row in facts["missing"]} == {"deit_s", "deit_b"}
 
 
 def test_every_part_has_rows_or_a_study() -> None:

@@ -15,10 +15,12 @@ import pytest
 from atm_export.cli import main
 from atm_export.errors import OutputError
 from atm_export.measure.accuracy.batches import Options, _count
-from atm_export.measure.accuracy.evaluation import Evaluation, Place, evaluate_run
+from atm_export.measure.accuracy.evaluation import Evaluation, evaluate_run
 from atm_export.measure.accuracy.journal import _line, journal
+from atm_export.measure.accuracy.place import Place
 from atm_export.measure.accuracy.resume import Counted
 from atm_export.runs.reading import open_run
+from atm_export.tasks.classify import Classify
 from tests.data_sets import png, tar_of
 
 OPTIONS = Options(batch=8, workers=0)
@@ -27,10 +29,10 @@ ENTRY = {
     "samples": "a" * 64,
     "images": [0, 1],
     "unreadable": [["k.png", "torn"]],
-    "top5": [[1, 2, 3, 4, 5]] * 2,
+    "answers": [[1, 2, 3, 4, 5]] * 2,
     "gmacs": [0.5, 0.25],
     "tokens": [[9, 8], [9, 7]],
-    "plain_top5": [[1, 2, 3, 4, 5]] * 2,
+    "plain": [[1, 2, 3, 4, 5]] * 2,
 }
 
 
@@ -169,20 +171,20 @@ def test_a_folder_or_pipe_in_the_place_of_a_journal_is_one_line(tmp_path: Path) 
         {"images": [0, 9]},
         {"images": [0]},
         {"unreadable": []},
-        {"top5": [[1, 2, 3, 4, 5]]},
-        {"top5": [[], []]},
+        {"answers": [[1, 2, 3, 4, 5]]},
+        {"answers": [[], []]},
         {"gmacs": [0.5, float("nan")]},
         {"gmacs": ["0.5", "0.25"]},
         {"tokens": [[9], [9, 8]]},
-        {"plain_top5": None},
+        {"plain": None},
         {"more": 1},
         {"samples": None},
     ],
 )
 def test_entries_of_another_form_do_not_fit(change: dict[str, Any]) -> None:
-    assert Counted.model_validate(ENTRY).fits(range(3), unmerged=True)
+    assert Counted.model_validate(ENTRY).fits(range(3), True, Classify.judge)
     try:
-        fits = Counted.model_validate(ENTRY | change).fits(range(3), unmerged=True)
+        fits = Counted.model_validate(ENTRY | change).fits(range(3), True, Classify.judge)
     except ValueError:
         fits = False
     assert not fits

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from timm.data import create_transform
 
+from atm_export import demo
 from atm_export.backends.onnxruntime import providers
 from atm_export.backends.onnxruntime.serving import check_version
 from atm_export.errors import (
@@ -341,3 +342,17 @@ def test_8_threads_of_1000_requests_equal_one_thread(uint8_folder: Path) -> None
     before = resident()
     assert ask_from_threads(session, batches, 1000) == [0] * 8
     assert resident() < 1.05 * before
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(demo_folder: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "digit.png"
+    demo.heldout()[0][0].save(picture)
+    command = [sys.executable, "-m", "atm_export.runtime", "classify", str(demo_folder)]
+    process = subprocess.Popen(
+        [*command, *[str(picture)] * 3], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    told = process.stderr.read().decode()
+    assert process.wait() == 0, told
+    assert "Traceback" not in told and "Exception ignored" not in told

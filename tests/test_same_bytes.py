@@ -1,4 +1,5 @@
-"""Structural work changes no graph: bytes of `model.onnx` as they were before it.
+"""Structural work changes no graph: bytes of `model.onnx` as they were before it, all but the
+recipe in its metadata, which every new option grows.
 
 Sums and random numbers differ in last bits from one kind of CPU to another. Where this one computes
 as the recording one did, whole files are compared; everywhere, all but the floats.
@@ -50,17 +51,24 @@ def machine() -> dict[str, Any]:
 
 
 def digests(model: onnx.ModelProto) -> dict[str, str]:
-    """sha256 of the whole file, and of all but its floats and what is said of the weights."""
+    """sha256 of the file without its recipe, and of that without floats and their source."""
+    _forget(model, "atm_export.config")
     whole = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
     for tensor in model.graph.initializer:
         if tensor.data_type in FLOATS:
             tensor.ClearField("raw_data")
             tensor.ClearField("float_data")
-    facts = [prop for prop in model.metadata_props if prop.key != "atm_export.weights"]
-    del model.metadata_props[:]
-    model.metadata_props.extend(facts)
+    _forget(model, "atm_export.weights")
     shape = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
     return {"whole": whole, "all but floats": shape}
+
+
+def _forget(model: onnx.ModelProto, key: str) -> None:
+    """Without a piece of its metadata."""
+    kept = [prop for prop in model.metadata_props if prop.key != key]
+    assert len(kept) + 1 == len(model.metadata_props)
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
 
 
 def made(case: str) -> dict[str, str]:

@@ -20,7 +20,7 @@ from atm_export.model.zoo import load_model
 from atm_export.prove.matching import require_matching
 from atm_export.prove.precision import compare_precision
 from atm_export.prove.typed import typed_graph
-from atm_export.resolve import resolve
+from atm_export.resolving import resolve
 from atm_export.runs.reading import open_run
 from atm_export.subject import subject_of
 from tests.graphs import changed

@@ -26,7 +26,7 @@ from atm_export.model.flops import unmerged_gmacs
 from atm_export.model.plan import shape_of
 from atm_export.model.reference import run_reference
 from atm_export.model.zoo import load_model
-from atm_export.resolve import Budget, budget_of, default_out, resolve
+from atm_export.resolving import Budget, budget_of, default_out, resolve
 from tests.families import agrees_with_twin, prove
 from tests.runs import run_command
 from tests.tiny import adaptive_plan, planned, random_images, tiny_vit, tome_plan
@@ -212,17 +212,21 @@ SHARES: dict[str, dict[str, Any]] = {"zerotprune": {"keep": (0.8, 0.7)}}
 def test_schedules_at_hand_are_a_dial_too() -> None:
     shape = ModelShape(12, 197, 1, False, True, 192)
     start = settings_of("diffrate", methods["diffrate"].usual)
-    assert methods["diffrate"].dial(start, shape) == [{"target": 0.7}, {"target": 0.9}]
-    assert methods["diffrate"].dial(start, replace(shape, width=384)) == []
+    assert methods["diffrate"].dial(start, shape) == [
+        {"target": target} for target in (0.6, 0.7, 0.8, 0.9, 1.0)
+    ]
+    assert methods["diffrate"].dial(start, replace(shape, width=200)) == []
 
 
 def test_gflops_on_the_command_line(tmp_path: Path) -> None:
-    model = load_model(resolve(Choice(model="demo")).model)
+    small = ("--image-size", "28")
+    model = load_model(resolve(Choice(model="demo", image_size=28)).model)
     most = unmerged_gmacs(model.backbone)
     for options in (["--merge-blocks", "2,4"], ["--method", "tome"], ["--method", "evit"]):
         out = tmp_path / options[-1]
         goal = 0.85 * most
-        text = run_command("demo", *options, "--gflops", goal, "--out", out, "--no-benchmark")
+        asked = (*small, *options, "--gflops", goal, "--no-benchmark")
+        text = run_command("demo", *asked, "--out", out)
         assert "found" in text
         report = json.loads((out / "report.json").read_text())
         assert report["gflops"]["mean"] <= goal

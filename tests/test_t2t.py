@@ -17,7 +17,7 @@ from atm_export.model.reference import run_reference
 from atm_export.model.t2t import SHAPES, T2TBackbone, T2TShape, T2TViT, Unfold, sinusoid
 from atm_export.model.weights import randomize
 from atm_export.model.zoo import load_model
-from atm_export.resolve import resolve
+from atm_export.resolving import resolve
 from tests.families import (
     agrees_with_twin,
     all_plans,
@@ -43,7 +43,7 @@ def narrow(weights: str = "random") -> T2TBackbone:
         golden_weights(model, keep=("pos_embed",))
     else:
         randomize(model, keep=("pos_embed",))
-    return T2TBackbone(model, 80)
+    return T2TBackbone(model.eval().requires_grad_(False), 80)
 
 
 @pytest.mark.parametrize("name", SHAPES)

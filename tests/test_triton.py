@@ -20,6 +20,7 @@ from atm_export.commands.triton import write_all
 from atm_export.runs.reading import MANIFEST
 from atm_export.runs.seal import sealed
 from atm_export.runs.tensors import unpacked
+from atm_export.runtime import load
 from atm_export.triton import write_repository
 from tests.manifests import engine_facts
 from tests.runs import run_command
@@ -46,8 +47,8 @@ def parsed(folder: Path) -> Any:
     return text_format.Parse(text, PB.ModelConfig())
 
 
-def check_rules(folder: Path, config: Any) -> None:
-    """What Triton asks of a model's folder."""
+def check_rules(folder: Path, config: Any, kind: int = 0) -> None:
+    """What Triton asks of a model's folder. kind: of the instances, where it is no engine."""
     assert config.name == folder.name
     assert config.backend in ("onnxruntime", "tensorrt") and not config.platform
     assert (folder / "1" / config.default_model_filename).is_file()
@@ -63,7 +64,7 @@ def check_rules(folder: Path, config: Any) -> None:
     preferred = list(config.dynamic_batching.preferred_batch_size)
     assert preferred == sorted(preferred) and preferred[-1] <= config.max_batch_size
     assert config.dynamic_batching.max_queue_delay_microseconds > 0
-    kind = PB.ModelInstanceGroup.KIND_GPU if config.backend == "tensorrt" else 0
+    kind = PB.ModelInstanceGroup.KIND_GPU if config.backend == "tensorrt" else kind
     assert [(group.count, group.kind) for group in config.instance_group] == [(1, kind)]
     check_warm_up(folder, config)
     assert {path.name for path in folder.iterdir()} == {
@@ -212,6 +213,38 @@ def test_what_triton_runs_is_named_and_proven(
     assert "bfloat16" in capsys.readouterr().err
     write_all(proven_on_openvino, tmp_path / "all")
     assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["run", "run-openvino"]
+
+
+def test_int8_is_served_on_the_cpu(
+    int8_folder: Path, demo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The graph that the run holds, by the same rules; its answers are held against the run's."""
+    file = "model.int8.onnxruntime.onnx"
+    models = ["--triton-repo", str(tmp_path / "models")]
+    run_command("triton", str(int8_folder), *models, "--precision", "int8", "--name", "low")
+    folder = tmp_path / "models" / "low"
+    config = parsed(folder)
+    check_rules(folder, config, kind=PB.ModelInstanceGroup.KIND_CPU)
+    assert (folder / "1" / "model.onnx").read_bytes() == (int8_folder / file).read_bytes()
+    session = onnxruntime.InferenceSession(folder / "1" / "model.onnx")
+    dims = tuple(config.input[0].dims)
+    image = np.frombuffer((folder / "warmup" / "image").read_bytes(), np.float32).reshape(1, *dims)
+    (logits,) = session.run(["logits"], {"image": image})
+    assert np.array_equal(logits, load(int8_folder, engine=file, threads=1).run(image)["logits"])
+    for run, options, says in (
+        (int8_folder, ["--precision", "fp16"], "no graph in fp16 for ONNX Runtime"),
+        (demo_folder, ["--precision", "int8"], "int8 is made by --backend"),
+        (int8_folder, ["--precision", "int8", "--backend", "openvino"], "reads no precision"),
+        (int8_folder, ["--precision", "int8", "--engine", "auto"], "leave out --precision"),
+        (int8_folder, ["--precision", "int8", "--backend", "tensorrt"], "takes --engine NAME"),
+        (int8_folder, ["--precision", ""], "--precision is empty"),
+    ):
+        assert main(["triton", str(run), *models, *options]) == errors.ConfigError.exit_code
+        assert says in capsys.readouterr().err
+    run_command("triton", str(int8_folder), *models, "--precision", "fp32", "--name", "full")
+    write_all(int8_folder, tmp_path / "all")
+    written = sorted(path.name for path in (tmp_path / "all").iterdir())
+    assert written == [int8_folder.name, f"{int8_folder.name}-int8"]
 
 
 def test_outputs_without_a_batch_axis_are_not_served(uint8_folder: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from atm_export.graph.saving import (
     written,
 )
 from atm_export.measure.accuracy.runners import traced_graph
-from atm_export.resolve import resolve
+from atm_export.resolving import resolve
 from atm_export.runs.golden import read_golden
 from atm_export.runs.graphs import locations, read_graph
 from atm_export.runs.reading import open_run

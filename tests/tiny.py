@@ -51,7 +51,7 @@ def tiny_vit(
     if not positions:
         with torch.no_grad():
             model.pos_embed.zero_()
-    return TimmBackbone(model, "tiny")
+    return TimmBackbone(model.eval().requires_grad_(False), "tiny")
 
 
 @cache

@@ -80,7 +80,7 @@ from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
 from atm_export.model.zoo import load_model
-from atm_export.resolve import resolve
+from atm_export.resolving import resolve
 from atm_export.runs.writing import versions
 from atm_export.tasks.base import names
 

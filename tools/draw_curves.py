@@ -24,6 +24,7 @@ import torch
 from atm_export.choice import Choice
 from atm_export.errors import OutputError
 from atm_export.inputs import normalize
+from atm_export.loose_files import put_files
 from atm_export.measure.data.samples import open_samples
 from atm_export.methods.atm import AtmSettings, OperatingPoint
 from atm_export.methods.plan import MergePlan
@@ -33,10 +34,10 @@ from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
 from atm_export.model.zoo import load_model
-from atm_export.place import put_files, refuse_loss
+from atm_export.place import refuse_loss
 from atm_export.preprocess import read_image
 from atm_export.prove.intervals import share_facts
-from atm_export.resolve import resolve
+from atm_export.resolving import resolve
 from atm_export.tasks.classify import LOGITS
 
 POINTS = (  # seven rows of table A2, DeiT-T, and a cheaper one of the same grid

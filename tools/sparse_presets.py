@@ -3,8 +3,8 @@
     python tools/sparse_presets.py deit_t --weights deit_tiny.safetensors --images imagenet/val
 
 For each number of GFLOPs, theta_min is found on every eighth image (`measure.budget`), for each set
-of blocks; all images then say what it costs and loses. Writes docs/sparse-MODEL.json, and into
-export_configs/presets/MODEL.yaml the set that moves the answers least (KL to the unmerged model).
+of blocks; all images then say what it costs and loses. Writes docs/results/sparse-MODEL.json, and
+into export_configs/presets/MODEL.yaml the set that moves the answers least (KL to the unmerged).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from preset_files import put_presets
+from results import FOLDER
 
 from atm_export.config import ModelSpec
 from atm_export.errors import ConfigError
@@ -27,9 +28,8 @@ from atm_export.methods.given import settings_of
 from atm_export.model.plan import plan_for
 from atm_export.model.zoo import load_model
 from atm_export.model_configs import file_name, load_model_config
-from atm_export.resolve import Budget
+from atm_export.resolving import Budget
 
-ROOT = Path(__file__).parents[1]
 CURVE = {"alpha": 1.0, "beta": 0.035, "theta_min": 0.88}
 SETS = ("3,5,7,9,11", "4,6,8,10", "4,7,10")
 GFLOPS = (0.98, 0.9, 0.85, 0.78)
@@ -55,11 +55,13 @@ def main() -> None:
             try:
                 found, _ = within_budget(model, start, some, Budget(gflops, frozenset()))
             except ConfigError as error:  # few merges, the first of them early, save no more
-                print(f"| {blocks} | {error} |", flush=True)
+                print(f"{gflops:g} GFLOPs, blocks {blocks}: {error}", flush=True)
                 continue
             facts = divergence(model, plan_for(model.backbone, found), known).facts()
             rows.append({"goal": gflops, "settings": flattened(found), **facts})
-            print(line(rows[-1]), flush=True)
+            print(
+                f"{gflops:g} GFLOPs, blocks {blocks or 'all'}: KL {facts['kl']['mean']}", flush=True
+            )
     facts = {
         "model": args.model,
         "weights": model.weights["sha256"],
@@ -69,24 +71,17 @@ def main() -> None:
         "rows": rows,
     }
     name = file_name(args.model)
-    (ROOT / "docs" / f"sparse-{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
-    put_presets(name, {f"sparse-{goal:.2f}": best(rows, goal) for goal in GFLOPS}, "sparse")
+    text = json.dumps(facts, indent=1, sort_keys=True) + "\n"
+    (FOLDER / f"sparse-{name}.json").write_text(text, encoding="utf-8")
+    found = {f"sparse-{goal:.2f}": best(rows, goal) for goal in GFLOPS}
+    put_presets(name, {key: preset for key, preset in found.items() if preset}, "sparse")
 
 
-def line(row: dict[str, Any]) -> str:
-    """A row of the table in docs/sparse.md."""
-    kl, blocks = row["kl"], row["settings"].get("merge_blocks")
-    return (
-        f"| {'all' if blocks is None else ', '.join(map(str, blocks))} | "
-        f"{row['settings']['theta_min']:g} | {row['gflops']:.3f} | "
-        f"{row['agreement']['percent']:.1f} | "
-        f"{kl['mean']:.4f} ({kl['low']:.4f} to {kl['high']:.4f}) |"
-    )
-
-
-def best(rows: list[dict[str, Any]], goal: float) -> dict[str, Any]:
+def best(rows: list[dict[str, Any]], goal: float) -> dict[str, Any] | None:
     """As a preset: of the sets of blocks at one cost the one with the least KL."""
     few = [row for row in rows if row["goal"] == goal and row["settings"].get("merge_blocks")]
+    if not few:
+        return None
     row = min(few, key=lambda row: row["kl"]["mean"])
     settings = {k: v for k, v in row["settings"].items() if v is not None}
     measured = {

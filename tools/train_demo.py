@@ -76,7 +76,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from atm_export.errors import OutputError
-from atm_export.place import put_files, refuse_loss
+from atm_export.loose_files import put_files
+from atm_export.place import refuse_loss
 
 ARCHITECTURE: dict[str, Any] = {
     "img_size": 56,

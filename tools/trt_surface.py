@@ -20,7 +20,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from atm_export.place import put_files
+from atm_export.loose_files import put_files
 
 OUT = Path("build") / "trt_surface"
 # What the project uses, and what it must know to be gone.

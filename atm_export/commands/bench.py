@@ -61,8 +61,9 @@ class BenchOptions:
     precisions: Annotated[
         str,
         Parameter(
-            help="fp32, int8, or all. int8: every candidate in ONNX Runtime's form for CPUs, the "
-            "run's own file where it has one; the others are calibrated on the images."
+            help="fp32, bf16, int8, or all. Below fp32 every candidate is measured in the form of "
+            "each backend that has it (bf16: openvino; int8: onnxruntime, openvino), the run's own "
+            "file where it has one; the others are calibrated on the images."
         ),
     ] = FP32
     batches: Annotated[str, Parameter(help="Batch sizes, a list.")] = "1,8,32"

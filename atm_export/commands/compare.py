@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from atm_export import place
+from atm_export import loose_files, place
 from atm_export.bounds import (
     MAX_BATCH,
     MAX_ROUNDS,
@@ -23,6 +23,7 @@ from atm_export.bounds import (
     numbers_of,
     whole,
 )
+from atm_export.choice import WantedTask
 from atm_export.errors import ConfigError
 from atm_export.measure.data.classes import ClassOrder
 from atm_export.measure.data.whole import DataPlace
@@ -61,6 +62,10 @@ class CompareOptions:
         ),
     ] = None
     weights: Annotated[str, _shown("pretrained, or a checkpoint file.")] = "pretrained"
+    task: Annotated[
+        WantedTask,
+        _shown("As for an export. Embeddings are compared by cosine and nearest neighbours."),
+    ] = "auto"
     labels: Annotated[Path | None, _shown("Labels file, as for evaluate.")] = None
     class_order: Annotated[
         ClassOrder | None, _shown("What class folders mean, as for evaluate.")
@@ -85,6 +90,7 @@ class CompareOptions:
             whole(self.rounds, "--rounds", 0, MAX_ROUNDS),
             checked_threads(self.threads, "--threads"),
             cores if self.workers is None else whole(self.workers, "--workers", 0, MAX_WORKERS),
+            self.task,
         )
 
 
@@ -105,7 +111,8 @@ def compare(
 
     Each is exported into --out and proven (what is there already is used again), judged on the
     images by the eager reference (KL to the unmerged model, agreement with it, accuracy where
-    labels are known; with 95 % intervals) and timed in ONNX Runtime beside the unmerged export.
+    labels are known; of embeddings 1 - cosine, and whether the nearest neighbour among the images
+    stays; with 95 % intervals) and timed in ONNX Runtime beside the unmerged export.
     Methods that do not apply to the model are named with the reason. Writes compare.json,
     compare.svg and report.html.
 
@@ -128,7 +135,7 @@ def compare(
 
         facts = run_all(task, out, say)
     _write(out, facts)
-    _print(Console(width=max(120, Console().width)), facts)
+    _print(Console(width=max(140, Console().width)), facts)
     print(f"written   {out}/: {', '.join(FILES)}")
     return 0
 
@@ -160,30 +167,33 @@ def _write(out: Path, facts: dict[str, Any]) -> None:
     from atm_export.report.front import standing_alone
 
     text = json.dumps(facts, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    svg = standing_alone(divergence_chart(facts["rows"]))
+    svg = standing_alone(divergence_chart(facts))
     written = (text, svg, compared_page(facts))
-    place.put_files(out, {n: t.encode() for n, t in zip(FILES, written, strict=True)})
+    loose_files.put_files(out, {n: t.encode() for n, t in zip(FILES, written, strict=True)})
 
 
 def _print(console: Console, facts: dict[str, Any]) -> None:
-    from atm_export.report.compared import speeds
+    from atm_export.report.compared import judged_by, speeds
 
     title = f"{facts['model']}, {facts['images']} images, about {facts['gflops']:g} GFLOPs"
     table = Table(box=box.SIMPLE, title_justify="left", title=title)
-    for name in ("method", "GFLOPs", "KL to unmerged (95 %)", "agreement %", "top-1 %"):
+    judge = judged_by(facts)
+    names = ("method", "GFLOPs", f"{judge.apart.title} (95 %)", judge.same.title, "top-1 %")
+    for name in names if facts["unmerged"]["top1"] else names[:-1]:
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-    table.add_column("times as fast", justify="right")
-    table.add_column("FLOPs ratio", justify="right")
-    table.add_column("settings")
+    table.add_column("times as fast", justify="right", max_width=8)
+    table.add_column("FLOPs ratio", justify="right", max_width=6)
+    table.add_column("settings", overflow="fold")
     timed = speeds(facts)
     for row in facts["rows"]:
-        kl, speed = row["kl"], timed.get(row["name"], [])
+        apart, speed = row[judge.apart.key], timed.get(row["name"], [])
+        top1 = [] if row["top1"] is None else [f"{row['top1']['percent']:.1f}"]
         table.add_row(
             row["name"],
             f"{row['gflops']:.3f}",
-            f"{kl['mean']:.4f} ({kl['low']:.4f} to {kl['high']:.4f})",
-            f"{row['agreement']['percent']:.1f}",
-            "-" if row["top1"] is None else f"{row['top1']['percent']:.1f}",
+            f"{apart['mean']:.4f} ({apart['low']:.4f} to {apart['high']:.4f})",
+            f"{row[judge.same.key]['percent']:.1f}",
+            *top1,
             " ".join(f"{each['speedup']['median']:.2f}" for each in speed),
             " ".join(f"{each['flops_ratio']:.2f}" for each in speed),
             row["origin"],

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from atm_export.backends import ONNXRUNTIME, TENSORRT, backends
+from atm_export.backends import TENSORRT, backends
 from atm_export.errors import ConfigError
 from atm_export.numbers import Whole
 
 if TYPE_CHECKING:
     from atm_export.backends.tensorrt.settings import EngineSettings
+    from atm_export.low_precision import Low
 
 ENGINES = Group("Engines", sort_key=4)
 
@@ -60,9 +61,9 @@ class EngineOptions:
         str | None,
         _option(
             "Of engines: fp32, fp16, bf16, fp8, int8; several by commas (default: fp16). Of "
-            "--backend onnxruntime: fp32, int8 (default: fp32); int8 adds "
-            "model.int8.onnxruntime.onnx for CPUs (docs/int8.md). Matching, LayerNorm and softmax "
-            "stay in FP32; fp8 and int8 are calibrated on --images (ONNX Runtime: --calibrate "
+            "--backend onnxruntime: fp32, int8, of --backend openvino: fp32, bf16, int8 (default: "
+            "fp32); int8 adds model.int8.onnxruntime.onnx for CPUs, and so on (docs/int8.md). "
+            "Matching stays in FP32; fp8 and int8 are calibrated on --images (graphs: --calibrate "
             "first), else on the images that ship."
         ),
     ] = None
@@ -100,30 +101,32 @@ class EngineOptions:
             backends[name]
         return tuple(found)
 
-    def low_precisions(self) -> tuple[str, ...]:
-        """Precisions below FP32 of the graph for ONNX Runtime, where it is named as a backend;
-        ConfigError for one that it has not, unless engines take it."""
-        chosen = self.chosen()
-        if self.precision is None or ONNXRUNTIME not in chosen:
+    @property
+    def graphs_on(self) -> list[str]:
+        """Backends named that run graphs, not engines."""
+        return [name for name in self.chosen() if not backends[name].engines]
+
+    def low_precisions(self) -> tuple[Low, ...]:
+        """Precisions below FP32 of graphs, for backends that are named and run them; ConfigError
+        for one that none of them has, unless engines take it."""
+        if self.precision is None or not self.graphs_on:
             return ()
-        from atm_export import low_precision
         from atm_export.backends.tensorrt import settings
+        from atm_export.low_precision import low_precisions
 
         names = [each.value for each in settings.parse_precisions(self.precision)]
-        if TENSORRT in chosen:
-            names = [name for name in names if name in low_precision.POSSIBLE]
-        return low_precision.low_precisions(names)
+        return low_precisions(names, self.graphs_on, engines=TENSORRT in self.chosen())
 
     def settings(self) -> EngineSettings | None:
         """The engine settings, None without `--trt`; ConfigError names what is wrong or given in
         vain."""
         if TENSORRT not in self.chosen():
             given, plain = asdict(self), asdict(NO_ENGINES)
-            apart = ("backend", "trt", *(("precision",) if ONNXRUNTIME in self.chosen() else ()))
+            apart = ("backend", "trt", *(("precision",) if self.graphs_on else ()))
             vain = [n for n in given if n not in apart and given[n] != plain[n]]
             if vain:
                 names = ", ".join(f"--{name.replace('_', '-')}" for name in vain)
-                more = ", or --backend onnxruntime" if vain == ["precision"] else ""
+                more = ", or --backend onnxruntime or openvino" if vain == ["precision"] else ""
                 raise ConfigError(f"{names}: of use only with --trt{more}; add it")
             return None
         from atm_export.backends.tensorrt import settings

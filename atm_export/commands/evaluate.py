@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
+from atm_export.errors import AtmExportError
 from atm_export.measure.accuracy.batches import Options
-from atm_export.measure.accuracy.evaluation import Place, evaluate_run, result_names
+from atm_export.measure.accuracy.evaluation import evaluate_run, result_names
+from atm_export.measure.accuracy.place import Place
 from atm_export.measure.data.classes import ClassOrder
 from atm_export.numbers import Whole
 from atm_export.report.evaluation import print_evaluation
+from atm_export.report.progress import images_shown
 from atm_export.report.results import add_results, open_with_report, refuse_loss
 
-
-class _Rate(ProgressColumn):
-    """Images per second of this session."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:.1f} images/s" if speed else "")
+BOUNDS = ("min_agreement", "min_cosine", "min_recall")
 
 
 @Parameter(name="*")
@@ -45,7 +33,7 @@ class EvaluateOptions:
         str,
         Parameter(
             help="eager (PyTorch), onnxruntime (CUDA where there is one), onnxruntime-int8, "
-            "openvino, tensorrt, ..."
+            "openvino, openvino-bf16, openvino-int8, tensorrt, ..."
         ),
     ] = "onnxruntime"
     labels: Annotated[
@@ -82,6 +70,35 @@ class EvaluateOptions:
     workers: Annotated[
         Whole | None, Parameter(help="Decoding processes (default: one a core; 0: none).")
     ] = None
+    class_vectors: Annotated[
+        Path | None,
+        Parameter(
+            help="For embeddings: an .npz that makes classes of them. `vectors` [classes, dim], "
+            "such as CLIP's text embeddings (the largest cosine wins), or a linear probe's "
+            "`weight` [classes, dim] and `bias`; `labels` names the classes, as the folders do."
+        ),
+    ] = None
+    min_agreement: Annotated[
+        float | None,
+        Parameter(
+            help="For classes: exit code 1 where the agreement with the unmerged model is lower, "
+            "in percent (its 95 % interval excludes it)."
+        ),
+    ] = None
+    min_cosine: Annotated[
+        float | None,
+        Parameter(
+            help="For embeddings: exit code 1 where their median cosine with the unmerged model's "
+            "is lower (0.98)."
+        ),
+    ] = None
+    min_recall: Annotated[
+        float | None,
+        Parameter(
+            help="For embeddings: exit code 1 where fewer images keep their nearest neighbour "
+            "(recall@1), in percent (its 95 % interval excludes it)."
+        ),
+    ] = None
     max_unreadable: Annotated[
         Whole, Parameter(help="Images that may fail to decode; each is named and left out.")
     ] = 10
@@ -99,7 +116,13 @@ class EvaluateOptions:
 
     def place(self, imagenet: str) -> Place:
         """Where the images and their labels are."""
-        return Place(imagenet, self.labels, self.real, self.split, self.class_order)
+        return Place(
+            imagenet, self.labels, self.real, self.split, self.class_order, self.class_vectors
+        )
+
+    def bounds(self) -> dict[str, float]:
+        """The bounds that were given."""
+        return {name: getattr(self, name) for name in BOUNDS if getattr(self, name) is not None}
 
 
 USUAL = EvaluateOptions()
@@ -124,46 +147,22 @@ def evaluate(
     ] = None,
     threads: Annotated[Whole, Parameter(help="CPU threads of the model (0: all).")] = 0,
 ) -> int:
-    """Measure a finished run on labelled images.
+    """Measure a finished run on labelled images, or embeddings on any images.
 
     Prints top-1 and top-5 with 95 % (Wilson) intervals, agreement with the unmerged model, GFLOPs
     and tokens per block; writes evaluation-RUNNER.json and predictions-RUNNER.csv into the run
     folder and draws report.html anew. Interrupted, the same command goes on where it was.
 
+    A run of --task embed needs no labels: it prints the cosine with the unmerged embeddings
+    (median, worst 1 %), recall@k (the unmerged nearest neighbour is among the merged k nearest of
+    the folder) and overlap@k (of the k nearest neighbours), and by --class-vectors classes.
+
         atm-export evaluate build/deit_s-a2-3.23 --imagenet imagenet/val
         atm-export evaluate build/deit_s-a2-3.23 --imagenet photos --labels photos.txt
+        atm-export evaluate build/deit_s-a2-3.23-embed --imagenet photos --min-cosine 0.98
     """
-    return evaluate_folder(run, options.place(imagenet), options.options(), weights, threads)
-
-
-class _Shown:
-    """Progress of an evaluation: a bar, or where nobody watches a line at every tenth."""
-
-    def __init__(self, console: Console, bar: Progress) -> None:
-        self.console, self.bar = console, bar
-        self.task = bar.add_task("starting", total=None)
-        self.last = -1
-
-    def say(self, text: str) -> None:
-        self.bar.update(self.task, description=text)
-
-    def progress(self, done: int, total: int) -> None:
-        self.bar.update(self.task, completed=done, total=total, description="evaluating")
-        tenth = 10 * done // max(total, 1)
-        if not self.console.is_terminal and tenth != self.last:
-            print(f"evaluating: {done} of {total} images", flush=True)
-        self.last = tenth
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
-        console=console,
-    )
+    place, how = options.place(imagenet), options.options()
+    return evaluate_folder(run, place, how, weights, threads, options.bounds())
 
 
 def evaluate_folder(
@@ -172,17 +171,18 @@ def evaluate_folder(
     options: Options,
     weights: str | None = None,
     threads: int = 0,
+    bounds: Mapping[str, float] | None = None,
 ) -> int:
-    """Evaluate, print, and add the results to the run folder."""
+    """Evaluate, print, and add the results to the run folder; AtmExportError where they break one
+    of the `bounds`."""
     run = open_with_report(folder, f"evaluation-{options.runner}.json")
     refuse_loss(folder, result_names(options.runner))
-    console = Console(stderr=True)
-    with _bar(console) as bar:
-        shown = _Shown(console, bar)
+    with images_shown("evaluating") as shown:
         evaluation = evaluate_run(
             run,
             place,
             options,
+            bounds=bounds,
             weights=weights,
             threads=threads,
             say=shown.say,
@@ -191,4 +191,6 @@ def evaluate_folder(
     add_results(folder, evaluation.files())
     evaluation.journal.unlink(missing_ok=True)
     print_evaluation(Console(soft_wrap=True), evaluation.facts)
+    if evaluation.broken:
+        raise AtmExportError(f"{folder}: {'; '.join(evaluation.broken)}")
     return 0

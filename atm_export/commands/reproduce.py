@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from atm_export import place
+from atm_export import loose_files, place
 from atm_export.bounds import MAX_BATCH, MAX_WORKERS, checked_threads, whole
 from atm_export.errors import ConfigError
 from atm_export.measure.data.classes import ClassOrder
@@ -34,7 +34,7 @@ def reproduce(
         tuple[str, ...],
         _shown(
             "MODEL=FILE (or MODEL=pretrained): weights that are here; deit_t-fine-tuned=FILE for "
-            "table A3. May be given again."
+            "table A3. May be given again (default: the published weights of every model)."
         ),
     ] = (),
     table: Annotated[
@@ -121,7 +121,7 @@ def _write(out: Path, facts: dict[str, Any]) -> None:
 
     text = json.dumps(facts, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     written = (text, reproduced_page(facts))
-    place.put_files(out, {n: t.encode() for n, t in zip(FILES, written, strict=True)})
+    loose_files.put_files(out, {n: t.encode() for n, t in zip(FILES, written, strict=True)})
 
 
 def _print(console: Console, facts: dict[str, Any]) -> None:

@@ -28,20 +28,33 @@ def triton(
             "lower precisions)."
         ),
     ] = None,
+    precision: Annotated[
+        str | None,
+        Parameter(
+            help="Serve the run's graph of ONNX Runtime in this precision, on the CPU: fp32 "
+            "(default), int8."
+        ),
+    ] = None,
     name: Annotated[str | None, Parameter(help="The model's name (default: the run's).")] = None,
 ) -> int:
     """See `commands.TRITON`."""
     from atm_export.triton import write_repository
 
-    _show(write_repository(run, triton_repo, backend=backend, engine=engine, name=name))
+    written = write_repository(
+        run, triton_repo, backend=backend, engine=engine, precision=precision, name=name
+    )
+    _show(written)
     return 0
 
 
 def write_all(run: Path, repository: Path) -> None:
-    """The run for ONNX Runtime; under names of their own, the same for other backends that it was
-    proven on and that Triton has, and each engine that Triton can load."""
+    """The run for ONNX Runtime; under names of their own, its graphs in low precision, the same for
+    other backends that it was proven on and that Triton has, and each engine that Triton can load.
+    """
+    from atm_export.backends import ONNXRUNTIME
     from atm_export.runs.reading import open_run
-    from atm_export.triton import GRAPHS, SERVED_FLAVOR, default_name, write_repository
+    from atm_export.triton import default_name, write_repository
+    from atm_export.triton_graphs import GRAPHS, SERVED_FLAVOR
 
     opened = open_run(run)
     _show(write_repository(opened, repository))
@@ -49,6 +62,9 @@ def write_all(run: Path, repository: Path) -> None:
         if backend in opened.manifest.proven_on:
             name = f"{default_name(run)}-{backend}"
             _show(write_repository(opened, repository, backend=backend, name=name))
+    for precision in opened.manifest.low_precision_of(ONNXRUNTIME):
+        name = f"{default_name(run)}-{precision}"
+        _show(write_repository(opened, repository, precision=precision, name=name))
     for file, facts in opened.manifest.engines.items():
         if facts.flavor == SERVED_FLAVOR:
             name = f"{default_name(run)}-trt-{facts.precision}"

@@ -12,15 +12,16 @@ import torch
 from cyclopts import Parameter
 from rich.console import Console
 
-from atm_export import place
+from atm_export import loose_files, place
 from atm_export.backends import ONNXRUNTIME
 from atm_export.backends.threads import use_threads
 from atm_export.bounds import checked_threads
+from atm_export.choice import WantedTask
 from atm_export.config import Preset
 from atm_export.errors import ConfigError
 from atm_export.measure.data.classes import ClassOrder
 from atm_export.measure.tune.latency import Race
-from atm_export.measure.tune.objective import Known, Limits
+from atm_export.measure.tune.objective import Known
 from atm_export.measure.tune.search import LocalWorkers, Workers, load_optuna, pareto
 from atm_export.measure.tune.space import said
 from atm_export.measure.tune.tune import Tuned, Tuning, require
@@ -30,9 +31,11 @@ from atm_export.methods.base import shown
 from atm_export.model_configs import add_user_preset, check_preset, file_name
 from atm_export.numbers import Whole
 from atm_export.report.front import front_csv, front_svg
+from atm_export.tasks.judge import Limits
 
 FILES = ("pareto.csv", "pareto.svg", "tune.json")
 JOURNAL = "journal"
+LIMITS = ("max_drop", "min_agreement", "min_cosine", "min_recall", "max_distance")
 IMAGES = (
     "Your images: class folders, a flat folder (with --labels or without any), tar files or "
     "hfds/NAME. A few hundred are enough."
@@ -57,13 +60,32 @@ class TuneOptions:
         Whole | None,
         _shown("Tune on this many images; the others then confirm the result."),
     ] = None
+    task: Annotated[
+        WantedTask,
+        _shown("As for an export: embeddings are judged by cosine and nearest neighbours."),
+    ] = "auto"
     max_drop: Annotated[
-        float, _shown("Top-1 that may be lost, in points (where labels are known).")
-    ] = 0.0
+        float | None,
+        _shown("For classes: top-1 that may be lost, in points, where labels are known (0)."),
+    ] = None
     min_agreement: Annotated[
-        float, _shown("Least agreement with the unmerged model, in percent.")
-    ] = 96.0
-    max_distance: Annotated[float, _shown("Largest mean cosine distance of the class token.")] = 1.0
+        float | None,
+        _shown("For classes: least agreement with the unmerged model, in percent (96)."),
+    ] = None
+    min_cosine: Annotated[
+        float | None,
+        _shown("For embeddings: least median cosine with the unmerged model's (0.98)."),
+    ] = None
+    min_recall: Annotated[
+        float | None,
+        _shown(
+            "For embeddings: images whose nearest neighbour among the images stays (recall@1), in "
+            "percent (75)."
+        ),
+    ] = None
+    max_distance: Annotated[
+        float | None, _shown("Largest mean cosine distance of the class token (1).")
+    ] = None
     trials: Annotated[Whole, _shown("Operating points to try, resumed ones included.")] = 80
     minutes: Annotated[float, _shown("Stop after this time.")] = 30.0
     method: Annotated[str, _shown("The method to tune.")] = USUAL_METHOD
@@ -103,12 +125,13 @@ class TuneOptions:
             use=self.use,
             batch=self.batch,
             workers=(os.cpu_count() or 1) if self.workers is None else self.workers,
-            limits=Limits(self.max_drop, self.min_agreement, self.max_distance),
+            limits={n: getattr(self, n) for n in LIMITS if getattr(self, n) is not None},
             trials=self.trials,
             minutes=self.minutes,
             methods=self._methods(),
             optional=self._optional(),
             race=Race(self.backend, self.batch) if self.goal == "latency" else None,
+            task=self.task,
         )
 
     def _methods(self) -> tuple[str, ...]:
@@ -156,6 +179,8 @@ def tune(
 
     With labels top-1 may drop by --max-drop; always the merged model must agree with the unmerged
     one (by a standard error more than --min-agreement, so that it holds on other images too).
+    Of embeddings (--task embed) the median cosine must keep --min-cosine, and the share of images
+    whose nearest neighbour stays --min-recall, likewise by a standard error.
     Searches the method's settings (alpha, beta and theta_min on the paper's grid) with Optuna, and
     with --merge-blocks which blocks merge; hopeless points are stopped after a few batches. Killed,
     the same command goes on. Writes the preset into presets/ of your config folder
@@ -165,6 +190,7 @@ def tune(
         atm-export tune deit_s --images photos --use 200
         atm-export deit_s --preset tuned
         atm-export tune deit_t --images photos --for latency --batch 1
+        atm-export tune deit_t --task embed --images photos --min-cosine 0.98 --min-recall 80
     """
     checked_threads(threads, "--threads")
     load_optuna()
@@ -226,8 +252,9 @@ def _so_far(results: list[dict[str, Any]], trials: int) -> str:
 
 
 def _write(out: Path, tuned: Tuned) -> None:
-    front = pareto(tuned.results)
+    front = pareto(tuned.results, tuned.judge.merit.key)
     facts = {
+        "task": tuned.task,
         "unmerged": tuned.known,
         "chosen": tuned.chosen,
         "confirmed": tuned.confirmed,
@@ -235,10 +262,10 @@ def _write(out: Path, tuned: Tuned) -> None:
         "stopped_early": sum(r["hopeless"] for r in tuned.results),
         "pareto": front,
     }
-    svg = front_svg(tuned.results, front, tuned.known, tuned.chosen)
+    svg = front_svg(tuned.results, front, tuned.known, tuned.chosen, tuned.judge)
     text = json.dumps(facts, indent=1, sort_keys=True) + "\n"
-    written = (front_csv(front, tuned.names), svg, text)
-    place.put_files(out, {n: t.encode() for n, t in zip(FILES, written, strict=True)})
+    written = (front_csv(front, tuned.names, tuned.judge), svg, text)
+    loose_files.put_files(out, {n: t.encode() for n, t in zip(FILES, written, strict=True)})
 
 
 def _print(console: Console, model: str, name: str, tuned: Tuned, path: Path) -> None:
@@ -252,13 +279,9 @@ def _print(console: Console, model: str, name: str, tuned: Tuned, path: Path) ->
         if not facts or not plain:
             continue
         saved = 100 * (facts["gflops"] / plain["gflops"] - 1)
-        top1 = ""
-        if facts["top1"] is not None:
-            top1 = f"top-1 {facts['top1']:.2f} %, unmerged {plain['top1']:.2f} %; "
         lines.append(
             f"{what:9s} {facts['images']} images: {facts['gflops']:.3f} of {plain['gflops']:.3f} "
-            f"GFLOPs ({saved:+.0f} %); {top1}agreement {facts['agreement']:.2f} %, "
-            f"class token within {facts['distance']:.4f}"
+            f"GFLOPs ({saved:+.0f} %); {tuned.judge.trial_text(facts, plain)}"
         )
     if "speedup" in chosen:
         lines.append(

@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from cyclopts import Parameter
 
-from atm_export import place
+from atm_export import loose_files, place
 from atm_export.errors import ConfigError
 from atm_export.imagefiles import is_folder
 from atm_export.measure.insight import fates
@@ -51,7 +51,7 @@ def visualize(
     place.refuse_loss(out, names)
     for file, name in zip(files, names, strict=True):
         picture, told = _drawn(subject, file, plain)
-        place.put_files(out, {name: picture})
+        loose_files.put_files(out, {name: picture})
         print(f"{out / name}: {told}")
     return 0
 

@@ -18,7 +18,7 @@ from atm_export.graph import translations, translations_ragged
 from atm_export.graph.pieces import Block, Entry, Head
 from atm_export.graph.sheet import Sheet, Translations, place
 from atm_export.inputs import InputSpec
-from atm_export.methods.plan import MergePlan
+from atm_export.methods.plan import Form, MergePlan
 from atm_export.model.backbone import Backbone
 from atm_export.rewrite import names as named
 from atm_export.rewrite.block import TwinBlock
@@ -35,6 +35,7 @@ def onnx_from_model(
     spec: InputSpec,
     *,
     opset: int = 20,
+    form: Form = "plain",
 ) -> ir.Model:
     """The traced graph: the task's outputs, tokens_per_block [blocks], token_maps [blocks, batch,
     tokens] (where every embedded token is after each block), patch_to_token [batch, patches].
@@ -52,7 +53,7 @@ def onnx_from_model(
     )
     counts, maps = ["tokens"] * len(plan.blocks), [where] * len(plan.blocks)
     if plan.merges:
-        answer, counts, maps = _place_blocks(sheet, Twin(backbone, plan), answer[0], where)
+        answer, counts, maps = _place_blocks(sheet, Twin(backbone, plan, form), answer[0], where)
     for output, value in zip(backbone.outputs, answer, strict=True):
         sheet.node("Identity", [value], output.name)
     _place_trace(sheet, backbone, plan, counts, maps)

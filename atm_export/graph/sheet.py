@@ -76,13 +76,18 @@ def place(
         )
         copy.attribute.extend(node.attribute)
         placed.append(copy)
-    _tag(graph.node, placed)
+    _tag(graph.node, placed, sheet.nodes)
     sheet.nodes.extend(placed)
     return [names[value.name] for value in graph.output]
 
 
-def _tag(given: Sequence[onnx.NodeProto], placed: Sequence[onnx.NodeProto]) -> None:
-    """Tag what belongs to a rule, and what makes the values that it is handed."""
+def _tag(
+    given: Sequence[onnx.NodeProto],
+    placed: Sequence[onnx.NodeProto],
+    before: Sequence[onnx.NodeProto],
+) -> None:
+    """Tag what belongs to a rule, and what makes the values that it is handed, in this piece or in
+    one `before` it."""
     modules = [f"'{kind.__module__}.{kind.__qualname__}'" for kind in OF_RULES]
     within = [
         any(p.key == MODULES and name in p.value for p in node.metadata_props for name in modules)
@@ -92,7 +97,9 @@ def _tag(given: Sequence[onnx.NodeProto], placed: Sequence[onnx.NodeProto]) -> N
     for node, own in zip(placed, within, strict=True):
         if own:
             node.metadata_props.add(key=named.RULE, value="")
-        elif handed & set(node.output):
+    for node in (*before, *placed):
+        tags = {p.key for p in node.metadata_props}
+        if handed & set(node.output) and not tags & {named.RULE, named.SIGNAL}:
             node.metadata_props.add(key=named.SIGNAL, value="")
 
 

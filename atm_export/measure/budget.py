@@ -20,7 +20,7 @@ from atm_export.model.flops import trace_gmacs, unmerged_gmacs
 from atm_export.model.plan import plan_for, shape_of
 from atm_export.model.reference import run_reference
 from atm_export.model.zoo import load_model
-from atm_export.resolve import Budget
+from atm_export.resolving import Budget
 
 
 def meeting(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from atm_export.comparison import smallest
 from atm_export.errors import UnsupportedModelError
 from atm_export.methods.base import Method, MethodSettings, ModelShape
 from atm_export.methods.moves import Blocks, Moves, within
@@ -24,6 +25,7 @@ from atm_export.methods.rule import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+RELATIVE = 5  # FP32 noise of a score, relative to it, over that of a cosine (seen: 3 to 10)
 SOFTENED = 1e-6  # what the official softmax adds to numerator (divided by n) and denominator
 
 
@@ -48,12 +50,15 @@ class Sampling(BlockRule):
     def decide(self, signals: Signals) -> Moves:
         import torch
 
-        order, u = self._sorted(signals)
-        samples = self._samples(u)
-        hit = (u.unsqueeze(1) - samples.unsqueeze(2)).abs().argmin(dim=2)
+        order, u, share = self._sorted(signals)
+        samples, borders = self._samples(u), _borders(u)
+        # The nearest, and where two lie at one place the first for what lies before it.
+        hit = torch.searchsorted(borders, samples)
         alive = torch.zeros_like(u, dtype=torch.bool).scatter(1, hit, True)
         moved_to = _moved_to(torch.zeros_like(alive).scatter(1, order, alive), signals.prefix)
-        return Moves(moved_to, float((_borders(u).unsqueeze(2) - samples.unsqueeze(1)).abs().min()))
+        firm = float((borders.unsqueeze(2) - samples.unsqueeze(1)).abs().min())
+        apart = _apart(share[:, 1:], share[:, :-1])[alive[:, 1:] != alive[:, :-1]].tolist()
+        return Moves(moved_to, smallest([firm, *apart]))
 
     def _samples(self, u: Tensor) -> Tensor:
         """Evenly from the least u above 0 to 1, [B, targets]."""
@@ -63,8 +68,9 @@ class Sampling(BlockRule):
         steps = torch.arange(self.targets) / max(self.targets - 1, 1)
         return y0 + (1 - y0) * steps
 
-    def _sorted(self, signals: Signals) -> tuple[Tensor, Tensor]:
-        """Patches by rising score, and the cumulated score of each from 0 to 1; [B, P]."""
+    def _sorted(self, signals: Signals) -> tuple[Tensor, Tensor, Tensor]:
+        """Patches by rising score, the cumulated score of each from 0 to 1, and the share of each
+        in all scores; [B, P]."""
         from atm_export.methods.sampling import WHOLE
 
         assert signals.attention is not None
@@ -72,9 +78,10 @@ class Sampling(BlockRule):
         score = _scores(row, values, row.shape[2])[:, signals.prefix :]
         whole = (score / score.sum(dim=1, keepdim=True) * WHOLE).round()
         order = whole.argsort(dim=1, stable=True)
-        total = whole.gather(1, order).long().cumsum(dim=1)
+        whole = whole.gather(1, order)
+        total = whole.long().cumsum(dim=1)
         total = total - total[:, :1]
-        return order, total.float() / total[:, -1:].clamp(min=1).float()
+        return order, total.float() / total[:, -1:].clamp(min=1).float(), whole / WHOLE
 
     def reduce(self, tokens: Tensor, sizes: Tensor, decision: Moves, prefix: int) -> Reduced:
         kept = decision.moved_to[0] >= 0
@@ -83,21 +90,21 @@ class Sampling(BlockRule):
     def follow(self, signals: Signals, moved_to: Tensor) -> tuple[Moves, float]:
         import torch
 
-        order, u = self._sorted(signals)
+        order, u, share = self._sorted(signals)
         own, alive = self.decide(signals), moved_to >= 0
         if not torch.equal(_moved_to(alive[:, signals.prefix :], signals.prefix), moved_to):
             raise NotFollowed("tokens move to other places than those that stay")
-        given = alive[:, signals.prefix :].gather(1, order)[0].tolist()
-        ours = (own.moved_to[:, signals.prefix :] >= 0).gather(1, order)[0].tolist()
-        samples = self._samples(u)[0]
-        ends = [-torch.inf, *_borders(u)[0].tolist(), torch.inf]
+        given = alive[:, signals.prefix :].gather(1, order)[0]
+        ours = (own.moved_to[:, signals.prefix :] >= 0).gather(1, order)[0]
+        samples, end = self._samples(u)[0], torch.full((1,), torch.inf)
+        ends = torch.cat([-end, _borders(u)[0], end])
         worst = 0.0
-        for i, (a, b) in enumerate(zip(given, ours, strict=True)):
-            if a == b:
-                continue
+        for i in (given != ours).nonzero().flatten().tolist():
             off = torch.maximum(ends[i] - samples, samples - ends[i + 1])
-            inside = off[off < 0]
-            worst = max(worst, float(off.min()) if a else float((-inside).max()))
+            moved = off.min() if given[i] else -off[off < 0].min()
+            swaps = (given != ours) & (given != given[i])  # with which it may have changed places
+            apart = _apart(share[0, swaps], share[0, i])
+            worst = max(worst, smallest([float(moved), *apart.tolist()]))
         return Moves(moved_to, own.firm), worst
 
     def apply(self, signals: GraphSignals) -> GraphReduced:
@@ -155,6 +162,11 @@ def _scores(row: Tensor, values: Tensor, count: Any) -> Tensor:
     most = row.amax(dim=2, keepdim=True)
     softened = (row + SOFTENED / count * most) / (1 + SOFTENED * most)
     return softened.sum(dim=1) * values.norm(dim=2)
+
+
+def _apart(one: Tensor, other: Tensor) -> Tensor:
+    """How much two scores differ, in the unit of margins: within it their order is anyone's."""
+    return (one - other).abs() / one.clamp(min=SOFTENED) / RELATIVE
 
 
 def _borders(u: Tensor) -> Tensor:

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from atm_export.errors import ConfigError
 from atm_export.methods.base import Knob, Method, MethodSettings, ModelShape, SearchSpace, shown
+from atm_export.methods.diffrate_schedules import PUBLISHED, Published
 from atm_export.methods.keep import one_class_token
 from atm_export.methods.plan import MergePlan
 from atm_export.methods.rule import (
@@ -29,36 +31,6 @@ if TYPE_CHECKING:
 
 Counts = tuple[Annotated[int, Field(ge=2, le=65_536)], ...]
 OWN = "give --set prune=... and --set merge=..., one count a block"
-
-
-@dataclass(frozen=True)
-class Published:
-    """Schedules that the authors learnt for a model of 197 tokens and 12 blocks (OpenGVLab/DiffRate
-    at 91ae3e37, compression_rate.json): by target in GFLOPs, the tokens that pruning and merging
-    leave in each block; None: its lists are not at hand."""
-
-    model: str
-    width: int
-    pooled: bool
-    schedules: Mapping[float, tuple[tuple[int, ...], tuple[int, ...]] | None]
-
-
-DEIT_T = {
-    0.7: (
-        (197, 196, 194, 180, 150, 123, 98, 82, 68, 60, 52, 3),
-        (197, 196, 192, 158, 133, 103, 88, 72, 64, 58, 49, 3),
-    ),
-    0.9: (
-        (197, 197, 196, 190, 182, 166, 141, 125, 113, 105, 99, 3),
-        (197, 196, 194, 188, 172, 147, 129, 115, 107, 103, 96, 3),
-    ),
-}
-PUBLISHED = (
-    Published("DeiT-T", 192, False, {0.6: None, 0.8: None, 1.0: None, **DEIT_T}),
-    Published("DeiT-S", 384, False, dict.fromkeys((2.3, 2.5, 2.7, 2.9, 3.1))),
-    Published("DeiT-B", 768, False, dict.fromkeys((8.7, 10.0, 10.4, 11.5, 12.5))),
-    Published("MAE ViT-B", 768, True, {11.5: None}),
-)
 
 
 class DiffrateSettings(MethodSettings):
@@ -174,17 +146,18 @@ class Diffrate(Method):
         return f"diffrate-own-{settings.merge[len(settings.merge) // 2]}-{settings.merge[-1]}"
 
     def dial(self, settings: DiffrateSettings, shape: ModelShape) -> Sequence[Mapping[str, Any]]:
-        """The published schedules that are at hand."""
-        return [{"target": target} for target in _at_hand(shape)]
+        """The published schedules."""
+        return [{"target": target} for target in _targets(shape)]
 
     def search_space(self, shape: ModelShape, settings: Any = None) -> SearchSpace | None:
-        """The published schedules that are at hand."""
-        at_hand = _at_hand(shape)
-        if len(at_hand) < 2:
+        """The published schedules, where their targets are a grid."""
+        targets = _targets(shape)
+        gaps = {round(b - a, 6) for a, b in pairwise(targets)}
+        if len(gaps) != 1:
             return None
-        low, high = min(at_hand), max(at_hand)
-        step = round((high - low) / (len(at_hand) - 1), 6)
-        return SearchSpace((Knob("target", low, high, step),), ({"target": high},))
+        return SearchSpace(
+            (Knob("target", targets[0], targets[-1], gaps.pop()),), ({"target": targets[-1]},)
+        )
 
 
 def _schedule(settings: DiffrateSettings, shape: ModelShape) -> tuple[Counts, Counts]:
@@ -207,10 +180,10 @@ def _model_of(shape: ModelShape) -> Published | None:
     return next((m for m in PUBLISHED if (m.width, m.pooled) == kind), None)
 
 
-def _at_hand(shape: ModelShape) -> list[float]:
-    """Targets whose schedules are here, from the cheapest on."""
+def _targets(shape: ModelShape) -> list[float]:
+    """Those that are published for the model, from the cheapest on."""
     model = _model_of(shape)
-    return sorted(t for t, lists in model.schedules.items() if lists) if model else []
+    return sorted(model.schedules) if model else []
 
 
 def _published(target: float, shape: ModelShape) -> tuple[Counts, Counts]:
@@ -221,11 +194,7 @@ def _published(target: float, shape: ModelShape) -> tuple[Counts, Counts]:
             f"target={target:g}: schedules are published for {names} at 224 pixels, not for this "
             f"model; {OWN}"
         )
-    if found := model.schedules.get(target):
-        return found
-    at_hand = ", ".join(f"{t:g}" for t, lists in model.schedules.items() if lists) or "none"
-    missing = ", ".join(f"{t:g}" for t, lists in model.schedules.items() if not lists)
-    raise ConfigError(
-        f"target={target:g}: of the published schedules of {model.model} {at_hand} at hand, "
-        f"{missing} missing here; {OWN}"
-    )
+    if target not in model.schedules:
+        known = ", ".join(f"{each:g}" for each in model.schedules)
+        raise ConfigError(f"target={target:g}: published for {model.model} are {known}; or {OWN}")
+    return model.schedules[target]

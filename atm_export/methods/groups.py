@@ -55,12 +55,6 @@ class Groups(NamedTuple):
         total = own + joins.sum(dim=2, keepdim=True)
         return Shares(self, total, own / total, joins / total)
 
-    def sums(self, x: Tensor) -> Tensor:
-        """Sums [B, K, C] of the rows of x [B, n, C] by group."""
-        place = torch.arange(self.kept.shape[1]).unsqueeze(1)
-        joins = (self.into.unsqueeze(1) == place).to(x.dtype)
-        return take_rows(x, self.kept) + joins @ take_rows(x, self.merged)
-
 
 class Shares(NamedTuple):
     """Weights of groups [B, K, 1], and of those the shares of the kept [B, K, 1] and of the merged
@@ -75,12 +69,3 @@ class Shares(NamedTuple):
         """Weighted means [B, K, C] of the rows of x [B, n, C] by group."""
         joining = self.joined @ take_rows(x, self.groups.merged)
         return take_rows(x, self.groups.kept) * self.own + joining
-
-    def fused(self, maps: Tensor) -> Tensor:
-        """`fused` of an attention map [B, H, n, n]."""
-        batch, heads, n, _ = maps.shape
-        left = self.total.shape[1]
-        by_key = self.groups.sums(maps.permute(0, 3, 1, 2).reshape(batch, n, heads * n))
-        by_query = by_key.reshape(batch, left, heads, n).permute(0, 3, 2, 1)
-        merged = self.means(by_query.reshape(batch, n, heads * left))
-        return merged.reshape(batch, left, heads, left).transpose(1, 2)

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator
 
 from atm_export.errors import UnsupportedModelError
 from atm_export.methods.base import Knob, Method, MethodSettings, ModelShape, SearchSpace
-from atm_export.methods.moves import Blocks, Moves, within
+from atm_export.methods.moves import Blocks, Moves, at_place, least_ranked, within
 from atm_export.methods.plan import MergePlan
 from atm_export.methods.rule import (
     BlockRule,
@@ -118,11 +118,10 @@ class Fusion(BlockRule):
         to, to_of_odd = moved_to[0::2].tolist(), moved_to[1::2].tolist()
         highest, staying = score.amax(dim=1), len(to) - self.r // 2
         try:
-            lasts = [min((float(highest[i]), -i) for i in _at(to, k)) for k in range(staying)]
-            alone = [_at(to_of_odd, k)[0] for k in range(staying, len(moved_to) - self.r)]
-            kept = [-i for _, i in lasts]
+            kept = least_ranked([at_place(to, k) for k in range(staying)], highest)
+            alone = [at_place(to_of_odd, k)[0] for k in range(staying, len(moved_to) - self.r)]
             merged = sorted(set(range(len(to))) - set(kept))
-            best = [max(score[i, _at(to_of_odd, to[i])].tolist()) for i in merged]
+            best = [max(score[i, at_place(to_of_odd, to[i])].tolist()) for i in merged]
         except (IndexError, ValueError):
             raise NotFollowed("not what two directions of merging give") from None
         back = [i for i, place in enumerate(to_of_odd) if place < staying]
@@ -169,7 +168,7 @@ class Fusion(BlockRule):
             shares.means(tokens),
             groups.shares(sizes).total,
             groups.moved_to(),
-            attention=shares.fused(maps),
+            shares=shares,
         )
 
     def translations(self) -> Mapping[Callable[..., Any], Callable[..., Any]]:
@@ -203,10 +202,6 @@ def _behind(x: Tensor) -> Tensor:
     """log(min x / x): 0 for the least of an image, below for others."""
     log = x.log()
     return log.amin(dim=1, keepdim=True) - log
-
-
-def _at(places: list[int], place: int) -> list[int]:
-    return [i for i, each in enumerate(places) if each == place]
 
 
 class Mctf(Method):

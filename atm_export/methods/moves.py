@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+ALIKE = 16.0  # steps of a score (scores.SPAN): about 2e-6, within the noise of FP32
+
+
 @dataclass(frozen=True)
 class Moves(Decision):
     """moved_to [B, n]: new place of each token; weights [B, n, 1]: by which those of one place are
@@ -26,6 +29,24 @@ class Moves(Decision):
 
     def margin(self) -> float:
         return self.firm
+
+
+def at_place(places: list[int], place: int) -> list[int]:
+    """Tokens that went to a place."""
+    return [i for i, each in enumerate(places) if each == place]
+
+
+def least_ranked(groups: list[list[int]], rank: Tensor) -> list[int]:
+    """Of each group of tokens, groups in the order of their places, the one of least rank; where
+    those stand in another order, the first in order of those that rank alike within noise."""
+    least = [-min((float(rank[i]), -i) for i in group)[1] for group in groups]
+    if least == sorted(least):
+        return least
+    found: list[int] = []
+    for group, last in zip(groups, least, strict=True):
+        near = [i for i in group if rank[i] <= rank[last] + ALIKE]
+        found.append(next((i for i in near if i > max(found, default=-1)), last))
+    return found
 
 
 def _spelled_out(value: Any) -> Any:

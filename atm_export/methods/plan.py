@@ -7,8 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from atm_export.methods.rule import BlockRule
+
+# How a graph of a plan is written; all forms decide and compute the same. "stepped": token counts
+# are padded to steps, for backends to which every length that they have not seen is dear.
+Form = Literal["plain", "stepped"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,11 @@ class MergePlan:
         if self.per_image:
             return "per-image"
         return "adaptive" if self.adaptive else "frozen"
+
+    def has_form(self, form: Form, tokens: int) -> bool:
+        """Whether it can be written so; tokens: that are embedded."""
+        rules = [block for block in self.blocks if block is not None]
+        return form == "plain" or (bool(rules) and all(rule.takes_steps(tokens) for rule in rules))
 
     def frozen(self, counts: Sequence[int]) -> MergePlan:
         """The same plan with a fixed number of tokens removed per block (which ones stays

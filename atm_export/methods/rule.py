@@ -17,6 +17,8 @@ from atm_export.errors import ConfigError, UnsupportedModelError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from atm_export.methods.groups import Shares
+
 Signal = Literal["key_metric", "keys", "values", "attention", "class_attention"]
 
 
@@ -30,6 +32,7 @@ class Signals:
     sizes; where [B, N0]: places of the embedded tokens, -1 where one was dropped. prefix: leading
     tokens that stay, in front. class_attention [B, N]: the first token's row of attention, mean
     over heads. attention and class_attention are None where the rule does not ask for them.
+    margins: whether anything will ask how firm the decision was; else that may be NaN.
     """
 
     keys: Tensor
@@ -37,9 +40,14 @@ class Signals:
     attention: Tensor | None
     tokens: Tensor
     sizes: Tensor
-    where: Tensor
+    places: Callable[[], Tensor]
     prefix: int
     class_attention: Tensor | None = None
+    margins: bool = True
+
+    @property
+    def where(self) -> Tensor:
+        return self.places()
 
 
 class Decision(ABC):
@@ -53,12 +61,16 @@ class Decision(ABC):
 
 @dataclass(frozen=True)
 class Reduced:
-    """Tokens [B, n, D], merging sizes [B, n, 1], and where each old token went [B, N] (int64;
-    -1: dropped)."""
+    """Tokens [B, n, D], merging sizes [B, n, 1], and places: where each old token went [B, N]
+    (int64; -1: dropped), or what computes that once somebody asks."""
 
     tokens: Tensor
     sizes: Tensor
-    moved_to: Tensor
+    places: Tensor | Callable[[], Tensor]
+
+    @property
+    def moved_to(self) -> Tensor:
+        return self.places() if callable(self.places) else self.places
 
 
 @dataclass(frozen=True)
@@ -89,13 +101,13 @@ class GraphSignals:
 class GraphReduced:
     """tokens [B, m, D], sizes [B, m, 1] (None: as they were, all 1), moved_to [B, n], and the
     number of tokens that remain ([1]; [B] where images differ; None: what `tokens_after` says).
-    attention [B, H, m, m]: the map of a rule that is `before_attention`."""
+    shares: of a rule that is `before_attention`, by which the queries of its map are averaged."""
 
     tokens: Tensor
     sizes: Tensor | None
     moved_to: Tensor
     remaining: Tensor | None = None
-    attention: Tensor | None = None
+    shares: Shares | None = None
 
 
 @dataclass(frozen=True)
@@ -209,6 +221,15 @@ class BlockRule(ABC):
     def apply_each(self, signals: GraphSignals) -> GraphReduced:
         """The same where each image decides for itself: padding has size 0, and goes last."""
         raise UnsupportedModelError("this method has no form for --merge per-image")
+
+    def takes_steps(self, tokens: int) -> bool:
+        """Whether `apply_stepped` is a form of it for a model of so many tokens."""
+        return False
+
+    def apply_stepped(self, signals: GraphSignals, step: int, each: bool) -> GraphReduced:
+        """The same for backends to which every new length is dear: tokens are padded (size 0, last)
+        to a multiple of `step`. each: each image decides for itself."""
+        raise NotImplementedError
 
     def translations(self) -> Mapping[Callable[..., Any], Callable[..., Any]]:
         """The ONNX of the torch operators that `apply` calls, beyond plain torch."""

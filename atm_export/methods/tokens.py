@@ -36,7 +36,10 @@ class Capacity:
 
 def rows(x: Tensor, index: Tensor) -> Tensor:
     """Rows of x [B, n, C] at index [B, K]: [B, K, C]."""
-    return x.gather(1, index.unsqueeze(2).expand(-1, -1, x.shape[2]))
+    batch, n, channels = x.shape
+    first = torch.arange(0, batch * n, n, device=x.device).unsqueeze(1)
+    taken = x.reshape(-1, channels).index_select(0, (index + first).reshape(-1))
+    return taken.reshape(batch, index.shape[1], channels)
 
 
 @torch.library.custom_op("atm_export::take_rows", mutates_args=())

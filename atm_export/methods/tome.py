@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from atm_export.errors import ConfigError
 from atm_export.methods.base import Method, MethodSettings, ModelShape, proportional
@@ -16,12 +16,18 @@ from atm_export.methods.sparse import MergeBlocks, blocks_label, blocks_words, m
 ScheduleShape = Literal["constant", "decreasing", "increasing"]
 
 
+def _several(value: Any) -> Any:
+    return (value,) if type(value) is int else value
+
+
 class TomeSettings(MethodSettings):
     """r: tokens merged per block, one number or one a block; schedule: how one number spreads;
     merge_blocks: where they merge (None: in every block)."""
 
     name: Literal["tome"] = "tome"
-    r: tuple[Annotated[int, Field(ge=0, le=65_536)], ...] | None = None
+    r: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=65_536)], ...] | None, BeforeValidator(_several)
+    ] = None
     schedule: ScheduleShape = "constant"
     merge_blocks: MergeBlocks = None
 

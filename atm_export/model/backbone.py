@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from atm_export.config import ModelSpec
-from atm_export.errors import ConfigError, UnsupportedModelError
+from atm_export.errors import UnsupportedModelError
 from atm_export.inputs import RGB, InputSpec, Pixels, Preprocessing
 from atm_export.registry import Registry
 from atm_export.tasks import tasks
@@ -60,6 +60,7 @@ class Backbone(nn.Module, ABC):
     proportional: whether ATM uses proportional attention on this family.
     classes: numbers that the head gives an image. task: what they are, a name of `tasks`.
     image_size, channels: of the image that `embed` takes. grid: tokens along each of its axes.
+    fixed: parameters of its model that are no weights: neither trained nor random.
     """
 
     task: str = Classify.name
@@ -71,6 +72,7 @@ class Backbone(nn.Module, ABC):
     channels: int = RGB
     classes: int
     grid: tuple[int, ...]
+    fixed: tuple[str, ...] = ()
 
     @property
     def pooled(self) -> bool:
@@ -105,14 +107,10 @@ class Backbone(nn.Module, ABC):
         """The output whose rows rank classes, where there is one."""
         return tasks[self.task].ranks
 
-    def require_ranks(self, what: str) -> str:
-        """The same; ConfigError where `what` needs one and the task has none."""
-        if self.ranks is None:
-            raise ConfigError(
-                f"{what} needs an output that ranks classes; the task '{self.task}' gives "
-                f"{', '.join(names(self.outputs))}"
-            )
-        return self.ranks
+    @property
+    def judged(self) -> str:
+        """The output that commands judge: the one that ranks classes, or else the main one."""
+        return self.ranks or self.outputs[0].name
 
     def named(self, answer: Answer) -> dict[str, Tensor]:
         """What `head` or `plain` gave, by output; UnsupportedModelError for another answer than the
@@ -175,7 +173,8 @@ class LoadedModel:
     """A backbone with its weights and the facts that travel with every artifact.
 
     own_images: reads what proves it in the place of the photographs that ship. Raises
-    UnsupportedModelError where the preprocessing is not of the backbone's size and channels.
+    UnsupportedModelError where the preprocessing is not of the backbone's size and channels. The
+    backbone is put into evaluation, without gradients.
     """
 
     name: str
@@ -198,6 +197,7 @@ class LoadedModel:
                     f"{self.name}: the {what} of the preprocessing is {told}, the model takes "
                     f"{takes}; say it in the family, or under preprocessing in the config"
                 )
+        backbone.eval().requires_grad_(False)
 
     def input(self, *, uint8: bool = False) -> InputSpec:
         """What its graph takes."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from timm.models.vision_transformer import VisionTransformer
 
 from atm_export import demo
@@ -18,12 +20,14 @@ def build_demo(spec: ModelSpec) -> LoadedModel:
     card = demo.card()
     model = VisionTransformer(**card["architecture"])
     size = card["architecture"]["img_size"]
+    shipped = spec.weights == "pretrained"
     if spec.weights == "random":
+        source = "random"
         randomize(model)
     else:
-        shipped = spec.weights == "pretrained"
-        path = str(demo.FOLDER / "weights.safetensors") if shipped else spec.weights
-        load_strictly(model, read_checkpoint(path), path)
+        path = demo.FOLDER / "weights.safetensors" if shipped else Path(spec.weights)
+        source = "atm-export demo" if shipped else path.name
+        load_strictly(model, read_checkpoint(path), str(path))
     if spec.image_size not in (None, size):
         if spec.image_size % card["architecture"]["patch_size"]:
             raise ConfigError(
@@ -38,12 +42,12 @@ def build_demo(spec: ModelSpec) -> LoadedModel:
             backbone.image_size, 1.0, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
         ),
         weights={
-            "source": "random" if spec.weights == "random" else "atm-export demo",
+            "source": source,
             "meaningless_accuracy": spec.weights == "random",
             "sha256": state_digest(model),
         },
         labels=tuple(str(digit) for digit in range(10)),
-        licence="Apache-2.0 (weights); CC BY 4.0 (digits)",
+        licence="Apache-2.0 (weights); CC BY 4.0 (digits)" if shipped else None,
         own_images=digits,
     )
 

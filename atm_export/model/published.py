@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -19,9 +20,10 @@ from atm_export.model.backbone import Backbone, BlockParts, LoadedModel
 from atm_export.model.weights import load_strictly, randomize, read_checkpoint, state_digest
 
 Shape = TypeVar("Shape")
-
+Renaming = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 PATCH = 16  # pixels a token, each way
+_HASHED = re.compile(r"-([0-9a-f]{8,64})\.pth$")  # torch.hub's rule: a name ends in its sha256
 
 
 class PublishedBackbone(Backbone):
@@ -36,7 +38,7 @@ class PublishedBackbone(Backbone):
 
     def __init__(self, model: Any, image_size: int = 224) -> None:
         super().__init__()
-        self.model = model.eval().requires_grad_(False)
+        self.model = model
         self.image_size = (image_size, image_size)
         self.grid = (image_size // PATCH, image_size // PATCH)
         self.classes = model.head.out_features
@@ -100,17 +102,20 @@ def choose_shape(shapes: Mapping[str, Shape], config: ModelConfig, kind: str) ->
     return replace(shape, **config.options)
 
 
-def load_weights(model: nn.Module, spec: ModelSpec, fixed: Sequence[str] = ()) -> dict[str, Any]:
+def load_weights(
+    model: nn.Module, spec: ModelSpec, fixed: Sequence[str] = (), renamed: Renaming = dict
+) -> dict[str, Any]:
     """Load what `spec.weights` says (pretrained, a file, random); returns the facts about it.
 
-    fixed: parameters that are no weights, and stay as they are where weights are random.
+    fixed: parameters that are no weights, and stay as they are where weights are random. renamed:
+    from the tensors of a file to those of `model`.
     """
     if spec.weights == "random":
         randomize(model, keep=fixed)
         facts: dict[str, Any] = {"source": "random", "meaningless_accuracy": True}
     else:
         path = _fetched(spec) if spec.weights == "pretrained" else Path(spec.weights)
-        load_strictly(model, read_checkpoint(path), str(path))
+        load_strictly(model, renamed(read_checkpoint(path)), str(path))
         facts = {"source": path.name}
     return {**facts, "sha256": state_digest(model)}
 
@@ -126,7 +131,9 @@ def _fetched(spec: ModelSpec) -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(published.url, str(path), progress=False)
+        digest = _HASHED.search(path.name)
+        begins = digest[1] if digest else None
+        torch.hub.download_url_to_file(published.url, str(path), begins, progress=False)
     except (OSError, RuntimeError, ValueError) as error:
         raise WeightsError(
             f"pretrained weights of {spec.name} cannot be fetched from {published.url} "
@@ -201,9 +208,22 @@ def take_apart(block: Any, divisor: float = 1.0) -> BlockParts:
         scale=attn.scale,
         attn_norm=attn.norm,
         proj=attn.proj,
-        scale1=getattr(block, "ls1", nn.Identity()),
+        scale1=_chain(attn.proj_drop, block, "ls1", "drop_path1"),
         norm2=block.norm2,
         mlp=block.mlp,
-        scale2=getattr(block, "ls2", nn.Identity()),
+        scale2=_chain(None, block, "ls2", "drop_path2"),
         divisor=divisor,
     )
+
+
+def _chain(first: nn.Module | None, block: Any, *names: str) -> nn.Module:
+    """What the block has of these, one after another; without those that never do anything."""
+    found = [first, *(getattr(block, name, None) for name in names)]
+    steps = [
+        step
+        for step in found
+        if step is not None
+        and not isinstance(step, nn.Identity)
+        and not (isinstance(step, nn.Dropout) and step.p == 0)
+    ]
+    return steps[0] if len(steps) == 1 else nn.Sequential(*steps) if steps else nn.Identity()

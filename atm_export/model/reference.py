@@ -4,15 +4,17 @@ export."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cache, partial
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from atm_export.methods.plan import MergePlan
-from atm_export.methods.rule import BlockRule, Decision, Signals
+from atm_export.methods.rule import BlockRule, Decision, Reduced, Signals
 from atm_export.methods.tokens import carried
 from atm_export.model.backbone import Backbone, BlockParts
 from atm_export.tasks.base import OutputSpec
@@ -40,7 +42,30 @@ class Trace:
     decisions: tuple[tuple[Decision | None, ...], ...]
 
 
-Decider = Callable[[int, Signals, BlockRule], Decision]
+class Decider(Protocol):
+    """Takes decisions in the place of the rules."""
+
+    def __call__(self, block: int, signals: Signals, rule: BlockRule) -> Decision: ...
+
+
+class Step(NamedTuple):
+    """What one block did: tokens that entered it, that its MLP took, and whose attention it
+    computed; places [B, N0] of the embedded tokens after it (-1: dropped); what was decided."""
+
+    tokens_in: int
+    tokens_out: int
+    attended: int
+    places: Callable[[], Tensor]
+    decision: Decision | None
+
+
+class Pass(NamedTuple):
+    """Tokens [B, n, D] and merging sizes [B, n, 1] after the last block, of which a head that reads
+    the prefix alone gets no other rows; and what each block did."""
+
+    tokens: Tensor
+    sizes: Tensor
+    steps: tuple[Step, ...]
 
 
 @torch.inference_mode()
@@ -55,54 +80,149 @@ def run_reference(backbone: Backbone, plan: MergePlan, image: Tensor) -> Trace:
 def run_batch(
     backbone: Backbone, plan: MergePlan, image: Tensor, decider: Decider | None = None
 ) -> Trace:
-    """One pass in which the batch decides together. `decider` (block, signals, rule) -> Decision
-    takes the decisions in the place of the rules."""
-    x = backbone.embed(image)
-    batch, n, _ = x.shape
-    sizes = torch.ones(batch, n, 1)
-    where = torch.arange(n).expand(batch, n)
-    counts_in, counts_out, attended, maps, decisions = [], [], [], [], []
-    parts = backbone.parts()
-    for i, (part, rule) in enumerate(zip(parts, plan.blocks, strict=True)):
-        counts_in.append(x.shape[1])
-        heads = attention(part, part.norm1(x), sizes if plan.proportional else None)
-        early = rule is not None and rule.before_attention
-        x = x if early else x + heads.out / part.divisor
-        decision = None
-        if rule is not None:
-            signals = _signals(rule, heads, x, sizes, where, backbone.prefix)
-            decision = rule.decide(signals) if decider is None else decider(i, signals, rule)
-            reduced = rule.reduce(x, sizes, decision, backbone.prefix)
-            x, sizes, where = reduced.tokens, reduced.sizes, carried(where, reduced.moved_to)
-            if early:
-                merged = rule.reduce_attention(heads.weights, decision)
-                x = x + attended_by(part, merged, part.norm1(x)) / part.divisor
-        counts_out.append(x.shape[1])
-        attended.append(counts_out[-1] if early else counts_in[-1])
-        maps.append(where)
-        decisions.append((decision,))
-        if part is parts[-1] and backbone.head_rows is not None and plan.merges:
-            x, sizes = x[:, : backbone.head_rows], sizes[:, : backbone.head_rows]
-        x = x + part.scale2(part.mlp(part.norm2(x))) / part.divisor
+    """One pass in which the batch decides together."""
+    x, sizes, steps = run_blocks(backbone, plan, backbone.embed(image), decider)
+    batch = image.shape[0]
+
+    def counts(of: str) -> Tensor:
+        return torch.tensor([getattr(step, of) for step in steps]).unsqueeze(1).expand(-1, batch)
+
     return Trace(
         backbone.named(backbone.head(x, sizes)),
         backbone.outputs,
-        torch.tensor(counts_in).unsqueeze(1).expand(-1, batch),
-        torch.tensor(counts_out).unsqueeze(1).expand(-1, batch),
-        torch.tensor(attended).unsqueeze(1).expand(-1, batch),
-        torch.stack(maps),
+        counts("tokens_in"),
+        counts("tokens_out"),
+        counts("attended"),
+        torch.stack([step.places() for step in steps]),
         x[:, 0],
-        tuple(decisions),
+        tuple((step.decision,) for step in steps),
     )
 
 
+@torch.compiler.disable(recursive=False)
+def run_blocks(
+    backbone: Backbone,
+    plan: MergePlan,
+    x: Tensor,
+    decider: Decider | None = None,
+    margins: bool = True,
+) -> Pass:
+    """The blocks on embedded tokens x [B, N, D]. Gradients flow through what is merged, not through
+    what decides. margins: whether anything will ask how firm decisions were."""
+    batch, n, _ = x.shape
+    state = _State(x, torch.ones(batch, n, 1), partial(_own_places, batch, n))
+    steps: list[Step] = []
+    parts = backbone.parts()
+    for i, (part, rule) in enumerate(zip(parts, plan.blocks, strict=True)):
+        decide = None if rule is None else rule.decide
+        if rule is not None and decider is not None:
+            decide = partial(decider, i, rule=rule)
+        entered = state.x.shape[1]
+        state, decision = _first_half(part, rule, decide, state, plan, backbone.prefix, margins)
+        x, sizes, places = state
+        left = x.shape[1]
+        early = rule is not None and rule.before_attention
+        steps.append(Step(entered, left, left if early else entered, places, decision))
+        if part is parts[-1] and backbone.head_rows is not None and plan.merges:
+            x, sizes = x[:, : backbone.head_rows], sizes[:, : backbone.head_rows]
+        state = _State(_fed_forward(part, x), sizes, places)
+    return Pass(state.x, state.sizes, tuple(steps))
+
+
+class _State(NamedTuple):
+    """Tokens [B, n, D], their merging sizes [B, n, 1], and what computes the places [B, N0] of the
+    embedded ones: few ask."""
+
+    x: Tensor
+    sizes: Tensor
+    places: Callable[[], Tensor]
+
+
+def _own_places(batch: int, n: int) -> Tensor:
+    return torch.arange(n).expand(batch, n)
+
+
+def _first_half(
+    part: BlockParts,
+    rule: BlockRule | None,
+    decide: Callable[[Signals], Decision] | None,
+    state: _State,
+    plan: MergePlan,
+    prefix: int,
+    margins: bool,
+) -> tuple[_State, Decision | None]:
+    """Attention and reduction; what they worked with is free again before the MLP."""
+    x, sizes, places = state
+    heads = _attended(part, x, sizes if plan.proportional else None)
+    early = rule is not None and rule.before_attention
+    x = x if early else _added(part, x, heads.out)
+    if rule is None or decide is None:
+        return _State(x, sizes, places), None
+    signals = _signals(rule, heads, x, sizes, places, prefix, margins)
+    decision, reduced = _reduced(rule, signals, decide)
+    places = cache(partial(_moved, places, reduced))
+    x, sizes = reduced.tokens.to(x.dtype), reduced.sizes
+    if early:
+        merged = rule.reduce_attention(heads.weights, decision)
+        x = _added(part, x, attended_by(part, merged, part.norm1(x)))
+    return _State(x, sizes, places), decision
+
+
+def _attended(part: BlockParts, x: Tensor, sizes: Tensor | None) -> Attended:
+    return attention(part, part.norm1(x), sizes)
+
+
+def _fed_forward(part: BlockParts, x: Tensor) -> Tensor:
+    return _added(part, x, part.scale2(part.mlp(part.norm2(x))))
+
+
+def _added(part: BlockParts, x: Tensor, branch: Tensor) -> Tensor:
+    return x + branch if part.divisor == 1 else x + branch / part.divisor
+
+
+@torch.compiler.disable
+def _reduced(
+    rule: BlockRule, signals: Signals, decide: Callable[[Signals], Decision]
+) -> tuple[Decision, Reduced]:
+    """What is decided, without gradients, and done, both in FP32 whatever autocast says."""
+    with _exactly(signals.tokens.device.type):
+        with torch.no_grad():
+            decision = decide(signals)
+        return decision, rule.reduce(signals.tokens, signals.sizes, decision, signals.prefix)
+
+
+def _exactly(device: str) -> AbstractContextManager[Any]:
+    """Without autocast, where there is any."""
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
+
+
+def _moved(before: Callable[[], Tensor], reduced: Reduced) -> Tensor:
+    """Places [B, N0] of the embedded tokens after a reduction."""
+    return carried(before(), reduced.moved_to)
+
+
+@torch.compiler.disable
 def _signals(
-    rule: BlockRule, heads: Attended, x: Tensor, sizes: Tensor, where: Tensor, prefix: int
+    rule: BlockRule,
+    heads: Attended,
+    x: Tensor,
+    sizes: Tensor,
+    places: Callable[[], Tensor],
+    prefix: int,
+    margins: bool,
 ) -> Signals:
-    """What a rule decides by; of the attention map what it asks for."""
+    """What a rule decides by, at least FP32; of the attention map what it asks for."""
     weights = heads.weights if "attention" in rule.asks else None
     row = heads.weights[:, :, 0].mean(dim=1) if "class_attention" in rule.asks else None
-    return Signals(heads.keys, heads.values, weights, x, sizes, where, prefix, row)
+    keys, values = _full(heads.keys), _full(heads.values)
+    return Signals(keys, values, weights, _full(x), sizes, places, prefix, row, margins)
+
+
+def _full(x: Tensor) -> Tensor:
+    """At least FP32."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 class Attended(NamedTuple):
@@ -126,7 +246,7 @@ def attention(part: BlockParts, x: Tensor, sizes: Tensor | None) -> Attended:
     scores = (q * part.scale) @ k.transpose(-2, -1)
     if sizes is not None:
         scores = scores + sizes.log().reshape(batch, 1, 1, n)
-    weights = F.softmax(scores, dim=-1)
+    weights = F.softmax(_full(scores), dim=-1)
     return Attended(_applied(part, weights, v), k, v, weights)
 
 
@@ -143,7 +263,7 @@ def _heads(part: BlockParts, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _applied(part: BlockParts, weights: Tensor, v: Tensor) -> Tensor:
-    out = (weights @ v).transpose(1, 2).flatten(2)
+    out = (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
     return part.scale1(part.proj(part.attn_norm(out)))
 
 

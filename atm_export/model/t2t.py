@@ -160,6 +160,8 @@ class T2TViT(nn.Module):
 class T2TBackbone(PublishedBackbone):
     """T2T-ViT seen as embed -> blocks -> head."""
 
+    fixed = ("pos_embed",)
+
     def stem_gmacs(self) -> float:
         module = self.model.tokens_to_token
         layers = module_macs(module, self.blank())
@@ -171,7 +173,7 @@ class T2TBackbone(PublishedBackbone):
 def build_t2t(spec: ModelSpec) -> LoadedModel:
     """The T2T-ViT that `spec` names, with its weights."""
     model = T2TViT(choose_shape(SHAPES, spec.config, "T2T-ViT"))
-    return load_published(spec, model, T2TBackbone, fixed=("pos_embed",))
+    return load_published(spec, model, T2TBackbone, fixed=T2TBackbone.fixed)
 
 
 families.add("t2t", build_t2t)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import socket
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers import Attention, Format
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -28,7 +24,9 @@ from atm_export.errors import (
 )
 from atm_export.inputs import Preprocessing
 from atm_export.model.backbone import Backbone, BlockParts, Limited, LoadedModel, families
+from atm_export.model.embedding import Embedding, embedding_of, notes_of
 from atm_export.model.flops import linear_weights, module_macs
+from atm_export.model.hub import HUB, cache_only_without_network, described, weights_of
 from atm_export.model.published import (
     imagenet_labels,
     load_weights,
@@ -36,7 +34,13 @@ from atm_export.model.published import (
     published_licence,
     take_apart,
 )
-from atm_export.model.weights import check_finite, state_digest
+from atm_export.model.weights import (
+    check_finite,
+    load_strictly,
+    read_checkpoint,
+    state_digest,
+)
+from atm_export.tasks.embed import Embed
 
 PLAIN = "timm:vit_small_patch16_224 and timm:vit_small_patch14_dinov2"
 POOLS = ("token", "avg", "avgmax", "max", "map")
@@ -45,10 +49,16 @@ POOLS = ("token", "avg", "avgmax", "max", "map")
 class TimmBackbone(Backbone):
     """A timm VisionTransformer seen as embed -> blocks -> head."""
 
-    def __init__(self, model: VisionTransformer, name: str, proportional: bool = True) -> None:
+    def __init__(
+        self,
+        model: VisionTransformer,
+        name: str,
+        proportional: bool = True,
+        embeds: Embedding | None = None,
+    ) -> None:
         super().__init__()
         refuse_unsupported(model, name)
-        self.model = model.eval().requires_grad_(False)
+        self.model = model
         self.proportional = proportional
         self.prefix = model.num_prefix_tokens
         self.distilled = isinstance(model, VisionTransformerDistilled)
@@ -57,6 +67,10 @@ class TimmBackbone(Backbone):
         self.channels = _channels(model.patch_embed)
         self.grid = tuple(model.patch_embed.grid_size)
         self.classes = model.num_classes or model.num_features
+        self.embeds = embeds
+        if embeds is not None:
+            self.task = Embed.name
+            self.classes = self.classes if embeds.projected else model.head_hidden_size
 
     def embed(self, image: Tensor) -> Tensor:
         model = self.model
@@ -66,11 +80,15 @@ class TimmBackbone(Backbone):
         return [take_apart(block) for block in self.model.blocks]
 
     def head(self, tokens: Tensor, sizes: Tensor | None) -> Tensor:
-        model = self.model
+        model, embeds = self.model, self.embeds
         tokens = model.norm(tokens)
+        bare = embeds is not None and not embeds.projected
         if self.head_rows is not None:
-            return model.forward_head(tokens)
-        return model.head(model.fc_norm(self._pool(tokens, sizes)))
+            answer = model.forward_head(tokens, pre_logits=bare)
+        else:
+            pooled = model.fc_norm(self._pool(tokens, sizes))
+            answer = pooled if bare else model.head(pooled)
+        return F.normalize(answer, dim=-1) if embeds is not None and embeds.normalize else answer
 
     def _pool(self, tokens: Tensor, sizes: Tensor | None) -> Tensor:
         """Pool over tokens, a merged token counting as many times as it holds patches."""
@@ -91,13 +109,19 @@ class TimmBackbone(Backbone):
         return peak if model.global_pool == "max" else 0.5 * (peak + mean)
 
     def plain(self, image: Tensor) -> Tensor:
-        return self.model(image)
+        if self.embeds is None:
+            return self.model(image)
+        features = self.model.forward_features(image)
+        answer = self.model.forward_head(features, pre_logits=not self.embeds.projected)
+        return F.normalize(answer, dim=-1) if self.embeds.normalize else answer
 
     def stem_gmacs(self) -> float:
         return module_macs(self.model.patch_embed, self.blank()) / 1e9
 
     def head_macs(self, tokens: Tensor) -> Tensor:
         heads = [self.model.head] + ([self.model.head_dist] if self.distilled else [])
+        if self.embeds is not None and not self.embeds.projected:
+            heads = []
         total = torch.full_like(tokens, sum(linear_weights(head) for head in heads))
         if self.model.attn_pool is not None:
             pool = self.model.attn_pool
@@ -156,9 +180,10 @@ def refuse_unsupported(model: nn.Module, name: str) -> None:
 
 def build_timm(spec: ModelSpec) -> LoadedModel:
     """The timm family: build, load weights, resize position embeddings as timm does."""
-    config = spec.config
-    pretrained_cfg = _pretrained_cfg(config)
+    config, pretrained_cfg = _source(spec.config)
     options: dict[str, Any] = dict(config.options)
+    if config is not spec.config:
+        options["pretrained_cfg"] = pretrained_cfg
     _refuse_early(config, spec.name, options)
     model = _create(config, options, pretrained=False)
     refuse_unsupported(model, spec.name)
@@ -170,16 +195,37 @@ def build_timm(spec: ModelSpec) -> LoadedModel:
     size = (spec.image_size,) * 2 if spec.image_size else _own_size(options, pretrained_cfg)
     if size != tuple(model.patch_embed.img_size):
         _resize(model, size, spec.name)
-    backbone = TimmBackbone(model, spec.name, config.proportional)
+    embeds = embedding_of(model, spec, config.architecture, pretrained_cfg)
+    backbone = TimmBackbone(model, spec.name, config.proportional, embeds)
     return LoadedModel(
         name=spec.name,
         backbone=backbone,
         preprocessing=_preprocessing(config, pretrained_cfg, backbone.image_size),
         weights=facts,
-        labels=imagenet_labels(model.num_classes),
+        labels=None if embeds else _labels(model, pretrained_cfg),
         licence=_licence(spec, pretrained_cfg),
-        notes=() if model.num_classes else ("no classifier: logits are the pooled features",),
+        notes=notes_of(model, embeds),
     )
+
+
+def _source(config: ModelConfig) -> tuple[ModelConfig, Any]:
+    """The config with the architecture and arguments that a repository of the hub states, where it
+    names one; and what timm says of the weights."""
+    if not config.architecture.startswith(HUB):
+        return config, _pretrained_cfg(config)
+    found = described(config.architecture)
+    if found.architecture not in timm.list_models():
+        raise unknown_name("timm model", found.architecture, timm.list_models())
+    stated = {"architecture": found.architecture, "options": {**found.arguments, **config.options}}
+    return config.model_copy(update=stated), found.cfg
+
+
+def _labels(model: VisionTransformer, cfg: Any) -> tuple[str, ...] | None:
+    """Names of the classes: those that the weights bring, or ImageNet's."""
+    own = cfg.label_names or ()
+    if own and len(own) == model.num_classes and all(isinstance(name, str) for name in own):
+        return tuple(own)
+    return imagenet_labels(model.num_classes)
 
 
 def _refuse_early(config: ModelConfig, name: str, options: dict[str, Any]) -> None:
@@ -218,6 +264,9 @@ def _load_weights(
 ) -> dict[str, Any]:
     if spec.weights != "pretrained" or spec.config.published is not None:
         return load_weights(model, spec)
+    if spec.config.architecture.startswith(HUB):
+        load_strictly(model, read_checkpoint(weights_of(spec.config.architecture)), spec.name)
+        return {"source": spec.config.architecture, "sha256": state_digest(model)}
     model.load_state_dict(_fetch(spec, options).state_dict())
     check_finite(model.state_dict(), spec.name)
     source = f"timm:{model.pretrained_cfg.get('architecture')}"
@@ -232,9 +281,8 @@ def _licence(spec: ModelSpec, cfg: Any) -> str | None:
 
 def _fetch(spec: ModelSpec, options: dict[str, Any]) -> nn.Module:
     offer = "give --weights FILE (.safetensors or .pth) or --weights random"
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
-        with _cache_only_without_network():
+        with cache_only_without_network():
             return _create(spec.config, options, pretrained=True)
     except AtmExportError:
         raise
@@ -243,24 +291,6 @@ def _fetch(spec: ModelSpec, options: dict[str, Any]) -> nn.Module:
             f"pretrained weights of {spec.config.architecture} cannot be fetched "
             f"({type(error).__name__}); {offer}"
         ) from error
-
-
-@contextmanager
-def _cache_only_without_network() -> Iterator[None]:
-    """Where the hub's host does not resolve, look in the local cache alone, without retries."""
-    from huggingface_hub import constants
-
-    host = urlsplit(constants.ENDPOINT).hostname
-    before = constants.HF_HUB_OFFLINE
-    if not getproxies():
-        try:
-            socket.getaddrinfo(host, 443)
-        except OSError:
-            constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 def _own_size(options: Mapping[str, Any], cfg: Any) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from atm_export.config import ModelConfig, ModelSpec
 from atm_export.errors import ConfigError, UnsupportedModelError, unknown_name
 from atm_export.model import SHIPPED
 from atm_export.model.backbone import Family, Limited, LoadedModel, families
+from atm_export.tasks.embed import Embed
 
 MOST_TOKENS = 4096
 
@@ -15,6 +16,12 @@ MOST_TOKENS = 4096
 def load_model(spec: ModelSpec) -> LoadedModel:
     """The model with its weights; errors name the file, key or setting at fault."""
     model = _family(spec.name, spec.config.family)(spec)
+    if spec.task == Embed.name != model.backbone.task:
+        raise ConfigError(
+            f"--task embed: {spec.name} has the task '{model.backbone.task}', and no other"
+        )
+    if spec.normalize and model.backbone.task != Embed.name:
+        raise ConfigError(f"--normalize belongs to --task embed, and {spec.name} classifies")
     tokens = model.backbone.tokens
     if tokens > MOST_TOKENS:
         raise UnsupportedModelError(
@@ -56,3 +63,5 @@ def _register_shipped(family: str) -> None:
         from atm_export.model import t2t  # noqa: F401
     elif family == "timm":
         from atm_export.model import vit  # noqa: F401
+    elif family == "torchvision":
+        from atm_export.model import torchvision_vit  # noqa: F401

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from atm_export.tasks.judge import Count
 
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
-def wilson(hits: int, count: int, z: float = Z95) -> tuple[float, float]:
+def wilson(hits: float, count: int, z: float = Z95) -> tuple[float, float]:
     """Wilson score interval of hits / count, as shares 0..1 (E. B. Wilson, JASA 1927).
 
     Unlike hits/count +- z sigma it stays inside 0..1, and does not vanish at 0 or all hits.
@@ -23,7 +26,7 @@ def wilson(hits: int, count: int, z: float = Z95) -> tuple[float, float]:
     return low, (min(1.0, centre + half) if hits < count else 1.0)
 
 
-def share_facts(hits: int, count: int) -> dict[str, Any]:
+def share_facts(hits: float, count: int) -> dict[str, Any]:
     """percent with its 95 % Wilson interval, and the counts behind it."""
     low, high = wilson(hits, count)
     return {
@@ -33,6 +36,17 @@ def share_facts(hits: int, count: int) -> dict[str, Any]:
         "hits": hits,
         "of": count,
     }
+
+
+def with_intervals(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures of a judge as JSON values: counts become shares with their intervals."""
+    found: dict[str, Any] = {}
+    for name, value in figures.items():
+        if isinstance(value, Count):
+            found[name] = share_facts(value.hits, value.of)
+        else:
+            found[name] = with_intervals(value) if isinstance(value, Mapping) else value
+    return found
 
 
 @dataclass(frozen=True)

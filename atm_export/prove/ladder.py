@@ -16,17 +16,33 @@ import torch
 
 from atm_export.backends import ONNXRUNTIME, backends
 from atm_export.graph.saving import in_memory
-from atm_export.methods.plan import MergePlan
+from atm_export.methods.plan import Form, MergePlan
 from atm_export.model.reference import Trace
 from atm_export.prove.compare import compare, measure
 from atm_export.prove.inputs import Case, Pixels, cases
 from atm_export.prove.judging import judge, own_noise, with_margin
 from atm_export.prove.results import Difference, LadderResult, Rung
-from atm_export.prove.variants import variants
+from atm_export.prove.variants import Constants, variants, with_constants
 from atm_export.rewrite.twin import Twin
 from atm_export.subject import Subject
 
 Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """One translation of a subject: with its trace outputs, and as it ships."""
+
+    traced: ir.Model
+    shipped: ir.Model
+
+    def with_constants(self, constants: Constants) -> Graphs:
+        """The same with other numbers in its blocks."""
+        both = (with_constants(graph, constants) for graph in (self.traced, self.shipped))
+        return Graphs(*both)
+
+
+NO_GRAPHS: Mapping[str, Graphs] = {}
 
 
 @dataclass(frozen=True)
@@ -69,15 +85,22 @@ def climb(
     images: Pixels,
     progress: Progress = lambda text: None,
     on: Sequence[str] = (ONNXRUNTIME,),
+    own: Mapping[str, Graphs] = NO_GRAPHS,
 ) -> LadderResult:
     """Compare every rung on every input. traced, shipped: graphs of the subject; images
-    [k, H, W, C] uint8, real ones; on: names of backends."""
-    steps: list[Step] = []
-    for label, plan, with_trace, plain in variants(subject.plan, traced, shipped):
+    [k, H, W, C] uint8, real ones; on: names of backends; own: graphs of those that have their own.
+    """
+    usual, steps = Graphs(traced, shipped), list[Step]()
+    graphs = {name: own.get(name, usual) for name in on}
+    for label, plan, constants in variants(subject.plan):
         inputs = [_decided(subject, plan, label, case, progress) for case in _cases(images, label)]
-        answers = [_on(name, subject, with_trace, plain, inputs, progress) for name in on]
+        answers = [
+            _on(name, subject, each.with_constants(constants), inputs, progress)
+            for name, each in graphs.items()
+        ]
         if plan.merges:
-            answers.insert(0, _twin(subject, plan, inputs))
+            forms = dict.fromkeys(backends[name].form for name in on if name in own)
+            answers[:0] = [_twin(subject, plan, form, inputs) for form in ("plain", *forms)]
         for given, *found in zip(inputs, *answers, strict=True):
             steps.append(_step(subject, plan, given, [each for each in found if each is not None]))
     return LadderResult(
@@ -123,8 +146,7 @@ def _step(subject: Subject, plan: MergePlan, given: Decided, answers: Sequence[A
 def _on(
     name: str,
     subject: Subject,
-    traced: ir.Model,
-    shipped: ir.Model,
+    graphs: Graphs,
     inputs: Sequence[Decided],
     progress: Progress,
 ) -> list[Answer | None]:
@@ -133,10 +155,10 @@ def _on(
     kind = "onnx" if name == ONNXRUNTIME else f"{name} onnx"
     feeds = [subject.feed(given.pixels) for given in inputs]
     progress(f"the traced graph, {backends[name].title}")
-    with backends[name].open_graph(in_memory(traced)) as runner:
+    with backends[name].open_graph(in_memory(graphs.traced)) as runner:
         told = [runner.run(feed) for feed in feeds]
     progress(f"the graph that ships, {backends[name].title}")
-    with backends[name].open_graph(in_memory(shipped)) as runner:
+    with backends[name].open_graph(in_memory(graphs.shipped)) as runner:
         plain = [
             {f"shipped {kind}": runner.run(feed)} if given.everything else {}
             for given, feed in zip(inputs, feeds, strict=True)
@@ -147,15 +169,18 @@ def _on(
     ]
 
 
-def _twin(subject: Subject, plan: MergePlan, inputs: Sequence[Decided]) -> list[Answer | None]:
+def _twin(
+    subject: Subject, plan: MergePlan, form: Form, inputs: Sequence[Decided]
+) -> list[Answer | None]:
     """None where the twin has nothing to show that it has not shown."""
-    twin = Twin(subject.model.backbone, plan).eval()
+    twin = Twin(subject.model.backbone, plan, form).eval()
+    rung = "twin" if form == "plain" else f"{form} twin"
 
     def answer(pixels: Pixels) -> Answer:
         with torch.inference_mode():
             found, counts, maps = twin(subject.tensor(pixels))
         named = subject.model.backbone.named(found)
         outputs = {name: value.numpy() for name, value in named.items()}
-        return Answer({"twin": outputs}, counts.numpy(), maps.numpy())
+        return Answer({rung: outputs}, counts.numpy(), maps.numpy())
 
     return [answer(given.pixels) if given.everything else None for given in inputs]

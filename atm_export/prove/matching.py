@@ -50,6 +50,27 @@ def lowered_matching(model: ir.Model) -> list[str]:
     """
     typed = copied(model)
     ShapeInferencePass()(typed)
+    seen = _decided_by(typed)
+    order = [value for node in typed.graph for value in (*node.inputs, *node.outputs)]
+    own = (v for v in dict.fromkeys(order) if v is not None and v in seen and _is_own(v))
+    return [str(value.name) for value in own if value.dtype in LOWERED]
+
+
+def matching_nodes(model: ir.Model) -> list[str]:
+    """Names of a traced graph's nodes that make what rules decide by, and that decide."""
+    typed = copied(model)
+    ShapeInferencePass()(typed)
+    seen = _decided_by(typed)
+    return [
+        str(node.name)
+        for node in typed.graph
+        if RULE in node.metadata_props
+        and (_decides(node) or any(value in seen for value in node.outputs))
+    ]
+
+
+def _decided_by(typed: ir.Model) -> set[ir.Value]:
+    """Floats that lead from what a rule was handed to what it decides."""
     seen: set[ir.Value] = set()
     pending = [value for node in typed.graph if _decides(node) for value in _floats(node.inputs)]
     while pending:
@@ -59,9 +80,7 @@ def lowered_matching(model: ir.Model) -> list[str]:
             continue
         seen.add(value)
         pending.extend(_floats(() if node is None else node.inputs))
-    order = [value for node in typed.graph for value in (*node.inputs, *node.outputs)]
-    own = (v for v in dict.fromkeys(order) if v is not None and v in seen and _is_own(v))
-    return [str(value.name) for value in own if value.dtype in LOWERED]
+    return seen
 
 
 def _is_own(value: ir.Value) -> bool:

@@ -1,4 +1,5 @@
-"""The plan of a run, and where counts are decided at run time its extremes, with their graphs."""
+"""The plan of a run, and where counts are decided at run time its extremes, with what their graphs
+hold."""
 
 from __future__ import annotations
 
@@ -13,12 +14,12 @@ from atm_export.graph.reading import copied
 from atm_export.methods.plan import MergePlan
 from atm_export.rewrite.names import of_block
 
+Constants = Mapping[str, Any]  # numbers of blocks, by name
 
-def variants(
-    plan: MergePlan, traced: ir.Model, shipped: ir.Model
-) -> list[tuple[str, MergePlan, ir.Model, ir.Model]]:
+
+def variants(plan: MergePlan) -> list[tuple[str, MergePlan, Constants]]:
     """As configured; and the ends of what its rules may decide (merge nothing, merge all)."""
-    found = [("", plan, traced, shipped)]
+    found: list[tuple[str, MergePlan, Constants]] = [("", plan, {})]
     ends = [{} if rule is None else rule.extremes() for rule in plan.blocks]
     for label in dict.fromkeys(label for each in ends for label in each):
         rules = tuple(
@@ -31,13 +32,14 @@ def variants(
             if label in each
             for name, value in each[label].constants.items()
         }
-        graphs = [_with_constants(graph, constants) for graph in (traced, shipped)]
-        found.append((f"{label}, ", replace(plan, blocks=rules), graphs[0], graphs[1]))
+        found.append((f"{label}, ", replace(plan, blocks=rules), constants))
     return found
 
 
-def _with_constants(model: ir.Model, constants: Mapping[str, Any]) -> ir.Model:
+def with_constants(model: ir.Model, constants: Constants) -> ir.Model:
     """The same graph with other numbers in its blocks; weights are shared."""
+    if not constants:
+        return model
     changed = copied(model)
     for name, value in constants.items():
         held = changed.graph.initializers.get(name)

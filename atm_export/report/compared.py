@@ -9,6 +9,9 @@ from markupsafe import Markup
 
 from atm_export.report.charts import Series, lines
 from atm_export.report.page import environment
+from atm_export.tasks import judge_of
+from atm_export.tasks.classify import Classify
+from atm_export.tasks.judge import Judge
 
 Facts = Mapping[str, Any]
 
@@ -16,7 +19,7 @@ Facts = Mapping[str, Any]
 def compared_page(facts: Facts) -> str:
     """The page: what each method costs, loses and gains."""
     charts = {
-        "divergence": divergence_chart(facts["rows"]),
+        "divergence": divergence_chart(facts),
         "top1": top1_chart(facts),
         "speed": speed_chart(facts),
     }
@@ -25,6 +28,7 @@ def compared_page(facts: Facts) -> str:
         .get_template("compare.html.j2")
         .render(
             facts=facts,
+            judge=judged_by(facts),
             rows=facts["rows"],
             speed=speeds(facts),
             charts={name: Markup(svg) for name, svg in charts.items() if svg},
@@ -40,13 +44,19 @@ def speeds(facts: Facts) -> dict[str, list[Facts]]:
     return found
 
 
-def divergence_chart(rows: Sequence[Facts]) -> str:
-    """KL to the unmerged model against GFLOPs."""
+def judged_by(facts: Facts) -> Judge:
+    """How the compared answers were judged; a classifier's where nothing is said."""
+    return judge_of(facts.get("task", Classify.name), "compare")
+
+
+def divergence_chart(facts: Facts) -> str:
+    """Distance from the unmerged model's answers against GFLOPs: KL, or 1 - cosine."""
+    apart = judged_by(facts).apart
     return lines(
         "Divergence from the unmerged model against GFLOPs",
         "GFLOPs an image",
-        "KL",
-        [_points("KL, 95 % interval", rows, "kl", "mean")],
+        apart.title,
+        [_points(f"{apart.title}, 95 % interval", facts["rows"], apart.key, "mean")],
     )
 
 

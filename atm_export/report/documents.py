@@ -12,6 +12,9 @@ from typing import Any
 from atm_export.errors import RunFolderError
 from atm_export.shapes import Check, fields, flag, items, maybe, number, sha256, table, text, whole
 from atm_export.strict_json import read
+from atm_export.tasks import tasks
+from atm_export.tasks.classify import Classify
+from atm_export.tasks.judge import Judge
 from atm_export.tasks.stated import check_task, task_facts
 
 BENCH_FILE = "bench.json"
@@ -21,7 +24,6 @@ RATIO = number(0, 1e9)
 MS = number(0, 1e9)
 PER_BLOCK = items(number(0, 1e6), 1, 4096)
 
-_SHARE = fields({"percent": maybe(number()), "low": maybe(number()), "high": maybe(number())})
 _LATENCY_ROW = fields(
     {
         "batch": whole(1),
@@ -72,7 +74,7 @@ REPORT = fields(
         ),
     },
 )
-EVALUATION = fields(
+_EVALUATION = fields(
     {
         "runner": text,
         "device": text,
@@ -84,10 +86,7 @@ EVALUATION = fields(
         "tokens": fields({"mean_after_block": PER_BLOCK, "source": text}),
     },
     {
-        "top1": _SHARE,
-        "top5": _SHARE,
-        "agreement": _SHARE,
-        "unmerged": fields({}, {"top1": _SHARE, "top5": _SHARE}),
+        "task": text,
         "rate": fields({}, {"images": whole(), "images_per_s": RATIO, "share_in_model": RATIO}),
     },
 )
@@ -110,6 +109,21 @@ BENCH = fields(
         "recommendation": text,
     }
 )
+
+
+def EVALUATION(facts: Any, at: str) -> None:
+    """Misfit unless this is an evaluation, with what its task's judge says."""
+    _EVALUATION(facts, at)
+    judge = judge_in(facts)
+    if judge is not None:
+        fields({}, judge.shape)(facts, at)
+
+
+def judge_in(facts: Mapping[str, Any]) -> Judge | None:
+    """The judge of an evaluation or comparison (a classifier's where it does not say); None where
+    the task is not known here."""
+    task = facts.get("task", Classify.name)
+    return tasks[task].judge if task in tasks else None
 
 
 def read_document(path: Path, check: Check) -> dict[str, Any]:

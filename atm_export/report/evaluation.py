@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from atm_export.report.documents import output_names
+from atm_export.report.documents import judge_in, output_names
 
 
 def counted_text(share: Mapping[str, Any] | float) -> str:
@@ -48,13 +48,8 @@ def evaluation_lines(facts: Mapping[str, Any]) -> list[str]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in others.items())
         lines.append(f"beside     files that are no images: {kinds}")
     lines += [f"unreadable {row['image']}: {row['reason']}" for row in facts["unreadable"]]
-    for k in ("top1", "top5"):
-        if k in facts:
-            plain = facts.get("unmerged", {}).get(k)
-            beside = f", unmerged {share_text(plain)}" if plain else ""
-            lines.append(f"{k:10s} {share_text(facts[k])}{beside}; 95 % intervals")
-    if "agreement" in facts:
-        lines.append(f"agreement  {share_text(facts['agreement'])} with the unmerged model")
+    judge = judge_in(facts)
+    lines += [] if judge is None else judge.lines(facts, share_text)
     lines += [
         f"GFLOPs     {flops['mean']:.3f} of {flops['unmerged']:.3f} an image ({saved:+.0f} %); "
         f"min {flops['min']:.3f}, median {flops['median']:.3f}, max {flops['max']:.3f}",

@@ -102,6 +102,7 @@ def _notes(preset: Preset, name: str, config: ModelConfig) -> str:
     notes = ["fine-tuned weights"] if preset.fine_tuned else []
     notes += ["fitted"] if preset.fitted and preset.table else []
     notes += [f"GFLOPs {preset.gflops:.2f}"] if preset.gflops and not preset.table else []
+    notes += [preset.published] if preset.published else []
     notes += [_measured(preset.measured)] if preset.measured else []
     notes += ["default"] if name == config.default_preset and not preset.fine_tuned else []
     return "; ".join(notes)

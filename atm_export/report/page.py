@@ -13,9 +13,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from atm_export.config import ModelConfig, exported_config
-from atm_export.methods import methods
+from atm_export.methods import USUAL_METHOD, methods
+from atm_export.report.chart_tables import bars_table, lines_table
 from atm_export.report.charts import Series, bars, lines
 from atm_export.report.evaluation import counted_text, evaluation_lines, parity_text, share_text
+from atm_export.report.verdict import Accuracy, accuracy_of, verdict
 from atm_export.runs.manifest import Manifest
 
 FILE = "report.html"
@@ -46,7 +48,8 @@ def page(
     """The page. pictures: the HTML of `picture_section`, kept when a page is drawn anew."""
     config = exported_config(manifest.config, "manifest.json").model.config
     preset = config.presets.get(manifest.method.preset or "")
-    charts = _charts(report, config, evaluations)
+    accuracy = accuracy_of(report, evaluations)
+    charts = _charts(report, config, accuracy, manifest.answers.ranks is not None)
     if bench is not None and bench["rows"]:
         charts.append(("bench", _bench(bench)))
     files = {name: facts for name, facts in manifest.files.items() if name != FILE}
@@ -67,6 +70,9 @@ def page(
             files=files,
             main=manifest.answers.main.name,
             parity=parity_text(report),
+            accuracy=accuracy,
+            verdict=verdict(manifest, report, accuracy, evaluations),
+            ranks=manifest.answers.ranks is not None,
         )
     )
 
@@ -86,13 +92,15 @@ def picture_section(pictures: Sequence[Mapping[str, Any]], sorted_by_tokens: boo
 def _charts(
     report: Mapping[str, Any],
     config: ModelConfig,
-    evaluations: Sequence[Mapping[str, Any]],
+    accuracy: Accuracy | None,
+    ranks: bool,
 ) -> list[tuple[str, str]]:
     charts = [("tokens", _tokens(report)), ("merges", _merges(report))]
     theta = [t for t in report["method"].get("theta_per_block", ()) if t is not None]
     if theta:
         charts.append(("thresholds", _thresholds(report)))
-    charts.append(("accuracy", _accuracy(report, config, evaluations)))
+    if ranks:
+        charts.append(("accuracy", _accuracy(config, accuracy)))
     if "information_loss" in report:
         charts.append(("loss", _loss(report["information_loss"])))
     if "latency" in report:
@@ -125,49 +133,42 @@ def _thresholds(report: Mapping[str, Any]) -> str:
     return lines("Threshold of each block", "block", "cosine", [Series("threshold", points)])
 
 
-def _accuracy(
-    report: Mapping[str, Any],
-    config: ModelConfig,
-    evaluations: Sequence[Mapping[str, Any]],
-) -> str:
+def _accuracy(config: ModelConfig, accuracy: Accuracy | None) -> str:
     """Figure 4: the paper's curves, and what was measured here."""
     rows = [
-        (p.gflops, p.top1, p.fine_tuned) for p in config.presets.values() if p.gflops and p.top1
+        (p.gflops, p.top1, p.fine_tuned)
+        for p in config.presets.values()
+        if p.gflops and p.top1 and p.chosen.name == USUAL_METHOD
     ]
     series = []
-    for tuned, name in ((False, "paper, no training"), (True, "paper, fine-tuned")):
+    for tuned, name in ((False, "paper's ATM, no training"), (True, "paper's ATM, fine-tuned")):
         points = sorted((gflops, top1) for gflops, top1, fine in rows if fine is tuned)
         if points and config.paper and not tuned:
             points.append((config.paper.gflops, config.paper.top1))
         if points:
             series.append(Series(name, points))
-    here = _measured(report, evaluations)
-    for name, (x, share) in here.items():
-        interval = [(share["low"], share["high"])] if "low" in share else []
-        series.append(Series(name, [(x, share["percent"])], line=False, intervals=interval))
-    if not here and not series:
+    series += [] if accuracy is None else _measured(accuracy)
+    if not series:
         return ""
-    return lines("Accuracy against GFLOPs", "GFLOPs an image", "top-1 %", series, y_most=100.0)
+    x_label, y_label = "GFLOPs an image", "top-1 %"
+    drawn = lines("Accuracy against GFLOPs", x_label, y_label, series, y_most=100.0)
+    return drawn + lines_table(x_label, y_label, series)
 
 
-def _measured(
-    report: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]
-) -> dict[str, tuple[float, Mapping[str, Any]]]:
-    """Points of this run: of the first evaluation with labels, else of the export's own images."""
-    for facts in evaluations:
-        if "top1" in facts and facts["top1"]["percent"] is not None:
-            found = {"this run": (facts["gflops"]["mean"], facts["top1"])}
-            if facts.get("unmerged"):
-                found["unmerged"] = (facts["gflops"]["unmerged"], facts["unmerged"]["top1"])
-            return found
-    own = report.get("accuracy")
-    if own is None:
-        return {}
-    flops = report["gflops"]
-    return {
-        "this run": (flops["mean"], {"percent": own["top1"]}),
-        "unmerged": (flops["unmerged"], {"percent": own["unmerged_top1"]}),
-    }
+def _measured(accuracy: Accuracy) -> list[Series]:
+    """Points of this run, named, with the number of images that they stand on."""
+    shares = (("this run", accuracy.top1), ("unmerged", accuracy.unmerged))
+    return [
+        Series(
+            f"{name}, {accuracy.images} images",
+            [(x, share["percent"])],
+            line=False,
+            intervals=[(share["low"], share["high"])] if "low" in share else [],
+            labels=[name],
+        )
+        for x, (name, share) in zip(accuracy.gflops, shares, strict=True)
+        if share is not None
+    ]
 
 
 def _loss(loss: Mapping[str, Any]) -> str:
@@ -176,7 +177,8 @@ def _loss(loss: Mapping[str, Any]) -> str:
         for theta, row in zip(loss["thetas"], loss["cosine_distance"], strict=True)
     ]
     title = "Information lost where one block alone merges"
-    return lines(title, "block that merges", "cosine distance", series)
+    x_label, y_label = "block that merges", "cosine distance"
+    return lines(title, x_label, y_label, series) + lines_table(x_label, y_label, series)
 
 
 def _latency(latency: Mapping[str, Any]) -> str:
@@ -186,7 +188,8 @@ def _latency(latency: Mapping[str, Any]) -> str:
         for name in ("unmerged", "merged")
     }
     names = [f"batch {row['batch']}" for row in rows]
-    return bars("Median latency an image", "", "ms an image", names, groups)
+    drawn = bars("Median latency an image", "", "ms an image", names, groups)
+    return drawn + bars_table("ms an image", names, groups)
 
 
 def _bench(bench: Mapping[str, Any]) -> str:

@@ -94,8 +94,8 @@ def png(pixels: Pixels) -> bytes:
     return data.getvalue()
 
 
-def data_url(pixels: Pixels) -> str:
+def data_url(pixels: Pixels, quality: int = 82) -> str:
     """A JPEG small enough to lie inside a page."""
     data = io.BytesIO()
-    Image.fromarray(pixels).save(data, "JPEG", quality=82, subsampling=0)
+    Image.fromarray(pixels).save(data, "JPEG", quality=quality, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()

@@ -17,11 +17,12 @@ from atm_export.report.documents import (
     BENCH,
     BENCH_FILE,
     EVALUATION,
+    judge_in,
     read_document,
     read_report,
 )
 from atm_export.report.page import FILE, kept_pictures, page, picture_section
-from atm_export.report.pictures import data_url, drawable, enlarged, regions
+from atm_export.report.pictures import LEAST, coloured, data_url, drawable, regions
 from atm_export.runs import writing
 from atm_export.runs.manifest import Manifest, manifest_of
 from atm_export.runs.reading import Run, open_run, read_manifest
@@ -58,6 +59,7 @@ def pictures_of(
     if not decided_per_image:
         order = sorted(order)
     shown = order if len(order) <= 2 * SHOWN else order[:SHOWN] + order[-SHOWN:]
+    small = min(pixels.shape[1:3]) < LEAST // 2  # the browser enlarges it, by whole pixels
     pictures = [
         {
             "name": names[i] if i < len(names) else f"image {i + 1}",
@@ -65,7 +67,8 @@ def pictures_of(
             "tokens": int(fate.tokens[i]),
             "whole": whole,
             "gflops": float(fate.gmacs[i]),
-            "plain": data_url(enlarged(pixels[i])),
+            "plain": data_url(coloured(pixels[i]), quality=95 if small else 82),
+            "small": small,
             "drawn": data_url(regions(pixels[i], fate.maps[i].numpy(), grid)),
         }
         for k, i in enumerate(shown)
@@ -118,9 +121,14 @@ def _documents(folder: Path, names: Sequence[str]) -> Documents:
     found = [read_document(folder / name, EVALUATION) for name in told]
     return Documents(
         read_report(folder),
-        sorted(found, key=lambda facts: "agreement" not in facts),
+        sorted(found, key=_without_unmerged),
         read_document(folder / BENCH_FILE, BENCH) if BENCH_FILE in names else None,
     )
+
+
+def _without_unmerged(facts: Mapping[str, Any]) -> bool:
+    judge = judge_in(facts)
+    return judge is None or judge.merit.key not in facts
 
 
 def _drawn_anew(folder: Path, manifest: Manifest) -> bytes | None:

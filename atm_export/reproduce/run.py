@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from atm_export.config import ModelSpec
-from atm_export.errors import ConfigError, unknown_name
+from atm_export.errors import ConfigError, WeightsError, unknown_name
 from atm_export.inputs import Pixels
 from atm_export.measure.accuracy.divergence import Unmerged, divergence, run_unmerged
 from atm_export.measure.accuracy.journal import Journal, journal
@@ -24,7 +24,7 @@ from atm_export.model.plan import plan_for
 from atm_export.model.zoo import load_model
 from atm_export.model_configs import load_model_config
 from atm_export.report.pictures import data_url, drawable, enlarged, regions
-from atm_export.reproduce.rows import FINE_TUNED, MODELS, Row, rows_of
+from atm_export.reproduce.rows import FINE_TUNED, MODELS, SWEPT, Row, rows_of
 from atm_export.runs.writing import versions
 from atm_export.settings import validated
 
@@ -35,7 +35,8 @@ STUDIES = ("2", "6", "7", "A1")  # figures that are not curves of rows
 
 @dataclass(frozen=True)
 class Wish:
-    """weights: by model, what was given; batch: instead of the paper's, None: as the paper."""
+    """weights: by model, what was given (nothing: what is published, of every model); batch:
+    instead of the paper's, None: as the paper."""
 
     tables: tuple[str, ...]
     figures: tuple[str, ...]
@@ -52,30 +53,52 @@ def reproduce(wish: Wish, out: Path, say: Say = lambda text: None) -> dict[str, 
     for name in wish.weights:
         if name not in known_names:
             raise unknown_name("model", name, known_names)
-    if not wish.weights:
-        raise ConfigError("give --weights MODEL=FILE for each model whose weights are here")
     measured: list[dict[str, Any]] = []
-    images = 0
+    weights: dict[str, Any] = {}
     studies: dict[str, Any] = {}
-    for name, place in wish.weights.items():
-        own = [row for row in rows if row.needs == name]
-        say(f"{name}: loading the model")
-        model = _model(name, place)
+    images = 0
+    for name, model in _models(wish, rows, say):
         known = _known(wish, model, f"{name}: ", say)
         key, images = _key(name, model, known.pixels), len(known.pixels)
         with journal(out / f"{name}.jsonl", key) as book:
+            own = [row for row in rows if row.needs == name]
             measured += [_measured(row, wish, model, known, book, say) for row in own]
         if set(wish.figures) & set(STUDIES):
             say(f"{name}: what merges where, and what is lost")
             studies[name] = _study(model, known.pixels)
-    missing = [asdict(row) for row in rows if row.needs not in wish.weights]
+        weights[name] = model.weights
     return {
         "images": images,
+        "weights": weights,
         "rows": measured,
-        "missing": missing,
+        "missing": [asdict(row) for row in rows if row.needs not in weights],
         "studies": studies,
         "versions": versions(),
     }
+
+
+def _models(wish: Wish, rows: Sequence[Row], say: Say) -> Iterator[tuple[str, LoadedModel]]:
+    """Models with their weights, one at a time. Where none were given, those whose published
+    weights can be had; ConfigError where that is none."""
+    needed = dict.fromkeys(row.needs for row in rows if row.needs in MODELS)
+    given = wish.weights or dict.fromkeys(needed or (SWEPT,), "pretrained")
+    found = False
+    for name, place in given.items():
+        say(f"{name}: loading the model")
+        try:
+            model = _model(name, place)
+        except WeightsError as error:
+            if wish.weights:
+                raise
+            say(f"{name}: {error}")
+            continue
+        found = True
+        yield name, model
+    if not found:
+        raise ConfigError(
+            "no published weights can be had here; give --weights MODEL=FILE for each model "
+            "whose weights are here"
+        )
 
 
 def _model(name: str, weights: str) -> LoadedModel:
@@ -110,7 +133,7 @@ def _measured(
     if wish.batch is not None and not row.part.endswith("A1"):
         batch = wish.batch
     batch = min(batch, len(known.pixels)) if plan.adaptive else min(batch, 100)
-    same = {"method": settings.model_dump(mode="json"), "batch": batch}
+    same = {"plan": repr(plan), "batch": batch}  # 9 of 12 blocks is the usual split, said or not
     for entry in book.entries.values():
         if entry["same"] == same:
             return {**asdict(row), "ran": batch, "here": entry["facts"]}

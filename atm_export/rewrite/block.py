@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from atm_export.methods.rule import BlockRule, GraphReduced, GraphSignals
-from atm_export.methods.tokens import carried
+from atm_export.methods.tokens import carried, take_rows
 from atm_export.model.backbone import BlockParts
 from atm_export.rewrite import operators
 from atm_export.rewrite.layers import shifted, thirds, without_bias
@@ -28,20 +29,20 @@ class Merge(NamedTuple):
 class KeyMetric(nn.Module):
     """What keys are compared by; a module of its own for the reason of `Reduction`."""
 
-    def forward(self, k: Tensor, key_shift: Tensor | None) -> Tensor:
-        return operators.key_metric(k, key_shift)
+    def forward(self, k: Tensor, key_shift: Tensor | None, heads_first: bool = False) -> Tensor:
+        return operators.key_metric(k, key_shift, heads_first)
 
 
 class Reduction(nn.Module):
     """What a rule does in a block. A module of its own, so that its nodes can be told in the graph:
     all that they decide by stays in FP32 (`prove.matching`)."""
 
-    def __init__(self, rule: BlockRule) -> None:
+    def __init__(self, rule: BlockRule, apply: Callable[[GraphSignals], GraphReduced]) -> None:
         super().__init__()
-        self.rule = rule
+        self.rule, self.apply_rule = rule, apply
 
-    def forward(self, signals: GraphSignals, each: bool = False) -> GraphReduced:
-        return self.rule.apply_each(signals) if each else self.rule.apply(signals)
+    def forward(self, signals: GraphSignals) -> GraphReduced:
+        return self.apply_rule(signals)
 
 
 OF_RULES = (KeyMetric, Reduction)
@@ -101,7 +102,7 @@ class TwinBlock(nn.Module):
         self.tokens_out, self.reorders = tokens, False
         self.constants: tuple[str, ...] = ()
         self.metric = KeyMetric()
-        self.reduction = None if rule is None else Reduction(rule)
+        self.reduction = None if rule is None else Reduction(rule, rule.apply)
         if rule is None:
             return
         # Only where the number of tokens is known is the new order a constant.
@@ -170,20 +171,24 @@ class TwinBlock(nn.Module):
     def _reduce_first(
         self, reduction: Reduction, tokens: Tensor, sizes: Tensor | None, where: Tensor
     ) -> Merge:
-        """The rule merges tokens and attention map; then the map meets the values."""
+        """The rule merges tokens by the attention map, which then meets their values. The merged
+        map is never made: each old token reads the value of the one that it went into, and the
+        answers of those that became one are averaged."""
         h = self.norm1(tokens)
         k = self.k_norm(operators.split_heads(self.k(h), self.heads))
         bias = sizes.log() if self.proportional and sizes is not None else None
         q = self._queries(h)
         weights, row = operators.attention_map(q, k, bias), self._row(q, k, bias)
         reduced = reduction(self._signals(tokens, sizes, where, k, None, weights, row))
-        x, merged = reduced.tokens, reduced.attention
-        assert merged is not None
-        v = operators.split_heads(self.v(self.norm1(x)), self.heads)
-        if self.cuts is not None:
-            x, merged = x[:, : self.cuts], merged[:, :, : self.cuts]
-        attended = self.attn_norm(operators.applied(merged, v))
-        out = self._mlp(self._add(x, self.scale1(self.proj(attended))))
+        x, shares = reduced.tokens, reduced.shares
+        assert shares is not None
+        values = take_rows(self.v(self.norm1(x)), reduced.moved_to)
+        if self.cuts is not None:  # the prefix is never averaged
+            x, weights = x[:, : self.cuts], weights[:, :, : self.cuts]
+        attended = operators.applied(weights, operators.split_heads(values, self.heads))
+        if self.cuts is None:
+            attended = shares.means(attended)
+        out = self._mlp(self._add(x, self.scale1(self.proj(self.attn_norm(attended)))))
         return self._handed_on(out, reduced, where)
 
     def _attend(
@@ -218,12 +223,15 @@ class TwinBlock(nn.Module):
             self.prefix,
             self.most,
             {name: getattr(self, name) for name in self.constants},
-            key_metric=self.metric(k, self.key_shift) if "key_metric" in asks else None,
+            key_metric=self._key_metric(k) if "key_metric" in asks else None,
             keys=k if "keys" in asks else None,
             values=v if "values" in asks else None,
             attention=weights,
             class_attention=row,
         )
+
+    def _key_metric(self, k: Tensor) -> Tensor:
+        return self.metric(k, self.key_shift)
 
     def _handed_on(self, out: Tensor, reduced: GraphReduced, where: Tensor) -> Merge:
         sizes = reduced.sizes

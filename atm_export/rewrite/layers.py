@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -33,4 +34,16 @@ def shifted(layer: nn.Linear, shift: Tensor | None) -> nn.Linear:
     made.weight = layer.weight
     bias = (layer.weight.double() @ shift.double()).float()
     made.bias = nn.Parameter(bias if layer.bias is None else bias + layer.bias, requires_grad=False)
+    return made
+
+
+def stacked(*layers: nn.Linear) -> nn.Linear:
+    """Layers of one input as one, their outputs one after the other."""
+    weight = torch.cat([layer.weight for layer in layers])
+    made = nn.Linear(weight.shape[1], weight.shape[0])
+    biases: list[Tensor] = [
+        torch.zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers
+    ]
+    made.weight = nn.Parameter(weight, requires_grad=False)
+    made.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
     return made

@@ -12,7 +12,7 @@ MODEL, EMBED, HEAD = "model", "embed", "head"
 RULE, SIGNAL = "atm_export.rule", "atm_export.signal"
 LIMIT = "limit"  # a threshold: kept under its own name, so that it can be changed in the graph
 _BLOCKS = "blocks"
-_KEYS = ".k.weight"
+_KEYS = (".k.weight", ".thirds.weight")  # of layers that make keys, alone or with q and v
 
 
 def block(i: int) -> str:
@@ -33,4 +33,5 @@ def is_limit(name: str) -> bool:
 def may_be_quantized(name: str, *, keys: bool = False) -> bool:
     """Whether this is the weight of a block's linear layer, the keys' only with `keys`: those
     decide which tokens merge. The head is small, and keeps its precision."""
-    return f"{_BLOCKS}." in name and (keys or _KEYS not in name) and f"{HEAD}." not in name
+    of_keys = any(each in name for each in _KEYS)
+    return f"{_BLOCKS}." in name and (keys or not of_keys) and f"{HEAD}." not in name

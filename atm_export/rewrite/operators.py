@@ -24,12 +24,16 @@ def _(x: Tensor, heads: int) -> Tensor:
 
 
 @torch.library.custom_op("atm_export::attend", mutates_args=())
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """Attention of scaled q [B, m, H, d] on k, v [B, n, H, d] as [B, m, H * d].
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, heads_first: bool = False
+) -> Tensor:
+    """Attention of scaled q [B, m, H, d] on k, v [B, n, H, d] as [B, m, H * d]; heads_first: they
+    are [B, H, m, d] and [B, H, n, d].
 
     bias [B, n, 1]: log sizes, added to every query's scores.
     """
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    if not heads_first:
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     weights = q @ k.transpose(2, 3)
     if bias is not None:
         weights = weights + bias.reshape(bias.shape[0], 1, 1, -1)
@@ -38,8 +42,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @attend.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    return q.new_empty(q.shape[0], q.shape[1], q.shape[2] * v.shape[3])
+def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, heads_first: bool = False) -> Tensor:
+    rows, heads = (2, 1) if heads_first else (1, 2)
+    return q.new_empty(q.shape[0], q.shape[rows], q.shape[heads] * v.shape[3])
 
 
 @torch.library.custom_op("atm_export::attend_with_weights", mutates_args=())
@@ -105,17 +110,18 @@ def _(weights: Tensor, v: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("atm_export::key_metric", mutates_args=())
-def key_metric(k: Tensor, shift: Tensor | None) -> Tensor:
-    """Keys [B, n, H, d] summed over heads, plus shift [d], and L2-normalised: [B, n, d]."""
-    total = k.float().sum(dim=2)
+def key_metric(k: Tensor, shift: Tensor | None, heads_first: bool = False) -> Tensor:
+    """Keys [B, n, H, d] (heads_first: [B, H, n, d]) summed over heads, plus shift [d], and
+    L2-normalised: [B, n, d]."""
+    total = k.float().sum(dim=1 if heads_first else 2)
     if shift is not None:
         total = total + shift
     return total / total.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
 
 @key_metric.register_fake
-def _(k: Tensor, shift: Tensor | None) -> Tensor:
-    return k.new_empty(k.shape[0], k.shape[1], k.shape[3])
+def _(k: Tensor, shift: Tensor | None, heads_first: bool = False) -> Tensor:
+    return k.new_empty(k.shape[0], k.shape[2 if heads_first else 1], k.shape[3])
 
 
 @torch.library.custom_op("atm_export::look_up", mutates_args=())

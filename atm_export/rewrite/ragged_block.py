@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from atm_export.methods.rule import GraphReduced
+from atm_export.methods.rule import BlockRule, GraphReduced
+from atm_export.model.backbone import BlockParts
 from atm_export.rewrite import ragged
-from atm_export.rewrite.block import Merge, TwinBlock
+from atm_export.rewrite.block import Merge, Reduction, TwinBlock
 
 
 class RaggedTwinBlock(TwinBlock):
@@ -17,6 +19,11 @@ class RaggedTwinBlock(TwinBlock):
 
     In a last block whose head reads the prefix alone, no rule of such a plan has anything to do.
     """
+
+    def __init__(self, part: BlockParts, rule: BlockRule | None, **facts: Any) -> None:
+        super().__init__(part, rule, **facts)
+        if rule is not None:
+            self.reduction = Reduction(rule, rule.apply_each)
 
     def forward(self, tokens: Tensor, sizes: Tensor | None, where: Tensor) -> Tensor | Merge:
         if self.reorders and sizes is None:
@@ -45,7 +52,7 @@ class RaggedTwinBlock(TwinBlock):
             return ragged.unpack(self._mlp(x), slots)
         signals = self._signals(None, sizes, where, k, v, weights)
         signals = replace(signals, tokens=ragged.unpack(x, slots))
-        reduced = self.reduction(signals, each=True)
+        reduced = self.reduction(signals)
         return self._packed_mlp(reduced, where)
 
     def _packed_mlp(self, reduced: GraphReduced, where: Tensor) -> Merge:

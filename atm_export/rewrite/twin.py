@@ -9,22 +9,26 @@ asks for keys or values themselves, those keep their bias.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
-from atm_export.methods.plan import MergePlan
+from atm_export.methods.plan import Form, MergePlan
 from atm_export.model.backbone import Answer, Backbone
 from atm_export.rewrite.block import Merge, TwinBlock
 from atm_export.rewrite.ragged_block import RaggedTwinBlock
+from atm_export.rewrite.stepped_block import SteppedTwinBlock
 
 
 class Twin(nn.Module):
     """Image to (what the head gives, tokens per block [blocks], token maps [blocks, B, N0]).
 
-    Where counts are decided per image, tokens per block are [B, blocks].
+    Where counts are decided per image, tokens per block are [B, blocks]. form: see `Form`.
     """
 
-    def __init__(self, backbone: Backbone, plan: MergePlan) -> None:
+    def __init__(self, backbone: Backbone, plan: MergePlan, form: Form = "plain") -> None:
         super().__init__()
         self.per_image = plan.per_image
         self.backbone = backbone
@@ -34,13 +38,19 @@ class Twin(nn.Module):
         blocks: list[TwinBlock] = []
         dropped = False
         for part, rule in zip(parts, plan.blocks, strict=True):
-            block = (RaggedTwinBlock if plan.per_image else TwinBlock)(
+            last = part is parts[-1] and plan.merges
+            reads = backbone.head_rows if last else None
+            make: Callable[..., TwinBlock] = RaggedTwinBlock if plan.per_image else TwinBlock
+            if form == "stepped":
+                pools = last and reads is None
+                make = partial(SteppedTwinBlock, each=plan.per_image, pools=pools)
+            block = make(
                 part,
                 rule,
                 tokens=n,
                 most=self.tokens,
                 prefix=backbone.prefix,
-                reads=backbone.head_rows if part is parts[-1] and plan.merges else None,
+                reads=reads,
                 proportional=plan.proportional,
                 dropped=dropped,
             )

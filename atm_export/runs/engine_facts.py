@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+FP32 = "fp32"  # the precision of model.onnx
+
 
 @dataclass(frozen=True)
 class TensorFacts:

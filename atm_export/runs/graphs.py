@@ -21,20 +21,24 @@ Buffer = bytes | memoryview | mmap
 
 @dataclass(frozen=True)
 class SavedGraph:
-    """graph: bytes of the ONNX file. beside: by the location that it names, the bytes of every
-    file with its weights."""
+    """graph: bytes of the ONNX file (or OpenVINO's .xml). beside: by the location that it names,
+    the bytes of every file with its weights."""
 
     graph: bytes
     beside: Mapping[str, Buffer] = field(default_factory=dict)
 
 
 def read_graph(run: Run, name: str) -> SavedGraph:
-    """A graph of a run, each file hashed as it was read.
+    """A graph of a run, each file hashed as it was read; one of OpenVINO's format (.xml) has its
+    weights in the .bin file of its name.
 
     MissingFileError where it names a file that the run does not list (a path, another's file);
     ChangedFileError where one was changed. Everything is held in memory once.
     """
     graph = read_checked(run, name)
+    if name.endswith(".xml"):
+        beside = f"{name.removesuffix('.xml')}.bin"
+        return SavedGraph(graph, {beside: read_checked(run, beside)})
     try:
         named = locations(graph)
     except ValueError as error:

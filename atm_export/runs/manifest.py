@@ -77,7 +77,8 @@ class Manifest:
     config: as `config.exported_config` takes it. input: what the graph takes; answers: the task and
     its outputs; outputs: all of the graph's, traces too. labels: of the classes, if they are known.
     golden: None where none were kept. low_precision: graphs below FP32, by file. proven_on:
-    backends with their versions. document: all of it as JSON has it, in the form of today's format:
+    backends with their versions; graphs: files of FP32 graphs for a backend alone, by its name.
+    document: all of it as JSON has it, in the form of today's format:
     what is written where something is added.
     """
 
@@ -100,7 +101,13 @@ class Manifest:
     engines: Mapping[str, EngineFacts]
     low_precision: Mapping[str, LowPrecisionFacts]
     proven_on: Mapping[str, str]
+    graphs: Mapping[str, str]
     document: Mapping[str, Any] = field(repr=False)
+
+    def low_precision_of(self, backend: str) -> Mapping[str, str]:
+        """By precision, the file of this backend's graph."""
+        low = self.low_precision.items()
+        return {facts.precision: name for name, facts in low if facts.backend == backend}
 
     @property
     def proven(self) -> bool:
@@ -149,5 +156,6 @@ def manifest_of(document: Mapping[str, Any]) -> Manifest:
             for name, each in told.get("low_precision", {}).items()
         },
         proven_on=told.get("proven_on", {}),
+        graphs=told.get("graphs", {}),
         document=told,
     )

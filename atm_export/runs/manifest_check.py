@@ -140,6 +140,7 @@ _MANIFEST = fields(
         "engines": table(_ENGINE),
         "low_precision": table(_LOW_PRECISION),
         "proven_on": table(text),
+        "graphs": table(text),
         "task": check_task,
     },
 )
@@ -164,7 +165,8 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
 
 def _check_files(manifest: Mapping[str, Any]) -> None:
     golden = manifest["golden"]
-    named = [*NEEDED, *(name for table in BUILT for name in manifest.get(table, {}))]
+    named = [*NEEDED, *manifest.get("graphs", {}).values()]
+    named += [*(name for table in BUILT for name in manifest.get(table, {}))]
     for name in named if golden is None else [*named, golden["file"]]:
         if name not in manifest["files"]:
             raise Misfit(f"files does not list {name[:80]!r}")

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from atm_export import place
+from atm_export import marks, place
 from atm_export.errors import OutputError, RunFolderError
 from atm_export.place import output_errors
 from atm_export.runs.graphs import Buffer
@@ -102,7 +102,7 @@ def drop_leftovers(out: Path) -> None:
 def _keep_whole_files(path: Path) -> None:
     kept = {note.with_suffix("") for note in path.glob("*.done")}
     for file in path.iterdir():
-        if file.is_dir() or file.name in ("lock", place.LIST):
+        if file.is_dir() or file.name in ("lock", marks.LIST):
             continue
         if file not in kept and file.suffix != ".done":
             file.unlink(missing_ok=True)
@@ -175,7 +175,7 @@ def refuse_loss(out: Path, names: Iterable[str], *, force: bool = False) -> None
     """OutputError if a run that writes `names` into `out` would lose what is not a run's, or
     without `force` what was changed in a run."""
     manifest = place.plain(out) / MANIFEST
-    if os.path.lexists(manifest) and not place.is_ours(manifest, {}):
+    if os.path.lexists(manifest) and not marks.is_ours(manifest, {}):
         raise OutputError(
             f"{manifest} carries no mark of atm-export, or was changed: nothing tells a run's "
             "files from yours; move the folder away, or choose another --out"
@@ -210,15 +210,18 @@ def _listed(out: Path) -> list[str]:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that shape an artifact."""
-    found = {}
-    for name in PACKAGES:
-        for candidate in (name, f"{name}-gpu"):
-            try:
-                found[name] = metadata.version(candidate)
-                break
-            except metadata.PackageNotFoundError:
-                continue
-    return found
+    found = {name: version_of(name) for name in PACKAGES}
+    return {name: version for name, version in found.items() if version}
+
+
+def version_of(package: str) -> str:
+    """Its version, or that of its form for GPUs; empty where it is not installed."""
+    for name in (package, f"{package}-gpu"):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return ""
 
 
 def run_key(parts: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ python -m atm_export.runtime classify RUN IMAGE...
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -17,7 +18,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code of the error tree."""
     options = _parser().parse_args(arguments)
     try:
-        return _verify(options) if options.command == "verify" else _classify(options)
+        code = _verify(options) if options.command == "verify" else _classify(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except AtmExportError as error:
         print(f"atm-export: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code

@@ -83,6 +83,16 @@ class Session:
         """
         return self._answers(self.answers.main.name, images, batch_size)
 
+    def embed(
+        self, images: Picture | Sequence[Picture], *, batch_size: int | None = None
+    ) -> NDArray[np.float32]:
+        """Embeddings [n, dim] of one picture or several; the direction counts.
+
+        Raises ConfigError where the task is another, and what `predict` raises.
+        """
+        name = self.answers.require_embedding(self.run_folder.folder)
+        return self._answers(name, images, batch_size)
+
     def classify(
         self,
         images: Picture | Sequence[Picture],
@@ -183,7 +193,7 @@ def load(
     MissingDependencyError. Nothing is written.
     """
     _check_options(folder, providers, threads)
-    chosen, how = _chosen(backend, engine), Serving(providers, threads)
+    chosen, how = chosen_backend(backend, engine), Serving(providers, threads)
     chosen.check_serving(how)
     run = open_run(folder, allow_unproven=allow_unproven)
     chosen.require()
@@ -194,8 +204,8 @@ def load(
     return session
 
 
-def _chosen(backend: str | None, engine: str | None) -> Backend:
-    """What runs it; ConfigError for an unknown name."""
+def chosen_backend(backend: str | None, engine: str | None) -> Backend:
+    """What `load` runs a folder with; ConfigError for an unknown name."""
     if backend is None:
         backend = ONNXRUNTIME if engine is None else _backend_of(engine)
     return backends[backend]
@@ -203,7 +213,7 @@ def _chosen(backend: str | None, engine: str | None) -> Backend:
 
 def _backend_of(engine: str) -> str:
     """By its name: a graph in low precision says whose it is, all else is TensorRT's."""
-    named = [name for name in backends if engine.endswith(f".{name}.onnx")]
+    named = [name for name in backends if engine.endswith((f".{name}.onnx", f".{name}.xml"))]
     return named[0] if named else TENSORRT
 
 

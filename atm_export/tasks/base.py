@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol
 from atm_export.comparison import largest, smallest
 from atm_export.inputs import BATCH, IMAGE
 from atm_export.tasks.agreement import Agreement, Difference, agreements, cosines
+from atm_export.tasks.judge import Judge
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,47}", re.ASCII)
 TAKEN = (IMAGE, "picture", BATCH, "token", "patch_")  # of graphs and of golden vectors
@@ -96,11 +97,13 @@ class Task(ABC):
     """What is answered, by name.
 
     ranks: the output whose rows [batch, classes] rank classes, where there is one: labels are its,
-    `evaluate` and `tune` count its first choices, and a session's `classify` names them.
+    and a session's `classify` names them. judge: what `evaluate`, `tune` and `compare` say of that
+    output, or else of the main one; without it these decline.
     """
 
     name: ClassVar[str]
     ranks: ClassVar[str | None] = None
+    judge: ClassVar[Judge | None] = None
 
     @abstractmethod
     def outputs(self, model: Sizes) -> tuple[OutputSpec, ...]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from atm_export.tasks.agreement import Top1
 from atm_export.tasks.base import BATCH, OutputSpec, Sizes, Task, Tolerance
+from atm_export.tasks.judge_classes import ByClasses
 
 LOGITS = "logits"
 FP32 = Tolerance(
@@ -27,6 +28,7 @@ class Classify(Task):
 
     name = "classify"
     ranks = LOGITS
+    judge = ByClasses()
 
     def outputs(self, model: Sizes) -> tuple[OutputSpec, ...]:
         return (OutputSpec(LOGITS, (BATCH, model.classes), Top1.name, FP32),)

@@ -14,6 +14,7 @@ from atm_export.shapes import Misfit, fields, items, maybe, number, text
 from atm_export.tasks.agreement import agreements
 from atm_export.tasks.base import Output
 from atm_export.tasks.classify import Classify
+from atm_export.tasks.embed import Embed
 
 MOST_OUTPUTS = 16
 
@@ -44,6 +45,14 @@ class Statement:
                 f"'{self.task}', which gives {', '.join(o.name for o in self.outputs)}"
             )
         return self.ranks
+
+    def require_embedding(self, where: object) -> str:
+        """The output that is an embedding; ConfigError where the task gives none."""
+        if self.task != Embed.name:
+            raise ConfigError(
+                f"embed needs a run of --task embed; {where} answers the task '{self.task}'"
+            )
+        return self.main.name
 
 
 def task_facts(document: Mapping[str, Any]) -> Mapping[str, Any]:

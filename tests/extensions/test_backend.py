@@ -13,7 +13,7 @@ import pytest
 from atm_export.backends import ONNXRUNTIME, backends
 from atm_export.cli import main
 from atm_export.errors import ConfigError, GoldenMismatchError, ParityError
-from atm_export.measure.accuracy.runners import LOW, runner_names
+from atm_export.measure.accuracy.runners import runner_names
 from atm_export.runs.reading import read_manifest
 from atm_export.runtime import load
 from tests.extensions import reference
@@ -104,7 +104,8 @@ def test_a_backend_that_computes_something_else_is_refused(
 def test_evaluate_and_bench_run_on_it(
     run: Path, tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert runner_names() == ["eager", ONNXRUNTIME, "openvino", "reference", "tensorrt", LOW]
+    low = [f"{ONNXRUNTIME}-int8", "openvino-bf16", "openvino-int8"]
+    assert runner_names() == ["eager", ONNXRUNTIME, "openvino", "reference", "tensorrt", *low]
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     some = ["--imagenet", str(digits), "--limit", "20", "--batch", "10", "--workers", "0"]

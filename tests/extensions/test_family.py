@@ -22,7 +22,7 @@ from atm_export.model.flops import unmerged_gmacs
 from atm_export.model.zoo import load_model
 from atm_export.model_configs import load_model_config, model_names
 from atm_export.pipeline import export
-from atm_export.resolve import resolve
+from atm_export.resolving import resolve
 from atm_export.runtime import load
 from tests.extensions import family
 from tests.test_timm_models import counted_gmacs

@@ -31,7 +31,7 @@ from atm_export.pipeline import export
 from atm_export.prove.follow import follow
 from atm_export.prove.ladder import climb
 from atm_export.prove.results import LadderResult
-from atm_export.resolve import resolve
+from atm_export.resolving import resolve
 from atm_export.runtime import load
 from atm_export.subject import Subject
 from tests.exports import export as exported

@@ -1,5 +1,5 @@
-"""A task is one file: a toy one, registered by import, goes the whole way; what ranks no classes is
-neither evaluated nor tuned."""
+"""A task is one file: a toy one, registered by import, goes the whole way; what states no judge is
+neither evaluated nor tuned, and what states one is."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ from atm_export.runtime import Session, load
 from atm_export.subject import Subject, exported_subject
 from atm_export.tasks import tasks
 from atm_export.tasks.base import Output, OutputSpec, measured
+from atm_export.tasks.judge_vectors import ByDirection
 from atm_export.tasks.stated import CLASSIFIER
 from tests.extensions.vector import FP32, SIZE, YAML, Pooled, Vector
 from tests.runs import ended, model_config
@@ -171,8 +172,17 @@ def test_evaluate_and_tune_decline_in_one_line(
         images = ["--images", str(tmp_path)] if command is tune else []
         assert main([*command, *images]) == errors.ConfigError.exit_code
         told = capsys.readouterr().err.strip().splitlines()[-1]
-        assert "needs an output that ranks classes" in told and "'vector'" in told
+        assert "cannot judge the task 'vector': it states no judge" in told
     assert not (tmp_path / "tune").exists()
+
+
+def test_a_judge_is_all_that_evaluate_asks_of_it(
+    folder: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Vector, "judge", ByDirection())
+    assert main(["evaluate", str(folder), "--imagenet", str(digits), "--workers", "0"]) == 0
+    facts = json.loads((folder / "evaluation-onnxruntime.json").read_text())
+    assert facts["task"] == "vector" and facts["cosine"]["median"] <= 1
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from atm_export.backends.base import GRAPH, Backend
+from atm_export.backends.base import FP32, Backend
 from atm_export.backends.onnxruntime import door
 from atm_export.backends.onnxruntime.providers import NAMES, best_providers
 from atm_export.backends.onnxruntime.runner import OnnxRuntimeRunner
 from atm_export.backends.onnxruntime.serving import OnnxServer
 from atm_export.backends.runner import Runner, Server, Serving
-from atm_export.errors import ConfigError, EngineMismatchError
+from atm_export.errors import ConfigError
 from atm_export.runs.graphs import SavedGraph, read_graph
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from atm_export.runs.reading import Run
 
 
@@ -23,6 +25,7 @@ class OnnxRuntime(Backend):
 
     name: ClassVar[str] = "onnxruntime"
     title: ClassVar[str] = "ONNX Runtime"
+    precisions: ClassVar[tuple[str, ...]] = (FP32, "int8")
 
     def require(self) -> None:
         door.onnxruntime()
@@ -30,29 +33,24 @@ class OnnxRuntime(Backend):
     def about(self) -> str:
         return f"{self.title} {door.onnxruntime().__version__}, CPU"
 
-    def open_graph(self, graph: SavedGraph) -> Runner:
+    def open_graph(self, graph: SavedGraph, precision: str = FP32) -> Runner:
         return OnnxRuntimeRunner(graph)
 
-    def open_measured(self, graph: SavedGraph, *, alone: bool = False) -> Runner:
+    def open_measured(
+        self, graph: SavedGraph, precision: str = FP32, *, alone: bool = False
+    ) -> Runner:
         waiting: door.Waiting = "spin while running" if alone else "sleep"
         return OnnxRuntimeRunner(graph, providers=best_providers(), waiting=waiting)
+
+    def quantized(self, traced: ir.Model, spans: Mapping[str, tuple[float, float]]) -> ir.Model:
+        from atm_export.graph.optimize import with_int8_products
+
+        return with_int8_products(traced, spans)
 
     def device(self, runner: Runner) -> str:
         assert isinstance(runner, OnnxRuntimeRunner)
         first = str(runner.session.get_providers()[0])
         return f"{self.title}, {first.removesuffix('ExecutionProvider')}"
-
-    def artifacts(self, run: Run) -> tuple[str, ...]:
-        low = run.manifest.low_precision
-        return (GRAPH, *sorted(name for name, facts in low.items() if facts.backend == self.name))
-
-    def check_artifact(self, run: Run, name: str) -> None:
-        facts = run.manifest.low_precision.get(name)
-        source = None if facts is None else run.manifest.files.get(facts.source.file)
-        if facts is not None and (source is None or source.sha256 != facts.source.sha256):
-            raise EngineMismatchError(
-                f"{name} was made of another {facts.source.file}; export it again"
-            )
 
     def check_serving(self, how: Serving) -> None:
         return None

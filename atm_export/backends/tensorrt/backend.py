@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from atm_export.backends.base import Backend
+from atm_export.backends.base import FP32, Backend
 from atm_export.backends.pool import RunnerPool
 from atm_export.backends.runner import Runner, Server, Serving
 from atm_export.backends.tensorrt.fit import Here, check_fit
@@ -43,7 +43,7 @@ class TensorRT(Backend):
 
         check_for_tensorrt(model)
 
-    def open_graph(self, graph: SavedGraph) -> Runner:
+    def open_graph(self, graph: SavedGraph, precision: str = FP32) -> Runner:
         raise ConfigError("TensorRT runs engines, which are built at export (--trt)")
 
     def artifacts(self, run: Run) -> tuple[str, ...]:

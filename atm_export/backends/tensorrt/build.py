@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from atm_export import place
+from atm_export import loose_files, place
 from atm_export.backends.tensorrt.api import Api, gpu_sm, load_api
 from atm_export.backends.tensorrt.explain import explain_builder, explain_parser
 from atm_export.backends.tensorrt.settings import EngineSettings
@@ -184,7 +184,9 @@ def _keep_timings(file: Path, cache: Any, config: Any) -> None:
     try:
         if file.is_file():
             cache.combine(config.create_timing_cache(file.read_bytes()), True)
-        place.put_files(file.parent, {file.name: bytes(memoryview(cache.serialize()))}, NEW_CACHE)
+        loose_files.put_files(
+            file.parent, {file.name: bytes(memoryview(cache.serialize()))}, NEW_CACHE
+        )
     finally:
         held.release()
 

@@ -1,9 +1,10 @@
 """Linear layers as 8-bit products, in the form that ONNX Runtime's CPU provider runs fastest.
 
-A layer's input becomes uint8 on a grid that was calibrated, its weight int8 with a scale for each
-output channel, and `com.microsoft.MatMulIntegerToFloat` gives FP32 with the bias added. Grids do
-not depend on the batch, so that an image's answer does not depend on its neighbours, as it would
-under DynamicQuantizeLinear, whose scale all images share.
+A layer's input becomes uint8 on a grid that was calibrated, its weight int8 (7 bits of it, so that
+no CPU's sums saturate) with a scale for each output channel, and
+`com.microsoft.MatMulIntegerToFloat` gives FP32 with the bias added. Grids do not depend on the
+batch, so that an image's answer does not depend on its neighbours, as it would under
+DynamicQuantizeLinear, whose scale all images share.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from atm_export.rewrite.names import RULE
 
 DOMAIN, PRODUCT = "com.microsoft", "MatMulIntegerToFloat"
 LEVELS = 255
-LARGEST = 127
+# Of a weight: CPUs without VNNI add pairs of products in 16 bits, 2 * 255 * 64 > 32767 saturates.
+LARGEST = 63
 LEAST = 1e-6  # of a scale: layers of zeros
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Accuracy, agreement with the unmerged model, multiply-adds and tokens over a data set."""
+"""What a task's judge says, multiply-adds and tokens over a data set."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from atm_export.errors import DataError
 from atm_export.measure.accuracy.journal import Journal
 from atm_export.measure.accuracy.resume import keep_what_holds
-from atm_export.measure.accuracy.runners import BatchOutput, Engine, gmacs_from_tokens
+from atm_export.measure.accuracy.runners import Engine, gmacs_from_tokens
 from atm_export.measure.data.decode import Decoded, decoded
 from atm_export.measure.data.samples import Samples
 from atm_export.model.flops import unmerged_gmacs
-from atm_export.prove.intervals import share_facts
+from atm_export.prove.intervals import with_intervals
 from atm_export.subject import Subject
+from atm_export.tasks import judge_of
+from atm_export.tasks.judge import Judge
 
 Progress = Callable[[int, int], None]
 
@@ -55,7 +57,7 @@ def count_batches(
     """
     total = min(len(samples), options.limit or len(samples))
     batches = _chunks(total, options.batch)
-    keep_what_holds(journal, samples, batches, options.unmerged)
+    keep_what_holds(journal, samples, batches, options.unmerged, _judge(subject))
     _check_unreadable(journal, options, total)
     todo = [k for k in range(len(batches)) if k not in journal.entries]
     done = before = sum(len(batches[k]) for k in journal.entries)
@@ -105,10 +107,11 @@ def _count(
         return {"samples": digest, "images": [], "unreadable": bad}
     output = engine.forward(batch.pixels)
     gmacs = gmacs_from_tokens(subject, subject.plan, output.tokens_out)
+    judge = _judge(subject)
     entry: dict[str, Any] = {
         "samples": digest,
         "images": list(batch.kept),
-        "top5": _top5(output),
+        "answers": judge.packed(judge.reading(output.rows)),
         "gmacs": gmacs.tolist(),
         "tokens": output.tokens_out.T.tolist(),
         "unreadable": bad,
@@ -117,18 +120,39 @@ def _count(
         backbone = subject.model.backbone
         with torch.inference_mode():
             plain = backbone.named(backbone.plain(subject.tensor(batch.pixels)))
-        entry["plain_top5"] = ranked(plain[backbone.require_ranks("evaluate")].numpy())
+        entry["plain"] = judge.packed(judge.reading(plain[backbone.judged].numpy()))
     return entry
 
 
-def _top5(output: BatchOutput) -> list[list[int]]:
-    return ranked(output.rows)
+def _judge(subject: Subject) -> Judge:
+    return judge_of(subject.model.backbone.task, "evaluate")
 
 
-def ranked(rows: NDArray[np.float32]) -> list[list[int]]:
-    """The five best classes of each row [B, K]; equal ones by class number."""
-    order = np.argsort(-rows, axis=1, kind="stable")[:, :5]
-    return [[int(i) for i in row] for row in order]
+@dataclass(frozen=True)
+class Readings:
+    """The images of a journal by number, and what the judge read of each: of the merged model and,
+    where it was run, of the unmerged one."""
+
+    images: list[int]
+    ours: NDArray[Any]
+    plain: NDArray[Any] | None
+    gmacs: list[float]
+
+
+def readings(judge: Judge, journal: Journal) -> Readings | None:
+    """What a journal holds, in order; None where no image was readable."""
+    rows = [journal.entries[k] for k in sorted(journal.entries) if journal.entries[k]["images"]]
+    if not rows:
+        return None
+    plain = None
+    if all(row.get("plain") for row in rows):
+        plain = np.concatenate([judge.unpacked(row["plain"]) for row in rows])
+    return Readings(
+        [i for row in rows for i in row["images"]],
+        np.concatenate([judge.unpacked(row["answers"]) for row in rows]),
+        plain,
+        [g for row in rows for g in row["gmacs"]],
+    )
 
 
 def _check_unreadable(journal: Journal, options: Options, total: int) -> None:
@@ -142,57 +166,47 @@ def _check_unreadable(journal: Journal, options: Options, total: int) -> None:
 
 
 def summarize(
-    subject: Subject, engine: Engine, samples: Samples, options: Options, journal: Journal
+    subject: Subject,
+    engine: Engine,
+    samples: Samples,
+    options: Options,
+    journal: Journal,
+    material: Any = None,
 ) -> dict[str, Any]:
-    """The evaluation in numbers, from the counted batches alone."""
+    """The evaluation in numbers, from the counted batches alone. material: what the user gave to
+    judge by (class vectors)."""
     rows = [journal.entries[k] for k in sorted(journal.entries)]
-    images = [i for row in rows for i in row["images"]]
-    top5 = [five for row in rows for five in row["top5"]] if images else []
-    gmacs = np.array([g for row in rows for g in row.get("gmacs", [])])
+    judge = _judge(subject)
+    found = readings(judge, journal)
     tokens = np.array([t for row in rows for t in row.get("tokens", [])], dtype=float)
-    if not images:
+    if found is None:
         raise DataError(f"none of {len(samples)} images can be read")
+    right = [samples.right[i] for i in found.images]
     facts: dict[str, Any] = {
+        "task": subject.model.backbone.task,
         "runner": options.runner,
         "device": engine.device,
         "batch": options.batch,
         "data": {
             "labels": samples.source,
-            "images": len(images),
+            "images": len(found.images),
             "sha256": hashlib.sha256("".join(row["samples"] for row in rows).encode()).hexdigest(),
             "other_files": dict(samples.others),
         },
         "unreadable": [
             {"image": name, "reason": reason} for row in rows for name, reason in row["unreadable"]
         ],
-        "gflops": {**_spread(gmacs), "unmerged": unmerged_gmacs(subject.model.backbone)},
+        "gflops": {
+            **_spread(np.array(found.gmacs)),
+            "unmerged": unmerged_gmacs(subject.model.backbone),
+        },
         "tokens": {
             "mean_after_block": [round(float(n), 4) for n in tokens.mean(axis=0)],
             "source": engine.tokens_from,
         },
     }
-    right = [samples.right[i] for i in images]
-    if any(right):
-        facts |= accuracy_facts(top5, right)
-    if options.unmerged:
-        plain = [five for row in rows for five in row.get("plain_top5", [])]
-        same = sum(a[0] == b[0] for a, b in zip(top5, plain, strict=True))
-        facts["agreement"] = share_facts(same, len(images))
-        facts["unmerged"] = accuracy_facts(plain, right) if any(right) else {}
-    return facts
-
-
-def accuracy_facts(
-    top5: Sequence[Sequence[int]], right: Sequence[Sequence[int]]
-) -> dict[str, dict[str, Any]]:
-    """top1 and top5 over the images that have a valid label."""
-    scored = [(five, ok) for five, ok in zip(top5, right, strict=True) if ok]
-    return {
-        f"top{k}": share_facts(
-            sum(bool(set(five[:k]) & set(ok)) for five, ok in scored), len(scored)
-        )
-        for k in (1, 5)
-    }
+    plain = found.plain if options.unmerged else None
+    return facts | with_intervals(judge.evaluation(found.ours, plain, right, material))
 
 
 def _spread(values: NDArray[np.float64]) -> dict[str, Any]:

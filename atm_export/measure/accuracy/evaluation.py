@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from atm_export.backends.threads import use_threads
 from atm_export.bounds import MAX_BATCH, MAX_COUNT, MAX_WORKERS, checked_threads, whole
-from atm_export.errors import unknown_name
+from atm_export.errors import ConfigError, unknown_name
 from atm_export.imagefiles import printable
 from atm_export.measure.accuracy.batches import (
     Options,
@@ -19,34 +19,25 @@ from atm_export.measure.accuracy.batches import (
     summarize,
 )
 from atm_export.measure.accuracy.journal import journal
+from atm_export.measure.accuracy.place import Place, samples_of
 from atm_export.measure.accuracy.predictions import predictions_csv
 from atm_export.measure.accuracy.runners import EAGER, file_of, open_runner, runner_names
-from atm_export.measure.data.classes import ClassOrder
-from atm_export.measure.data.samples import Samples, open_samples
+from atm_export.measure.data.samples import Samples
 from atm_export.place import beside
 from atm_export.runs.reading import Run
 from atm_export.runs.writing import versions
 from atm_export.subject import Subject, exported_subject
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the images and what is right for them are."""
-
-    images: str
-    labels: Path | None = None
-    real: Path | None = None
-    split: str = "validation"
-    class_order: ClassOrder | None = None
+from atm_export.tasks import judge_of
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The numbers, one line an image, and the journal behind them."""
+    """The numbers, one line an image, the journal behind them, and the bounds that they break."""
 
     facts: dict[str, Any]
     predictions: str
     journal: Path
+    broken: tuple[str, ...] = ()
 
     def files(self) -> dict[str, bytes]:
         """What goes into the run folder, by name."""
@@ -65,26 +56,23 @@ def evaluate_run(
     place: Place,
     options: Options,
     *,
+    bounds: Mapping[str, float] | None = None,
     weights: str | None = None,
     threads: int = 0,
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Evaluate a run; goes on where an interrupted evaluation of the same things stopped."""
+    """Evaluate a run; goes on where an interrupted evaluation of the same things stopped. bounds:
+    what the task's judge may find, by name (`Judge.evaluated`)."""
     _check(options)
     threads = use_threads(checked_threads(threads, "--threads"))
-    answers = run.manifest.answers
-    answers.require_ranks("evaluate", run.folder)
+    task, bounds = run.manifest.answers.task, bounds or {}
+    judge = judge_of(task, "evaluate")
+    judge.check(bounds, task, judge.evaluated)
+    if bounds and not options.unmerged:
+        raise ConfigError("bounds compare with the unmerged model; leave out --no-unmerged")
     say("looking through the data set")
-    samples = open_samples(
-        place.images,
-        answers.classes,
-        run.manifest.labels,
-        labels=place.labels,
-        real=place.real,
-        split=place.split,
-        order=place.class_order,
-    )
+    samples, vectors = samples_of(run, place)
     say("loading the model")
     needed = options.unmerged or options.runner == EAGER
     subject = exported_subject(
@@ -95,10 +83,11 @@ def evaluate_run(
     engine_of = open_runner(options.runner, run, subject)
     with engine_of as engine, journal(path, _key(run, subject, samples, options)) as book:
         rate = count_batches(subject, engine, samples, options, book, progress)
-        facts = summarize(subject, engine, samples, options, book)
+        facts = summarize(subject, engine, samples, options, book, vectors)
         facts["data"]["place"] = printable(Path(place.images).name)
         facts |= {"threads": threads, "rate": rate, "versions": versions()}
-        return Evaluation(facts, predictions_csv(samples, book.entries), path)
+        table = predictions_csv(samples, judge, book)
+        return Evaluation(facts, table, path, tuple(judge.broken(facts, bounds)))
 
 
 def _check(options: Options) -> None:

@@ -1,7 +1,7 @@
 """What can run a run folder's model, by name: the eager reference, and every backend.
 
-Each opens as a context manager that yields `Forward`: uint8 pixels to rows that rank classes and
-token counts.
+Each opens as a context manager that yields `Forward`: uint8 pixels to the answers that are
+judged and token counts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from atm_export.backends import ONNXRUNTIME, backends
-from atm_export.backends.base import AUTO, GRAPH, Backend, choose_artifact
+from atm_export.backends.base import AUTO, FP32, GRAPH, Backend, choose_artifact, graph_in
 from atm_export.backends.runner import Runner
 from atm_export.errors import ConfigError, unknown_name
 from atm_export.graph.optimize import with_outputs
@@ -33,7 +33,7 @@ from atm_export.tasks.base import names
 
 @dataclass(frozen=True)
 class BatchOutput:
-    """rows [B, K] that rank classes; tokens after each block's merge [blocks, B]."""
+    """rows [B, ...], the answers that are judged; tokens after each block's merge [blocks, B]."""
 
     rows: NDArray[np.float32]
     tokens_out: Tensor
@@ -49,26 +49,31 @@ class Engine:
 
 
 EAGER = "eager"
-LOW = f"{ONNXRUNTIME}-int8"  # the run's graph in low precision
 
 
 def runner_names() -> list[str]:
-    """What can run a run: the eager reference, every backend, and low precision in one."""
-    return [EAGER, *backends, LOW]
+    """What can run a run: the eager reference, every backend, and backends in low precisions
+    (openvino-bf16)."""
+    return [EAGER, *backends, *_low()]
+
+
+def _low() -> dict[str, tuple[str, str]]:
+    """Backend and precision of the runners in a precision below FP32."""
+    return {
+        f"{name}-{precision}": (name, precision)
+        for name in backends
+        for precision in backends[name].precisions
+        if precision != FP32
+    }
 
 
 def file_of(name: str, run: Run) -> str:
     """The graph of `run` that a runner runs, or from which its engine was built; ConfigError where
     it has none in that precision."""
-    if name != LOW:
+    if name == EAGER or (name in backends and backends[name].engines):
         return GRAPH
-    files = [file for file, facts in run.manifest.low_precision.items() if facts.precision in name]
-    if not files:
-        raise ConfigError(
-            f"{run.folder} holds no graph in int8; export it with --backend {ONNXRUNTIME} "
-            f"--precision int8, or take --runner {ONNXRUNTIME}"
-        )
-    return files[0]
+    backend, precision = _low().get(name, (name, FP32))
+    return graph_in(backends[backend], run, precision)
 
 
 def open_runner(name: str, run: Run, subject: Subject) -> AbstractContextManager[Engine]:
@@ -77,8 +82,8 @@ def open_runner(name: str, run: Run, subject: Subject) -> AbstractContextManager
         raise unknown_name("runner", name, runner_names())
     if name == EAGER:
         return _eager(subject)
-    if name == LOW:
-        return _engine(backends[ONNXRUNTIME], run, subject, file_of(name, run))
+    if name in _low():
+        return _engine(backends[_low()[name][0]], run, subject, file_of(name, run))
     backend = backends[name]
     return _engine(backend, run, subject) if backend.engines else _graph(backend, run, subject)
 
@@ -86,11 +91,11 @@ def open_runner(name: str, run: Run, subject: Subject) -> AbstractContextManager
 @contextmanager
 def _eager(subject: Subject) -> Iterator[Engine]:
     """The eager reference in PyTorch."""
-    ranks = subject.model.backbone.require_ranks("evaluate")
+    judged = subject.model.backbone.judged
 
     def forward(pixels: Pixels) -> BatchOutput:
         trace = run_reference(subject.model.backbone, subject.plan, subject.tensor(pixels))
-        return BatchOutput(trace.outputs[ranks].numpy(), trace.tokens_out)
+        return BatchOutput(trace.outputs[judged].numpy(), trace.tokens_out)
 
     yield Engine(forward, "PyTorch, CPU", "the eager reference itself")
 
@@ -99,7 +104,7 @@ def _eager(subject: Subject) -> Iterator[Engine]:
 def _graph(backend: Backend, run: Run, subject: Subject) -> Iterator[Engine]:
     """The exported graph, with its token counts where it can tell them."""
     backend.require()
-    graph, source = traced_graph(run, subject)
+    graph, source = traced_graph(run, subject, backend)
     with backend.open_measured(graph) as runner:
         yield Engine(from_runner(subject, runner, source), backend.device(runner), source)
 
@@ -124,7 +129,7 @@ def _engine(backend: Backend, run: Run, subject: Subject, name: str = AUTO) -> I
 def from_runner(subject: Subject, runner: Runner, source: str) -> Callable[[Pixels], BatchOutput]:
     """Forward by any Runner; token counts from its outputs, the fixed schedule, or the eager
     reference."""
-    fixed, ranks = fixed_tokens(subject), subject.model.backbone.require_ranks("evaluate")
+    fixed, judged = fixed_tokens(subject), subject.model.backbone.judged
 
     def forward(pixels: Pixels) -> BatchOutput:
         outputs: Mapping[str, Any] = runner.run(subject.feed(pixels))
@@ -137,7 +142,7 @@ def from_runner(subject: Subject, runner: Runner, source: str) -> Callable[[Pixe
         else:
             image = subject.tensor(pixels)
             rows = run_reference(subject.model.backbone, subject.plan, image).tokens_out
-        return BatchOutput(np.asarray(outputs[ranks], dtype=np.float32), rows)
+        return BatchOutput(np.asarray(outputs[judged], dtype=np.float32), rows)
 
     return forward
 
@@ -149,18 +154,21 @@ def told_by(subject: Subject) -> str | None:
     return None if subject.plan.adaptive else "fixed schedule"
 
 
-def traced_graph(run: Run, subject: Subject) -> tuple[SavedGraph, str]:
-    """A graph to run that tells its tokens, and how one knows.
+def traced_graph(
+    run: Run, subject: Subject, backend: Backend = backends[ONNXRUNTIME]
+) -> tuple[SavedGraph, str]:
+    """A graph for `backend` that tells its tokens, and how one knows.
 
     An adaptive graph that ships without trace outputs is translated again with them. Where its
     nodes and weights are then those of the shipped graph, byte by byte, it takes its place;
     otherwise the shipped graph runs and the eager reference counts.
     """
-    shipped, source = read_graph(run, GRAPH), told_by(subject)
+    file = backend.artifacts(run)[0]
+    shipped, source = read_graph(run, file), told_by(subject)
     if source is not None:
         return shipped, source
     if subject.same_weights:
-        graph = subject.graph(subject.plan)
+        graph = subject.graph(subject.plan, "plain" if file == GRAPH else backend.form)
         answers = names(subject.model.backbone.outputs)
         made = fingerprint(with_outputs(graph, answers))
         if made == fingerprint(graph_from_memory(shipped)):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atm_export.errors import ClassOrderError, DataError
+from atm_export.errors import ClassOrderError, ConfigError, DataError
 from atm_export.inputs import Pixels
 from atm_export.measure.data.classes import ClassOrder
 from atm_export.measure.data.decode import decoded
@@ -30,6 +30,13 @@ def open_set(place: DataPlace, model: LoadedModel) -> tuple[Samples, bool]:
     """The images, and whether each has one class. Without labels files, class folders that are none
     of the model are just folders; those that may be are refused where their order is ambiguous."""
     classes = model.backbone.classes
+    if model.backbone.ranks is None:
+        if place.labels is not None or place.class_order is not None:
+            raise ConfigError(
+                f"{model.name} ranks no classes (task '{model.backbone.task}'), and labels say "
+                "classes; leave --labels and --class-order out"
+            )
+        return open_samples(place.images, classes, unlabelled=True), False
     try:
         found = open_samples(
             place.images, classes, model.labels, labels=place.labels, order=place.class_order

@@ -21,7 +21,9 @@ from atm_export.model.reference import run_reference
 from atm_export.subject import Pixels
 
 Progress = Callable[[str], None]
-FEEDS = 4  # different batches of images, taken in turn
+# Different batches of images, taken in turn: few would flatter OpenVINO, which keeps what it made
+# for the lengths of each.
+FEEDS = 16
 
 
 @dataclass(frozen=True)

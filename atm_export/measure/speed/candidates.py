@@ -11,8 +11,8 @@ from typing import Self
 import numpy as np
 import torch
 
-from atm_export.backends import ONNXRUNTIME, backends
-from atm_export.backends.base import Backend, choose_artifact
+from atm_export.backends import backends
+from atm_export.backends.base import FP32, Backend, choose_artifact
 from atm_export.backends.runner import Array, Runner
 from atm_export.errors import ConfigError
 from atm_export.graph.optimize import with_outputs
@@ -23,15 +23,14 @@ from atm_export.model.backbone import Answer
 from atm_export.model.calibrate import measured_r
 from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
-from atm_export.prove.int8 import INT8, calibration_feeds, int8_graph
+from atm_export.prove.low import BF16, INT8, calibration_feeds, low_graph
 from atm_export.runs.graphs import read_graph
 from atm_export.runs.reading import Run, open_run
 from atm_export.subject import Pixels, Subject, exported_subject
 from atm_export.tasks.base import names
 
 UNMERGED = "unmerged"
-FP32 = "fp32"
-PRECISIONS = (FP32, INT8)
+PRECISIONS = (FP32, BF16, INT8)
 EAGER = ("eager", "torch.compile")
 
 
@@ -152,8 +151,9 @@ def backend_names() -> list[str]:
 
 def open_runner(backend: str, candidate: Candidate, stack: ExitStack) -> Runner:
     """Enter a runner of the candidate; ConfigError where the backend cannot run it."""
-    if candidate.precision != FP32 and backend != ONNXRUNTIME:
-        raise ConfigError(f"{candidate.precision} is measured in {ONNXRUNTIME} alone")
+    known = (FP32,) if backend in EAGER else backends[backend].precisions
+    if candidate.precision not in known:
+        raise ConfigError(f"{backend} runs no graph in {candidate.precision}")
     if backend == "eager":
         return stack.enter_context(_Function(_eager(candidate)))
     if backend == "torch.compile":
@@ -188,19 +188,22 @@ def _on(backend: Backend, candidate: Candidate) -> Runner:
         return backend.open_artifact(run, choose_artifact(backend, run))
     backend.require()
     file = None if run is None else _file(backend, run, candidate.precision)
+    precision = candidate.precision
     if run is not None and file is not None:
-        return backend.open_measured(read_graph(run, file), alone=True)
+        return backend.open_measured(read_graph(run, file), precision, alone=True)
     answers = names(subject.model.backbone.outputs)
-    graph = subject.graph(candidate.plan)
-    if candidate.precision != FP32:
-        assert candidate.calibration is not None
-        graph = int8_graph(graph, calibration_feeds(subject, candidate.calibration))
-    return backend.open_measured(in_memory(with_outputs(graph, answers)), alone=True)
+    graph = subject.graph(candidate.plan, backend.form)
+    if precision == FP32:
+        return backend.open_measured(in_memory(with_outputs(graph, answers)), alone=True)
+    assert candidate.calibration is not None
+    feeds = calibration_feeds(subject, candidate.calibration)
+    low = low_graph(backend, graph, precision, feeds)
+    low = replace(low, model=with_outputs(low.model, answers))
+    return backend.open_measured(low.for_backend(backend), precision, alone=True)
 
 
 def _file(backend: Backend, run: Run, precision: str) -> str | None:
     """What the run holds in a precision."""
     if precision == FP32:
         return choose_artifact(backend, run)
-    low = run.manifest.low_precision
-    return next((name for name, facts in low.items() if facts.precision == precision), None)
+    return run.manifest.low_precision_of(backend.name).get(precision)

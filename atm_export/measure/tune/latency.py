@@ -81,5 +81,6 @@ class Timer:
 
     def _runner(self, plan: MergePlan) -> Runner:
         subject = Subject(self.config, self.model, plan)
-        graph = with_outputs(subject.graph(plan), names(self.model.backbone.outputs))
+        graph = subject.graph(plan, self.backend.form)
+        graph = with_outputs(graph, names(self.model.backbone.outputs))
         return self.backend.open_measured(in_memory(graph), alone=True)

@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from atm_export.comparison import largest
@@ -24,19 +26,22 @@ from atm_export.model.plan import plan_for
 from atm_export.model.reference import run_reference
 from atm_export.prove.intervals import wilson
 from atm_export.subject import Pixels
+from atm_export.tasks import judge_of
+from atm_export.tasks.judge import Count, Limits
 
 
 @dataclass(frozen=True)
 class Known:
     """The images and what the unmerged model makes of them, computed once.
 
-    pixels [k, H, W, 3]; top1 [k]; features [k, D]: final class token; right [k] or None.
+    pixels [k, H, W, 3]; answers [k, ...]: what the judge read; features [k, D]: final class token;
+    right [k] or None.
     """
 
     pixels: Pixels
     how: Preprocessing
     batch: int
-    top1: Tensor
+    answers: NDArray[Any]
     features: Tensor
     right: Tensor | None
     gmacs: float
@@ -46,36 +51,37 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What may be lost. max_drop: top-1, in points, where labels are known; min_agreement: with the
-    unmerged model, in percent; max_distance: mean cosine distance of the class token."""
-
-    max_drop: float = 0.0
-    min_agreement: float = 96.0
-    max_distance: float = 1.0
-
-
-@dataclass(frozen=True)
 class Score:
-    """What a point costs and loses. images: how many were run (fewer than all: hopeless)."""
+    """What a point costs and loses. images: how many were run (fewer than all: hopeless); figures:
+    what the judge says, counts for shares; distance: mean cosine distance of the class token."""
 
     images: int
     gflops: float
-    agree: int
-    hits: int | None
+    figures: Mapping[str, Any]
     distance: float
     hopeless: bool = False
 
     def facts(self) -> dict[str, Any]:
-        low, _ = wilson(self.agree, self.images, z=1.0)
         return {
             "images": self.images,
             "gflops": round(self.gflops, 6),
-            "agreement": round(100 * self.agree / self.images, 3),
-            "agreement_low": round(100 * low, 3),
-            "top1": None if self.hits is None else round(100 * self.hits / self.images, 3),
+            **percents(self.figures),
             "distance": round(self.distance, 6),
         }
+
+
+def percents(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures of a trial as JSON values: of a count the percent, and what it is by one standard
+    error less (the lower end of its 68 % Wilson interval)."""
+    found: dict[str, Any] = {}
+    for name, value in figures.items():
+        if isinstance(value, Count):
+            low, _ = wilson(value.hits, value.of, z=1.0)
+            found[name] = round(100 * value.hits / value.of, 3)
+            found[f"{name}_low"] = round(100 * low, 3)
+        else:
+            found[name] = value
+    return found
 
 
 def know(
@@ -83,16 +89,14 @@ def know(
 ) -> Known:
     """Run the unmerged model once."""
     plan = MergePlan.unmerged(len(backbone.parts()))
-    ranks = backbone.require_ranks("tune")
-    top1, features = [], []
+    judge, answers, features = judge_of(backbone.task, "tune"), [], []
     for i in range(0, len(pixels), batch):
         image = torch.from_numpy(normalize(pixels[i : i + batch], how))
         trace = run_reference(backbone, plan, image)
-        top1.append(trace.outputs[ranks].argmax(dim=1))
+        answers.append(judge.reading(trace.outputs[backbone.judged].numpy()))
         features.append(trace.features)
-    return Known(
-        pixels, how, batch, torch.cat(top1), torch.cat(features), right, unmerged_gmacs(backbone)
-    )
+    seen, cost = np.concatenate(answers), unmerged_gmacs(backbone)
+    return Known(pixels, how, batch, seen, torch.cat(features), right, cost)
 
 
 def score(
@@ -105,49 +109,28 @@ def score(
 ) -> Score:
     """Measure a method's settings; stops where they can no longer win: too many answers differ
     already, or they cost clearly more than `best` GFLOPs, which keeps the limits."""
-    plan, ranks = plan_for(backbone, settings), backbone.require_ranks("tune")
-    spent, agree, hits, distance, done = 0.0, 0, 0, 0.0, 0
+    plan, judge = plan_for(backbone, settings), judge_of(backbone.task, "tune")
+    spent, distance, done, answers = 0.0, 0.0, 0, known.answers[:0]
     for start in range(0, len(known), known.batch):
         rows = slice(start, start + known.batch)
         image = torch.from_numpy(normalize(known.pixels[rows], known.how))
         trace = run_reference(backbone, plan, image)
-        top1 = trace.outputs[ranks].argmax(dim=1)
+        read = judge.reading(trace.outputs[backbone.judged].numpy())
+        answers = np.concatenate([answers, read])
         spent += float(trace_gmacs(backbone, trace, plan.merges).sum())
-        agree += int((top1 == known.top1[rows]).sum())
-        if known.right is not None:
-            hits += int((top1 == known.right[rows]).sum())
         cosine = F.cosine_similarity(trace.features.double(), known.features[rows].double())
         distance += float((1 - cosine).sum())
-        done += len(top1)
+        done += len(read)
         report(done, spent / done)
-        lost = agree + len(known) - done < limits.min_agreement / 100 * len(known)
+        lost = limits.lost(answers, known.answers, len(known))
         dear = done >= 2 * known.batch and spent / done > 1.03 * best
         if done < len(known) and (lost or dear):
-            return _score(known, done, spent, agree, hits, distance, hopeless=True)
-    return _score(known, done, spent, agree, hits, distance)
-
-
-def _score(
-    known: Known,
-    done: int,
-    spent: float,
-    agree: int,
-    hits: int,
-    distance: float,
-    hopeless: bool = False,
-) -> Score:
-    labelled = None if known.right is None else hits
-    return Score(done, spent / done, agree, labelled, distance / done, hopeless)
+            break
+    right = None if known.right is None else known.right.numpy()[:done]
+    figures = judge.trial(answers, known.answers[:done], right)
+    return Score(done, spent / done, figures, distance / done, done < len(known))
 
 
 def violation(score: Mapping[str, Any], known: Mapping[str, Any], limits: Limits) -> float:
-    """By how much a point breaks the limits, in points of percent; 0: it keeps them.
-
-    Agreement must keep its limit by one standard error (the lower end of its 68 % Wilson interval):
-    the best of many trials is otherwise the one that these images flatter most.
-    """
-    broken = [limits.min_agreement - score["agreement_low"]]
-    if score["top1"] is not None and known["top1"] is not None:
-        broken.append(known["top1"] - score["top1"] - limits.max_drop)
-    broken.append(100 * (score["distance"] - limits.max_distance))
-    return sum(largest([0.0, each]) for each in broken)
+    """By how much a point breaks the limits, in points of percent; 0: it keeps them."""
+    return sum(largest([0.0, each]) for each in limits.excess(score, known))

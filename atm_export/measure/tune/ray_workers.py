@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from atm_export.errors import AtmExportError, MissingDependencyError
-from atm_export.measure.tune.objective import Known, Limits, Score, score
+from atm_export.cluster import RETRIES, joined_cluster, width_of
+from atm_export.errors import AtmExportError
+from atm_export.measure.tune.objective import Known, Score, score
 from atm_export.methods.base import MethodSettings
 from atm_export.methods.given import method_settings
 from atm_export.model.backbone import Backbone
-
-RETRIES = -1  # as often as nodes die
+from atm_export.tasks.judge import Limits
 
 
 class RayWorkers:
@@ -24,15 +24,8 @@ class RayWorkers:
     def __init__(
         self, address: str, backbone: Backbone, known: Known, limits: Limits, cpus: int = 1
     ) -> None:
-        self.ray = load_ray()
-        if not self.ray.is_initialized():
-            try:
-                self.ray.init(address=address, logging_level="ERROR", log_to_driver=False)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                line = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise AtmExportError(f"--ray {address}: no cluster there ({line})") from error
-        cores = int(self.ray.cluster_resources().get("CPU", 1))
-        self.width = max(1, cores // cpus)
+        self.ray = joined_cluster(address)
+        self.width = width_of(self.ray, cpus)
         self.shared = [self.ray.put(part) for part in (backbone, known, limits)]
         self.remote = self.ray.remote(num_cpus=cpus, max_retries=RETRIES)(_score_there)
 
@@ -57,12 +50,3 @@ def _score_there(
 
     torch.set_num_threads(1)
     return score(backbone, method_settings(settings), known, limits, best)
-
-
-def load_ray() -> Any:
-    """Ray; MissingDependencyError names the extra."""
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingDependencyError("--ray needs ray: pip install 'atm-export[ray]'") from error
-    return ray

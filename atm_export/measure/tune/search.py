@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from atm_export.errors import MissingDependencyError
-from atm_export.measure.tune.objective import Known, Limits, Score, score, violation
+from atm_export.measure.tune.objective import Known, Score, score, violation
 from atm_export.measure.tune.space import Point, Search
 from atm_export.methods.base import MethodSettings
 from atm_export.model.backbone import Backbone
 from atm_export.place import output_errors, own_folder
+from atm_export.tasks.judge import Limits
 
 NEAR = 1.04  # points within 4 % in GFLOPs count as equally cheap
 
@@ -183,13 +184,14 @@ def winner(results: list[dict[str, Any]]) -> dict[str, Any] | None:
     return min(near, key=lambda r: (r["distance"], r["gflops"])) if near else None
 
 
-def pareto(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Whole trials that no other beats in both GFLOPs and agreement, by GFLOPs."""
+def pareto(results: list[dict[str, Any]], merit: str = "agreement") -> list[dict[str, Any]]:
+    """Whole trials that no other beats in both GFLOPs and merit (a key of their facts), by
+    GFLOPs."""
     whole = sorted(
-        (r for r in results if not r["hopeless"]), key=lambda r: (r["gflops"], -r["agreement"])
+        (r for r in results if not r["hopeless"]), key=lambda r: (r["gflops"], -r[merit])
     )
     front: list[dict[str, Any]] = []
     for r in whole:
-        if not front or r["agreement"] > front[-1]["agreement"]:
+        if not front or r[merit] > front[-1][merit]:
             front.append(r)
     return front

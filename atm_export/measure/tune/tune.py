@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from atm_export.bounds import MAX_BATCH, MAX_COUNT, MAX_WORKERS, whole
+from atm_export.choice import WantedTask
 from atm_export.config import ModelConfig, ModelSpec, RunConfig
 from atm_export.errors import AtmExportError, ConfigError
 from atm_export.measure.data.classes import ClassOrder
 from atm_export.measure.data.whole import DataPlace, open_set, pixels_of
 from atm_export.measure.tune.latency import Race, Timer
-from atm_export.measure.tune.objective import Known, Limits, know, score
+from atm_export.measure.tune.objective import Known, know, percents, score
 from atm_export.measure.tune.search import (
     LocalWorkers,
     Workers,
@@ -36,13 +37,16 @@ from atm_export.model.zoo import load_model
 from atm_export.model_configs import load_model_config
 from atm_export.settings import validated
 from atm_export.subject import Pixels
+from atm_export.tasks import judge_of
+from atm_export.tasks.judge import Judge, Limits
 
 Progress = Callable[[list[dict[str, Any]]], None]
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What to tune, on what, and within which limits. use: images to tune on; the others, if there
+    """What to tune, on what, and within which limits (those given, by name: `Judge.bounds`; the
+    usual for others). task: as for an export. use: images to tune on; the others, if there
     are any, confirm the result. methods: searched one after another, `trials` each; optional: their
     settings that are searched where asked for. race: where speed is measured, if that is what
     counts; else GFLOPs do.
@@ -56,12 +60,13 @@ class Tuning:
     use: int | None
     batch: int
     workers: int
-    limits: Limits
+    limits: Mapping[str, float]
     trials: int
     minutes: float
     methods: tuple[str, ...]
     optional: tuple[str, ...] = ()
     race: Race | None = None
+    task: WantedTask = "auto"
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,8 @@ class Tuned:
     confirmed: dict[str, Any] | None
     labelled: bool
     names: tuple[str, ...]
+    judge: Judge
+    task: str
 
 
 @dataclass(frozen=True)
@@ -100,11 +107,14 @@ def tune(
     spec = _spec(task, config)
     say("loading the model")
     model = load_model(spec)
-    model.backbone.require_ranks("tune")
+    answers = model.backbone.task
+    judge = judge_of(answers, "tune")
+    judge.check(task.limits, answers, [bound.name for bound in judge.bounds])
+    limits = judge.limits(task.limits)
     searches = _searches(task, model)
     material = _material(task, model, say)
-    seen, facts = material.seen, known_facts(material.seen)
-    workers = make_workers(model.backbone, seen, task.limits)
+    seen, facts = material.seen, known_facts(judge, material.seen)
+    workers = make_workers(model.backbone, seen, limits)
     results: list[dict[str, Any]] = []
     with ExitStack() as stack:
         timed = None
@@ -113,15 +123,17 @@ def tune(
             run = RunConfig(model=spec, method=settings_of("none", {}))
             timed = stack.enter_context(Timer(run, model, seen.pixels, task.race))
         for plan, first in searches:
-            study = open_study(journal, _key(task, model, seen.pixels, plan))
+            study = open_study(journal, _key(task, limits, model, seen.pixels, plan))
             say(f"searching settings of {plan.method}")
-            found = search(study, workers, facts, task.limits, plan, first, progress, timed=timed)
+            found = search(study, workers, facts, limits, plan, first, progress, timed=timed)
             results += [{**each, "method": plan.method} for each in found]
     chosen = winner(results)
     plans = {plan.method: plan for plan, _ in searches}
-    confirmed = _confirmed(chosen, plans, material, say)
+    confirmed = _confirmed(judge, chosen, plans, material, say)
     points = dict.fromkeys(name for plan in plans.values() for name in plan.names)
-    return Tuned(results, facts, chosen, confirmed, material.labelled, tuple(points))
+    return Tuned(
+        results, facts, chosen, confirmed, material.labelled, tuple(points), judge, answers
+    )
 
 
 def _searches(task: Tuning, model: LoadedModel) -> list[tuple[Search, list[Point]]]:
@@ -142,7 +154,7 @@ def _searches(task: Tuning, model: LoadedModel) -> list[tuple[Search, list[Point
 
 
 def _spec(task: Tuning, config: ModelConfig) -> ModelSpec:
-    values = {"name": task.model, "config": config, "weights": task.weights}
+    values = {"name": task.model, "config": config, "weights": task.weights, "task": task.task}
     spec: ModelSpec = validated(ModelSpec, values, "model")
     return spec
 
@@ -161,6 +173,7 @@ def _material(task: Tuning, model: LoadedModel, say: Callable[[str], None]) -> M
 
 
 def _confirmed(
+    judge: Judge,
     chosen: dict[str, Any] | None,
     plans: Mapping[str, Search],
     material: Material,
@@ -171,30 +184,21 @@ def _confirmed(
     if chosen is None or unseen is None:
         return None
     say("confirming on the other images")
-    anything = Limits(100, 0, 2)
     settings = plans[chosen["method"]].settings(chosen["point"])
-    found = score(material.model.backbone, settings, unseen, anything)
-    return {**found.facts(), "unmerged": known_facts(unseen)}
+    found = score(material.model.backbone, settings, unseen, judge.anything())
+    return {**found.facts(), "unmerged": known_facts(judge, unseen)}
 
 
-def known_facts(known: Known) -> dict[str, Any]:
-    """The unmerged model on these images."""
-    top1 = None
-    if known.right is not None:
-        top1 = round(100 * float((known.top1 == known.right).double().mean()), 3)
-    return {"images": len(known), "gflops": round(known.gmacs, 6), "top1": top1}
+def known_facts(judge: Judge, known: Known) -> dict[str, Any]:
+    """The unmerged model on these images, judged beside itself."""
+    right = None if known.right is None else known.right.numpy()
+    figures = percents(judge.trial(known.answers, known.answers, right))
+    return {"images": len(known), "gflops": round(known.gmacs, 6), **figures}
 
 
 def _check(task: Tuning) -> None:
-    limits = task.limits
-    for option, value, low, high in (
-        ("--max-drop", limits.max_drop, 0.0, 100.0),
-        ("--min-agreement", limits.min_agreement, 0.0, 100.0),
-        ("--max-distance", limits.max_distance, 0.0, 2.0),
-        ("--minutes", task.minutes, 0.0, 10.0**6),
-    ):
-        if not low <= value <= high:
-            raise ConfigError(f"{option} {value:g}: give {low:g} to {high:g}")
+    if not 0 <= task.minutes <= 10**6:
+        raise ConfigError(f"--minutes {task.minutes:g}: give 0 to 1e+06")
     if task.race is not None:
         whole(task.race.batch, "--batch", 1, MAX_BATCH)
     whole(task.trials, "--trials", 1, 10**6)
@@ -211,12 +215,12 @@ def _known(
     return know(model.backbone, pixels[part], model.preprocessing, chosen, task.batch)
 
 
-def _key(task: Tuning, model: LoadedModel, pixels: Pixels, plan: Search) -> str:
+def _key(task: Tuning, limits: Limits, model: LoadedModel, pixels: Pixels, plan: Search) -> str:
     """Trials of the same key can be compared, and an interrupted search goes on among them."""
     facts = {
         "weights": model.weights["sha256"],
         "images": hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest(),
-        "limits": asdict(task.limits),
+        "limits": asdict(limits),
         "batch": task.batch,
         "method": plan.method,
         "knobs": [asdict(knob) for knob in plan.turned],
@@ -231,9 +235,11 @@ def require(tuned: Tuned) -> dict[str, Any]:
     if tuned.chosen is not None:
         return tuned.chosen
     whole = [r for r in tuned.results if not r["hopeless"]]
-    near = max(whole, key=lambda r: r["agreement_low"], default=None)
-    came = f"; the nearest agrees in {near['agreement']:.1f} %" if near else ""
+    merit = tuned.judge.merit.key
+    near = max(whole, key=lambda r: r[merit], default=None)
+    came = f"; the nearest: {tuned.judge.trial_text(near, tuned.known)}" if near else ""
+    options = " or ".join(bound.option for bound in tuned.judge.bounds)
     raise AtmExportError(
         f"no operating point kept the limits in {len(tuned.results)} trials{came}; give more "
-        "--trials, or a larger --max-drop or smaller --min-agreement"
+        f"--trials, or an easier {options}"
     )

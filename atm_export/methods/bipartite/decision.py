@@ -40,9 +40,11 @@ class PairDecision(Decision):
         return smallest(gaps) / GRID
 
 
-def decide(keys: Tensor, sizes: Tensor, prefix: int, rule: Terms) -> PairDecision:
+def decide(
+    keys: Tensor, sizes: Tensor, prefix: int, rule: Terms, leads: bool = True
+) -> PairDecision:
     """Match tokens by key similarity and decide how many pairs merge."""
-    pairs = matching.match(matching.key_metric(keys), sizes, prefix, rule.grouping)
+    pairs = matching.match(matching.key_metric(keys), sizes, prefix, rule.grouping, leads)
     most = most_merges(sizes.shape[1], prefix)
     if rule.theta is not None:
         return PairDecision(pairs, min(matching.count_above(pairs, rule.theta), most), rule.theta)

@@ -57,25 +57,36 @@ def split_groups(sizes: Tensor, prefix: int, grouping: Grouping) -> tuple[Tensor
     batch, n, _ = sizes.shape
     positions = torch.arange(n, device=sizes.device)
     if grouping == "alternate":
-        src = positions[(positions >= prefix) & (positions % 2 == 0)]
-        dst = positions[(positions >= prefix) & (positions % 2 == 1)]
-        return src.expand(batch, -1), dst.expand(batch, -1)
+        return every_other(positions.expand(batch, -1), prefix)
     unique_key = sizes[..., 0].long() * n + positions
     order = prefix + torch.argsort(unique_key[:, prefix:], dim=1)
     half = (n - prefix) // 2
     return order[:, :half], order[:, half:]
 
 
-def match(metric: Tensor, sizes: Tensor, prefix: int, grouping: Grouping) -> Pairs:
-    """Pair every source with its most similar destination; metric [B, N, d], normalised."""
+def every_other(x: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+    """Of x [B, n, ...] what stands at even positions behind the prefix, and at odd ones."""
+    return x[:, prefix + prefix % 2 :: 2], x[:, prefix + 1 - prefix % 2 :: 2]
+
+
+def match(
+    metric: Tensor, sizes: Tensor, prefix: int, grouping: Grouping, leads: bool = True
+) -> Pairs:
+    """Pair every source with its most similar destination; metric [B, N, d], normalised. leads:
+    whether to look for the second best too; else leads are NaN."""
     src, dst = split_groups(sizes, prefix, grouping)
     if src.shape[1] == 0 or dst.shape[1] == 0:
         never = torch.full(src.shape, -4.0 * GRID)
         return Pairs(src, dst, torch.zeros_like(src), never, torch.zeros_like(never))
-    a, b = rows(metric, src), rows(metric, dst)
+    if grouping == "alternate":
+        a, b = every_other(metric, prefix)
+    else:
+        a, b = rows(metric, src), rows(metric, dst)
     similarity = torch.round((a * GRID) @ b.transpose(1, 2))
     best = similarity.argmax(dim=2)  # the first of equal maxima
-    top = similarity.amax(dim=2)
+    top = similarity.gather(2, best.unsqueeze(2))[..., 0]
+    if not leads:
+        return Pairs(src, dst, best, top, torch.full_like(top, torch.nan))
     others = similarity.scatter(2, best.unsqueeze(2), -torch.inf).amax(dim=2)
     return Pairs(src, dst, best, top, top - others)
 
@@ -100,26 +111,20 @@ def merge(tokens: Tensor, sizes: Tensor, pairs: Pairs, r: int, prefix: int) -> R
     merged, kept = pairs.src.gather(1, merged_slot), pairs.src.gather(1, kept_slot)
     target = pairs.best.gather(1, merged_slot)
 
-    mass = rows(sizes, pairs.dst)
-    weighted = rows(tokens * sizes, pairs.dst)
-    weighted = weighted.scatter_add(
-        1, target.unsqueeze(2).expand(-1, -1, channels), rows(tokens * sizes, merged)
+    heavy, mass = tokens * sizes, sizes[..., 0]
+    weighted = rows(heavy, pairs.dst).scatter_add(
+        1, target.unsqueeze(2).expand(-1, -1, channels), rows(heavy, merged)
     )
-    total = mass.scatter_add(1, target.unsqueeze(2), rows(sizes, merged))
+    total = mass.gather(1, pairs.dst).scatter_add(1, target, mass.gather(1, merged))
 
-    head = torch.arange(prefix, device=tokens.device).expand(batch, -1)
-    moved_to = torch.empty(batch, n, dtype=torch.int64, device=tokens.device)
-    first_dst = prefix + kept.shape[1]
-    moved_to.scatter_(1, head, head)
-    moved_to.scatter_(1, kept, _ramp(kept, prefix))
-    moved_to.scatter_(1, pairs.dst, _ramp(pairs.dst, first_dst))
-    moved_to.scatter_(1, merged, target + first_dst)
+    def moved_to() -> Tensor:
+        places = torch.arange(n - r, device=tokens.device).expand(batch, -1)
+        old = torch.cat([places[:, :prefix], kept, pairs.dst, merged], dim=1)
+        new = torch.cat([places, target + (prefix + kept.shape[1])], dim=1)
+        return torch.empty_like(old).scatter_(1, old, new)
+
     return Reduced(
-        torch.cat([tokens[:, :prefix], rows(tokens, kept), weighted / total], dim=1),
-        torch.cat([sizes[:, :prefix], rows(sizes, kept), total], dim=1),
+        torch.cat([tokens[:, :prefix], rows(tokens, kept), weighted / total.unsqueeze(2)], dim=1),
+        torch.cat([mass[:, :prefix], mass.gather(1, kept), total], dim=1).unsqueeze(2),
         moved_to,
     )
-
-
-def _ramp(like: Tensor, start: int) -> Tensor:
-    return torch.arange(start, start + like.shape[1], device=like.device).expand_as(like)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from onnxscript import opset18 as op
 
 from atm_export.methods.bipartite.matching import GRID
@@ -123,10 +124,15 @@ def nearest(
     columns = head_of(tensor(numbers), targets)
     best = op.ReduceMin(op.Add(op.Sub(highest, similarity), columns), ints(2), keepdims=1)
     if prefix:
-        ceiling = np.full((capacity.slots, 1), -LEAST, dtype=np.float32)
-        ceiling[0] = GUARD
-        highest = op.Min(highest, head_of(tensor(ceiling), slots))
+        highest = op.Min(highest, head_of(tensor(ceiling(capacity)[:, None]), slots))
     return highest, best, columns
+
+
+def ceiling(capacity: Capacity) -> NDArray[np.float32]:
+    """The highest similarity of each slot [slots], where the first holds a prefix token."""
+    most = np.full(capacity.slots, -LEAST, dtype=np.float32)
+    most[0] = GUARD
+    return most
 
 
 def ranking(highest: Value, slots: Value, capacity: Capacity) -> Value:
@@ -158,13 +164,18 @@ def above(highest: Value, limit: Value) -> Value:
     return op.Greater(op.Cast(highest, to=INT32), limit)
 
 
-def _count(highest: Value, limit: Value, tokens: Value, sizes: Value, prefix: int) -> Value:
-    """r [1]: pairs above the limit, averaged over the batch, floored. Summed in float, since
-    builders cannot bound a length that comes from an integer sum; the factor 1 + 1e-6 absorbs a
-    rounded quotient, and is exact for batches below 10000."""
+def mean_above(highest: Value, limit: Value, tokens: Value) -> Value:
+    """Pairs above the limit [1], averaged over the batch, floored. Summed in float, since builders
+    cannot bound a length that comes from an integer sum; the factor 1 + 1e-6 absorbs a rounded
+    quotient, and is exact for batches below 10000."""
     pairs = op.ReduceSum(op.Cast(above(highest, limit), to=FLOAT), ints(0, 1, 2), keepdims=0)
     share = op.Div(scalar(1 + 1e-6), op.Cast(batch_of(tokens), to=FLOAT))
-    count = op.Cast(op.Mul(pairs, share), to=INT64)
+    return op.Cast(op.Mul(pairs, share), to=INT64)
+
+
+def _count(highest: Value, limit: Value, tokens: Value, sizes: Value, prefix: int) -> Value:
+    """r [1] of images that share it."""
+    count = mean_above(highest, limit, tokens)
     if prefix % 2 == 0:
         # See `most_merges`: two patch tokens stay, so that there is always a destination.
         count = op.Min(count, op.Sub(length_of(sizes), ints(prefix + 2)))

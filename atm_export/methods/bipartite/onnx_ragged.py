@@ -52,7 +52,7 @@ def merge_each(
 ) -> tuple[Value, Value, Value, Value]:
     """See `rewrite.ragged.merge_each`."""
     capacity = Capacity(most)
-    at = (_by_size if by_size else _alternate)(sizes, prefix, capacity)
+    at = sides_of(sizes, prefix, by_size, capacity)
     slots, targets = length_of(at.own), length_of(at.mass)
     similarity = _similarity(at, metric)
     highest, best, columns = nearest(similarity, slots, targets, prefix, capacity)
@@ -71,8 +71,8 @@ def merge_each(
 
     alive = op.Greater(listed_sizes, scalar(0.0))
     living = op.Cast(alive, to=FLOAT)
-    chosen, per_image, position = _left(alive, living, capacity)
-    moved_to = _moved_to(
+    chosen, per_image, position = left(alive, living, capacity)
+    moved_to = moved_to_of(
         at, sizes, living, merged, numbered(best, capacity), position, lead, slots, capacity
     )
     return (
@@ -99,10 +99,16 @@ def _two_stay(merged: Value, order: Value, slots: Value, sizes: Value, prefix: i
     return op.And(merged, op.Less(rank, op.Sub(count, scalar(prefix + 2))))
 
 
-def _left(alive: Value, living: Value, capacity: Capacity) -> tuple[Value, Value, Value]:
-    """Rows that are left, in order; tokens per image [B]; positions [N, 1]."""
+def left(
+    alive: Value, living: Value, capacity: Capacity, step: int = 1
+) -> tuple[Value, Value, Value]:
+    """Rows that are left, in order, and padding up to a multiple of `step`; tokens per image [B];
+    positions [N, 1]."""
     per_image = op.ReduceSum(living, ints(1, 2), keepdims=0)
     longest = op.Cast(op.ReduceMax(per_image, ints(0), keepdims=1), to=INT64)
+    if step > 1:
+        steps = op.Div(op.Add(longest, scalar(step - 1)), scalar(step))
+        longest = op.Min(op.Mul(steps, scalar(step)), length_of(alive))
     position = op.Unsqueeze(ramp(length_of(alive), capacity), ints(1))
     place = op.Where(alive, position, op.Add(position, scalar(capacity.places)))
     return top(place, op.Max(longest, ints(1)), largest=0)[1], per_image, position
@@ -123,6 +129,11 @@ def _absorb(
     safe = op.Max(total, scalar(TINY))
     moved = op.MatMul(op.Div(weight, safe), op.GatherND(sources, order, batch_dims=1))
     return op.Add(op.Mul(x, op.Div(at.mass, safe)), moved), total
+
+
+def sides_of(sizes: Value, prefix: int, by_size: bool, capacity: Capacity) -> Sides:
+    """How a block's tokens part into sources and destinations."""
+    return (_by_size if by_size else _alternate)(sizes, prefix, capacity)
 
 
 def _alternate(sizes: Value, prefix: int, capacity: Capacity) -> Sides:
@@ -180,7 +191,7 @@ def _by_size(sizes: Value, prefix: int, capacity: Capacity) -> Sides:
     )
 
 
-def _moved_to(
+def moved_to_of(
     at: Sides,
     sizes: Value,
     living: Value,

@@ -102,13 +102,18 @@ def _(
     by_size: bool,
     most: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return shapes_after(tokens, 1)
+
+
+def shapes_after(tokens: Tensor, counts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What a merge of tokens [B, n, D] gives, but for the numbers; counts: 1, or one an image."""
     batch, n, channels = tokens.shape
     remaining = torch.library.get_ctx().new_dynamic_size(min=2)
     return (
         tokens.new_empty(batch, remaining, channels),
-        sizes.new_empty(batch, remaining, 1),
+        tokens.new_empty(batch, remaining, 1),
         tokens.new_empty(batch, n, dtype=torch.int64),
-        tokens.new_empty(1, dtype=torch.int64),
+        tokens.new_empty(counts, dtype=torch.int64),
     )
 
 

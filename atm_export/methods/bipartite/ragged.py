@@ -1,4 +1,5 @@
-"""The merge of images that decide for themselves: `--merge per-image`.
+"""The merge of padded tensors: images that decide for themselves (`--merge per-image`), and the
+stepped form, whose one length that data decides goes in steps.
 
 Padded tensors [B, n, D] hold each image's tokens first and padding after them; a merging size of 0
 marks padding.
@@ -10,9 +11,78 @@ import torch
 from torch import Tensor
 
 from atm_export.methods.bipartite.matching import GRID
-from atm_export.methods.bipartite.operators import EMPTY, NOWHERE, nearest, ranking, slots_of
+from atm_export.methods.bipartite.operators import (
+    EMPTY,
+    NOWHERE,
+    nearest,
+    ranking,
+    shapes_after,
+    slots_of,
+)
+from atm_export.methods.bipartite.terms import most_merges
 from atm_export.methods.tokens import TINY, Capacity, sorted_by
 from atm_export.methods.tokens import rows as take
+
+
+@torch.library.custom_op("atm_export::merge_stepped", mutates_args=())
+def merge_stepped(
+    tokens: Tensor,
+    sizes: Tensor,
+    metric: Tensor,
+    limit: Tensor,
+    each: bool,
+    prefix: int,
+    by_size: bool,
+    most: int,
+    step: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Merge every pair above `limit` (int32 [1]) in `each` image, or r pairs an image: their
+    number, averaged over the batch and floored.
+
+    Returns padded tokens and sizes whose length is a multiple of `step`, or as it was where that is
+    shorter; where each token went [B, n]; and tokens per image [B], or of all [1].
+    """
+    capacity = Capacity(most)
+    source, target, own, mass = _sides(sizes, prefix, by_size, capacity)
+    x = take(tokens, target)
+    similarity = torch.round((take(metric, source) * GRID) @ take(metric, target).transpose(1, 2))
+    similarity = torch.where(mass.transpose(1, 2) > 0, similarity, float(NOWHERE))
+    highest, best = nearest(similarity, prefix, capacity)
+    highest = torch.where(own[..., 0] > 0, highest, float(EMPTY))
+    order = ranking(highest, capacity)
+    decide = _above if each else _first
+    merged = decide(highest, limit, order, sizes, prefix)
+    x, total = _absorb(take(tokens, source), x, best, order, merged, own, mass)
+
+    lead = max(prefix - 1, 0)
+    listed = torch.cat([tokens[:, :lead], take(tokens, source), x], dim=1)
+    alive_source = (own[..., 0] > 0) & ~merged
+    listed_sizes = torch.cat([sizes[:, :lead], own * alive_source.unsqueeze(2), total], dim=1)
+    alive = listed_sizes[..., 0] > 0
+    count = alive.sum(dim=1)
+    position = torch.arange(alive.shape[1])
+    place = torch.where(alive, position, position + capacity.places)
+    length = min(-(-int(count.max()) // step) * step, sizes.shape[1])
+    chosen = sorted_by(place, largest=False)[:, :length]
+    real = torch.cat([sizes[:, :lead], own, mass], dim=1)[..., 0] > 0
+    moved_to = _moved_to(alive, real, source, target, best, merged, lead, capacity)
+    told = count if each else count[:1].clone()
+    return take(listed, chosen), take(listed_sizes, chosen), moved_to, told
+
+
+@merge_stepped.register_fake
+def _(
+    tokens: Tensor,
+    sizes: Tensor,
+    metric: Tensor,
+    limit: Tensor,
+    each: bool,
+    prefix: int,
+    by_size: bool,
+    most: int,
+    step: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return shapes_after(tokens, tokens.shape[0] if each else 1)
 
 
 @torch.library.custom_op("atm_export::merge_each", mutates_args=())
@@ -30,29 +100,8 @@ def merge_each(
     most: tokens at most. Returns padded tokens and sizes, where each token went [B, n], and tokens
     per image [B].
     """
-    capacity = Capacity(most)
-    source, target, own, mass = _sides(sizes, prefix, by_size, capacity)
-    x = take(tokens, target)
-    similarity = torch.round((take(metric, source) * GRID) @ take(metric, target).transpose(1, 2))
-    similarity = torch.where(mass.transpose(1, 2) > 0, similarity, float(NOWHERE))
-    highest, best = nearest(similarity, prefix, capacity)
-    highest = torch.where(own[..., 0] > 0, highest, float(EMPTY))
-    order = ranking(highest, capacity)
-    merged = _above(highest, limit, order, sizes, prefix)
-    x, total = _absorb(take(tokens, source), x, best, order, merged, own, mass)
-
-    lead = max(prefix - 1, 0)
-    listed = torch.cat([tokens[:, :lead], take(tokens, source), x], dim=1)
-    alive_source = (own[..., 0] > 0) & ~merged
-    listed_sizes = torch.cat([sizes[:, :lead], own * alive_source.unsqueeze(2), total], dim=1)
-    alive = listed_sizes[..., 0] > 0
-    count = alive.sum(dim=1)
-    position = torch.arange(alive.shape[1])
-    place = torch.where(alive, position, position + capacity.places)
-    chosen = sorted_by(place, largest=False)[:, : int(count.max())]
-    real = torch.cat([sizes[:, :lead], own, mass], dim=1)[..., 0] > 0
-    moved_to = _moved_to(alive, real, source, target, best, merged, lead, capacity)
-    return take(listed, chosen), take(listed_sizes, chosen), moved_to, count
+    found = merge_stepped(tokens, sizes, metric, limit, True, prefix, by_size, most, 1)
+    return found[0], found[1], found[2], found[3]
 
 
 @merge_each.register_fake
@@ -65,14 +114,7 @@ def _(
     by_size: bool,
     most: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch, n, channels = tokens.shape
-    longest = torch.library.get_ctx().new_dynamic_size(min=2)
-    return (
-        tokens.new_empty(batch, longest, channels),
-        sizes.new_empty(batch, longest, 1),
-        tokens.new_empty(batch, n, dtype=torch.int64),
-        tokens.new_empty(batch, dtype=torch.int64),
-    )
+    return shapes_after(tokens, tokens.shape[0])
 
 
 def _above(highest: Tensor, limit: Tensor, order: Tensor, sizes: Tensor, prefix: int) -> Tensor:
@@ -82,6 +124,13 @@ def _above(highest: Tensor, limit: Tensor, order: Tensor, sizes: Tensor, prefix:
         return merged
     present = (sizes[..., 0] > 0).sum(dim=1, keepdim=True)
     return merged & (sorted_by(order, largest=False) < present - prefix - 2)
+
+
+def _first(highest: Tensor, limit: Tensor, order: Tensor, sizes: Tensor, prefix: int) -> Tensor:
+    """The r first slots merge [B, S] where images share r, as `operators.merge` counts it."""
+    present = int((sizes[0, :, 0] > 0).sum())
+    above = (highest.int() > limit).float().sum() * ((1 + 1e-6) / sizes.shape[0])
+    return sorted_by(order, largest=False) < min(int(above), most_merges(present, prefix))
 
 
 def _absorb(

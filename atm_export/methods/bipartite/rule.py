@@ -79,7 +79,7 @@ class BlockMerge(BlockRule):
     def decide(self, signals: Signals) -> PairDecision:
         from atm_export.methods.bipartite.decision import decide
 
-        return decide(signals.keys, signals.sizes, signals.prefix, self)
+        return decide(signals.keys, signals.sizes, signals.prefix, self, signals.margins)
 
     def reduce(self, tokens: Tensor, sizes: Tensor, decision: PairDecision, prefix: int) -> Reduced:
         from atm_export.methods.bipartite.matching import merge
@@ -132,20 +132,32 @@ class BlockMerge(BlockRule):
         from atm_export.methods.bipartite.ragged import merge_each
 
         sizes, moving = _moving(signals)
-        by_size, limit, metric = (
-            self.grouping == "size",
-            signals.constants["limit"],
-            signals.key_metric,
-        )
+        by_size, prefix, most = self.grouping == "size", signals.prefix, signals.most
+        limit, metric = signals.constants["limit"], signals.key_metric
         assert metric is not None
+        return GraphReduced(*merge_each(moving, sizes, metric, limit, prefix, by_size, most))
+
+    def takes_steps(self, tokens: int) -> bool:
+        """Its sort key is one number."""
+        from atm_export.methods.tokens import Capacity
+
+        return self.adaptive and Capacity(tokens).one_key
+
+    def apply_stepped(self, signals: GraphSignals, step: int, each: bool) -> GraphReduced:
+        from atm_export.methods.bipartite.ragged import merge_stepped
+
+        sizes, moving = _moving(signals)
+        limit, metric = signals.constants["limit"], signals.key_metric
+        assert metric is not None
+        by_size, prefix, most = self.grouping == "size", signals.prefix, signals.most
         return GraphReduced(
-            *merge_each(moving, sizes, metric, limit, signals.prefix, by_size, signals.most)
+            *merge_stepped(moving, sizes, metric, limit, each, prefix, by_size, most, step)
         )
 
     def translations(self) -> Mapping[Callable[..., Any], Callable[..., Any]]:
-        from atm_export.methods.bipartite import onnx, onnx_ragged
+        from atm_export.methods.bipartite import onnx, onnx_ragged, onnx_stepped
 
-        return {**onnx.TABLE, **onnx_ragged.TABLE}
+        return {**onnx.TABLE, **onnx_ragged.TABLE, **onnx_stepped.TABLE}
 
 
 def _moving(signals: GraphSignals) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-// atm_classify [--run FOLDER] [--top K] [--engine NAME] [--threads N] IMAGE.jpg...
+// atm_classify [--run FOLDER] [--top K] [--precision P] [--engine NAME] [--threads N] IMAGE.jpg...
 #include <charconv>
 #include <cstdio>
 #include <cstdlib>
@@ -20,9 +20,10 @@ struct Arguments {
 
 int usage() {
   std::fprintf(stderr,
-               "usage: atm_classify [--run FOLDER] [--top K] [--engine NAME] [--threads N] "
-               "IMAGE.jpg...\nFOLDER is what `atm-export MODEL` wrote (default: $ATM_RUN, or the "
-               "current folder)\n");
+               "usage: atm_classify [--run FOLDER] [--top K] [--precision fp32|int8] "
+               "[--engine NAME] [--threads N] IMAGE.jpg...\n"
+               "FOLDER is what `atm-export MODEL` wrote (default: $ATM_RUN, or the current folder); "
+               "int8 is a graph of it for CPUs\n");
   return 2;
 }
 
@@ -35,6 +36,13 @@ Number number(const std::string& name, const std::string& value, Number least, N
   if (failed == std::errc() && stop == end && found >= least && found <= most) return found;
   throw atm::Error(ATM_ARGUMENT, name + " '" + value + "': give a whole number from " +
                                      std::to_string(least) + " to " + std::to_string(most));
+}
+
+// The graph of ONNX Runtime in this precision, by its name; empty: model.onnx.
+std::string graph_in(const std::string& precision) {
+  if (precision == "fp32") return "";
+  if (precision == "int8") return "model.int8.onnxruntime.onnx";
+  throw atm::Error(ATM_ARGUMENT, "--precision '" + precision + "': give fp32 or int8");
 }
 
 bool parse(int count, char** values, Arguments& found) {
@@ -51,6 +59,7 @@ bool parse(int count, char** values, Arguments& found) {
     if (name == "--run") found.run = value;
     else if (name == "--top") found.top = number<std::size_t>(name, value, 1, kMostTop);
     else if (name == "--engine") found.options.engine = value;
+    else if (name == "--precision") found.options.engine = graph_in(value);
     else if (name == "--threads") found.options.threads = number(name, value, 0, atm::kMostThreads);
     else return false;
   }
@@ -62,6 +71,9 @@ void classify(const Arguments& arguments) {
   if (session.ranks().empty()) {
     throw atm::Error(ATM_ARGUMENT, arguments.run + " answers the task '" + session.task() +
                                        "', which ranks no classes");
+  }
+  if (!arguments.options.engine.empty()) {
+    std::fprintf(stderr, "atm_classify: runs on %s\n", session.about().c_str());
   }
   for (const std::string& path : arguments.images) {
     const auto answers = session.predict_all({atm::read_jpeg(path)});

@@ -17,6 +17,9 @@ class Backend {
   std::string about;
 };
 
+// What the options name: a TensorRT engine, a graph in low precision, or model.onnx.
+std::unique_ptr<Backend> backend_of(const Run& run, const Options& options);
+
 std::unique_ptr<Backend> make_onnx_backend(const SavedGraph& graph, const Facts& facts,
                                            const Options& options);
 

@@ -146,6 +146,16 @@ Raster nearest(const Raster& from, std::size_t width, std::size_t height) {
   return to;
 }
 
+// Since its version 13 Pillow begins with the height where that shrinks by far more than the width;
+// each pass rounds, so the order shows.
+bool height_first(const Raster& raster, std::size_t width, std::size_t height) {
+  const auto change = [](std::size_t from, std::size_t to) {
+    return static_cast<std::int64_t>(from) - static_cast<std::int64_t>(to);
+  };
+  const std::int64_t less = change(raster.height, height);
+  return less > 0 && less > 2 * change(raster.width, width);
+}
+
 }  // namespace
 
 Raster resize(Raster raster, std::size_t width, std::size_t height,
@@ -153,6 +163,7 @@ Raster resize(Raster raster, std::size_t width, std::size_t height,
   if (raster.width == width && raster.height == height) return raster;
   if (interpolation == "nearest") return nearest(raster, width, height);
   const Filter filter = filter_of(interpolation);
+  if (height_first(raster, width, height)) raster = down(raster, height, filter);
   if (width != raster.width) raster = across(raster, width, filter);
   if (height != raster.height) raster = down(raster, height, filter);
   return raster;

@@ -43,6 +43,18 @@ Golden golden_of(const json& facts) {
   return {facts.at("file").get<std::string>(), tolerance.at("picture_grey_levels").get<double>()};
 }
 
+// Whether what a manifest lists was made of a graph that the folder holds.
+bool fits_source(const json& facts, const std::map<std::string, FileFacts>& files) {
+  const json& stated = facts.at("source");
+  const auto source = files.find(stated.at("file").get<std::string>());
+  const auto digest = stated.at("sha256").get<std::string>();
+  return source != files.end() && source->second.sha256 == digest;
+}
+
+double least_cosine(const json& facts, const std::string& main) {
+  return facts.at("validation").at("tolerance").at("min_cosine_" + main).get<double>();
+}
+
 EngineFacts engine_of(const json& facts, const std::map<std::string, FileFacts>& files,
                       const std::string& main) {
   EngineFacts engine;
@@ -52,11 +64,20 @@ EngineFacts engine_of(const json& facts, const std::map<std::string, FileFacts>&
   const json settings = facts.value("settings", json::object());
   engine.any_version = settings.value("version_compatible", false);
   engine.any_gpu = settings.value("hardware_compatible", false);
-  const auto source = files.find(facts.at("source").at("file").get<std::string>());
-  engine.fits_source = source != files.end() &&
-                       source->second.sha256 == facts.at("source").at("sha256").get<std::string>();
-  engine.cosine = facts.at("validation").at("tolerance").at("min_cosine_" + main).get<double>();
+  engine.fits_source = fits_source(facts, files);
+  engine.cosine = least_cosine(facts, main);
   return engine;
+}
+
+// Graphs in low precision; those of other backends are not this runtime's.
+void add_low_precision(const json& listed, const std::map<std::string, FileFacts>& files,
+                       Facts& facts) {
+  const std::string& main = facts.task.outputs[0].name;
+  for (const auto& [name, each] : listed.items()) {
+    if (each.at("backend").get<std::string>() != "onnxruntime") continue;
+    facts.low_precision[name] = {each.at("precision").get<std::string>(), fits_source(each, files),
+                                 least_cosine(each, main)};
+  }
 }
 
 Facts facts_of(const json& manifest, const std::map<std::string, FileFacts>& files) {
@@ -82,6 +103,9 @@ Facts facts_of(const json& manifest, const std::map<std::string, FileFacts>& fil
     for (const auto& [name, engine] : manifest.at("engines").items()) {
       facts.engines[name] = engine_of(engine, files, facts.task.outputs[0].name);
     }
+  }
+  if (manifest.contains("low_precision")) {
+    add_low_precision(manifest.at("low_precision"), files, facts);
   }
   return facts;
 }

@@ -28,6 +28,13 @@ struct EngineFacts {
   double cosine = 0;                          // least cosine of outputs with PyTorch's
 };
 
+// A graph of the folder in a precision below FP32, for ONNX Runtime's CPU provider.
+struct LowPrecisionFacts {
+  std::string precision;
+  bool fits_source = false;  // made of a graph of this folder
+  double cosine = 0;         // least cosine of outputs with PyTorch's
+};
+
 // What the manifest says, in the types that the runtime uses.
 struct Facts {
   std::string policy;
@@ -37,6 +44,7 @@ struct Facts {
   bool has_golden = false;
   Golden golden;
   std::map<std::string, EngineFacts> engines;
+  std::map<std::string, LowPrecisionFacts> low_precision;  // by file
 };
 
 struct FileFacts {

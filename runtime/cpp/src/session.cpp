@@ -13,9 +13,9 @@ namespace {
 
 constexpr std::size_t kMostImages = 1 << 16;
 
-std::unique_ptr<Backend> backend_of(const Run& run, const Options& options) {
-  if (!options.engine.empty()) return make_tensorrt_backend(run, options);
-  return make_onnx_backend(read_graph(run, "model.onnx"), run.facts(), options);
+double least_cosine(const Facts& facts, const std::string& engine) {
+  const auto low = facts.low_precision.find(engine);
+  return low != facts.low_precision.end() ? low->second.cosine : facts.engines.at(engine).cosine;
 }
 
 Answers finite(Answers answers, const TaskFacts& task) {
@@ -129,13 +129,13 @@ void Session::warm_up() const {
   }
 }
 
-// By the output's agreement; of an engine, which may round more, by the angle.
+// By the output's agreement; of an engine or in low precision, which round more, by the angle.
 Comparison Session::judge(const std::string& what, std::size_t output,
                           const std::vector<float>& ours, const std::vector<float>& theirs,
                           double tolerance) const {
   const OutputFacts& facts = run_->facts().task.outputs[output];
   if (engine_.empty()) return compare(what, ours, theirs, facts, tolerance);
-  const double least = run_->facts().engines.at(engine_).cosine;
+  const double least = least_cosine(run_->facts(), engine_);
   return compare_angle(what, ours, theirs, facts.length(), 1 - least);
 }
 

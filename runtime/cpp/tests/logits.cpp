@@ -1,7 +1,9 @@
 // atm_logits FOLDER jpeg IMAGE...    logits of each image alone, as raw float32 on stdout
 // atm_logits FOLDER tensor FILE      the same for prepared images lying one after another in FILE
 // atm_logits FOLDER pixels IMAGE...  the prepared images themselves
+// $ATM_ENGINE: an engine of the folder, or a graph in low precision, instead of model.onnx
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <iterator>
 #include <string>
@@ -28,7 +30,9 @@ int main(int count, char** values) {
   if (count < 4) return 2;
   const std::string mode = values[2];
   try {
-    const atm::Session session(values[1]);
+    atm::Options options;
+    if (const char* engine = std::getenv("ATM_ENGINE")) options.engine = engine;
+    const atm::Session session(values[1], options);
     for (int i = 3; i < count; ++i) {
       if (mode == "tensor") tensor(session, values[i]);
       if (mode == "jpeg") put(session.predict({atm::read_jpeg(values[i])}));

@@ -1,4 +1,5 @@
-/* atm_self_test FOLDER: every golden vector of a run, through the C boundary, from plain C. */
+/* atm_self_test FOLDER [ENGINE]: every golden vector of a run, through the C boundary, from plain C.
+ * ENGINE: an engine of it, or a graph in low precision, instead of model.onnx. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -75,11 +76,13 @@ static int boundary_holds(const atm_session* session) {
 int main(int count, char** values) {
   atm_session* session = NULL;
   atm_status status;
-  if (count != 2) {
-    fprintf(stderr, "usage: atm_self_test FOLDER\n");
+  atm_options options = ATM_OPTIONS_INIT;
+  if (count != 2 && count != 3) {
+    fprintf(stderr, "usage: atm_self_test FOLDER [ENGINE]\n");
     return 2;
   }
-  status = atm_open(values[1], NULL, &session);
+  if (count == 3) options.engine = values[2];
+  status = atm_open(values[1], &options, &session);
   if (status == ATM_OK) status = atm_check_golden(session);
   if (status != ATM_OK) {
     fprintf(stderr, "atm_self_test: %s\n", atm_last_error());

@@ -54,7 +54,8 @@ typedef struct atm_session atm_session;
  * library does not know of it is 0: an option is never ignored. */
 typedef struct atm_options {
   size_t size;        /* sizeof(atm_options) */
-  const char* engine; /* NULL: ONNX Runtime; else the name of an engine of the folder */
+  const char* engine; /* NULL: model.onnx in ONNX Runtime; else an engine of the folder by name, or
+                         a graph of it in low precision, such as model.int8.onnxruntime.onnx */
   int threads;        /* 0: all cores; 256 at most */
   int cuda;           /* 1: ONNX Runtime's CUDA provider */
   int no_warm_up;

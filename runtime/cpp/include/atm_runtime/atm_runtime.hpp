@@ -59,7 +59,9 @@ ATM_API Picture decode_jpeg(const std::uint8_t* data, std::size_t size,
 ATM_API Picture read_jpeg(const std::string& path);
 
 struct Options {
-  std::string engine;           // a TensorRT engine of the folder; empty: ONNX Runtime
+  // A TensorRT engine of the folder by name, or a graph of it in low precision
+  // ("model.int8.onnxruntime.onnx", on the CPU alone); empty: model.onnx in ONNX Runtime.
+  std::string engine;
   int threads = 0;              // intra-op threads, kMostThreads at most; 0: all cores
   bool cuda = false;            // ONNX Runtime's CUDA provider
   bool warm_up = true;          // run golden images and compare, before the first request

@@ -46,6 +46,8 @@ def resolve(choice: Choice) -> RunConfig:
             "config": model,
             "weights": choice.weights,
             "image_size": choice.image_size,
+            "task": choice.task,
+            "normalize": choice.normalize,
         },
         "model",
     )
@@ -204,6 +206,10 @@ def default_out(config: RunConfig) -> Path:
         parts.append(method.policy.value)
     if config.model.image_size:
         parts.append(str(config.model.image_size))
+    if config.model.task != "auto":
+        parts.append(config.model.task)
+    if config.model.normalize:
+        parts.append("normalized")
     usual = load_model_config(config.model.name).options
     for name, value in config.model.config.options.items():
         if usual.get(name) != value:

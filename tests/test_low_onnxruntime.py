@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -20,16 +21,15 @@ from atm_export.choice import Choice
 from atm_export.cli import main
 from atm_export.graph.optimize import with_int8_products
 from atm_export.graph.passes.int8_products import PRODUCT
-from atm_export.measure.accuracy.runners import LOW as LOW_RUNNER
 from atm_export.measure.accuracy.runners import file_of
 from atm_export.measure.data.images import load_images
 from atm_export.measure.speed.bench import recommend
 from atm_export.model.zoo import load_model
-from atm_export.prove import int8, precision
+from atm_export.prove import low, precision
 from atm_export.prove.calibration import linear_inputs, spans
-from atm_export.prove.int8 import calibration_feeds, compare_int8, int8_graph
+from atm_export.prove.low import calibration_feeds, compare_low, low_graph
 from atm_export.prove.matching import lowered_matching
-from atm_export.resolve import resolve
+from atm_export.resolving import resolve
 from atm_export.rewrite.names import RULE
 from atm_export.runs.reading import load_document, open_run
 from atm_export.runtime import load
@@ -43,14 +43,28 @@ from tests.test_verify import reseal
 FILE = "model.int8.onnxruntime.onnx"
 SMALL = ("demo", "--image-size", "16", "--no-benchmark")
 LOW = ("--backend", ONNXRUNTIME, "--precision", "int8")
+LOW_RUNNER = f"{ONNXRUNTIME}-int8"
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def run(int8_folder: Path) -> Path:
     """The demo at 16 x 16 with its int8 graph; tests must not change it."""
-    out = tmp_path_factory.mktemp("int8") / "run"
-    run_command(*SMALL, *LOW, "--out", str(out))
-    return out
+    return int8_folder
+
+
+def int8_graph(traced: ir.Model, feeds: list[np.ndarray], *, keys: bool = True) -> ir.Model:
+    return low_graph(backends[ONNXRUNTIME], traced, "int8", feeds, keys=keys).model
+
+
+def test_no_sum_of_two_products_leaves_16_bits(run: Path) -> None:
+    """CPUs without VNNI add two products of uint8 and int8 in 16 bits, and saturate."""
+    model = onnx.load(run / FILE)
+    kept = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    products = [node for node in model.graph.node if node.op_type == PRODUCT]
+    assert products
+    for node in products:
+        largest = int(np.abs(kept[node.input[1]].astype(int)).max())
+        assert 2 * 255 * largest <= np.iinfo(np.int16).max
 
 
 def images(traced: ir.Model, batch: int) -> np.ndarray:
@@ -83,16 +97,16 @@ def test_keys_stay_in_fp32_where_their_decisions_would_be_too_far(
 ) -> None:
     tried = []
 
-    def made(traced: ir.Model, feeds: object, *, keys: bool) -> ir.Model:
+    def made(*_: object, keys: bool) -> SimpleNamespace:
         tried.append(keys)
-        return traced
+        return SimpleNamespace(keys=keys)
 
     proof = SimpleNamespace(within=False, require=lambda: None)
-    monkeypatch.setattr(int8, "calibration_feeds", lambda subject, pixels: [])
-    monkeypatch.setattr(int8, "int8_graph", made)
-    monkeypatch.setattr(int8, "compare_int8", lambda *given: proof)
+    monkeypatch.setattr(low, "calibration_feeds", lambda subject, pixels: [])
+    monkeypatch.setattr(low, "low_graph", made)
+    monkeypatch.setattr(low, "compare_low", lambda *given: proof)
     nothing: Any = None
-    assert int8.judged_int8(nothing, nothing, nothing, nothing)[2] is False
+    assert low.judged(nothing, nothing, nothing, "int8", nothing, nothing)[0].keys is False
     assert tried == [True, False]
 
 
@@ -134,7 +148,7 @@ def test_the_run_says_what_it_holds(run: Path) -> None:
     assert facts.document["keys"] in ("int8", "fp32")
     assert facts.document["validation"]["against"].startswith("the eager reference")
     assert backends[ONNXRUNTIME].artifacts(opened) == (GRAPH, FILE)
-    with pytest.raises(errors.ConfigError, match="not served by Triton"):
+    with pytest.raises(errors.ConfigError, match="--backend onnxruntime --precision int8"):
         write_repository(run, run.parent / "models", engine=FILE)
     assert not opened.manifest.engines
 
@@ -177,7 +191,7 @@ def test_weights_beside_the_graph(tmp_path: Path) -> None:
     [
         (("--backend", ONNXRUNTIME, "--precision", "bf16"), "fp32 and int8 are"),
         (("--backend", ONNXRUNTIME, "--precision", "int4"), "not one of"),
-        (("--precision", "int8"), "--trt, or --backend onnxruntime"),
+        (("--precision", "int8"), "--trt, or --backend onnxruntime or openvino"),
         (("--backend", ONNXRUNTIME, "--sm", "86"), "only with --trt"),
     ],
 )
@@ -234,7 +248,7 @@ def test_precisions_that_are_not_there_are_named(run: Path, tmp_path: Path) -> N
     run_command("bench", str(run), "--precisions", "fp16", code=errors.ConfigError.exit_code)
     out = tmp_path / "run"
     run_command(*SMALL, "--out", str(out))
-    with pytest.raises(errors.ConfigError, match="no graph in int8; export it with"):
+    with pytest.raises(errors.ConfigError, match="no graph in int8 for ONNX Runtime"):
         file_of(LOW_RUNNER, open_run(out))
 
 
@@ -260,7 +274,8 @@ def test_deit_with_its_weights_is_within_the_tolerance(merge: str) -> None:
     model = load_model(config.model)
     pixels = load_images(None, model.preprocessing, None).pixels
     subject = subject_of(config, model, pixels)
-    typed = int8_graph(subject.graph(subject.plan), calibration_feeds(subject, pixels))
-    proof = compare_int8(subject, typed, pixels)
+    backend, feeds = backends[ONNXRUNTIME], calibration_feeds(subject, pixels)
+    typed = low_graph(backend, subject.graph(subject.plan), "int8", feeds)
+    proof = compare_low(backend, subject, typed, pixels)
     proof.require()
     assert proof.images == 32 and proof.least < 1

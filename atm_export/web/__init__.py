@@ -1,0 +1,1 @@
+"""A page that runs finished exports in the browser, as static files (`runtime/web`)."""
