@@ -17,7 +17,8 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from atm_export.graph.pieces import Piece
-from atm_export.graph.translation_cache import parsed_once
+from atm_export.graph.structure import structure
+from atm_export.graph.translation_cache import parsed_once, translated_once
 from atm_export.rewrite import names as named
 from atm_export.rewrite.block import OF_RULES
 
@@ -53,13 +54,19 @@ def place(
     inputs: Sequence[str],
 ) -> list[str]:
     """Add `piece` to the sheet with its inputs connected; returns the names of its outputs."""
+    own = piece.eval().state_dict()
     kind = f"{piece.kind} {[tensor is None for tensor in example]}"
     if kind not in sheet.templates:
-        sheet.templates[kind] = _translate(piece, example, axes, sheet)
+        facts = [
+            None if tensor is None else (tensor.shape, str(tensor.dtype)) for tensor in example
+        ]
+        key = structure(piece, facts, axes, sheet.opset, list(sheet.translations.items()))
+        sheet.templates[kind] = translated_once(
+            key, own.keys(), lambda: _translate(piece, example, axes, sheet)
+        )
     graph = sheet.templates[kind].graph
     connected = [given for given, tensor in zip(inputs, example, strict=True) if tensor is not None]
     names = dict(zip((value.name for value in graph.input), connected, strict=True))
-    own = piece.state_dict()
     for tensor in graph.initializer:
         names[tensor.name] = f"{name}.{tensor.name.split('.', 1)[-1]}"
         array = own[tensor.name].numpy() if tensor.name in own else numpy_helper.to_array(tensor)
@@ -121,7 +128,7 @@ def _translate(
         with warnings.catch_warnings(), parsed_once():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                piece.eval(),
+                piece,
                 tuple(example),
                 dynamo=True,
                 dynamic_shapes=dynamic,

@@ -1,17 +1,41 @@
-"""Parse torch's translations once a process, not once an export.
+"""What a process translated once it does not translate again.
 
-torch.onnx parses some 500 onnxscript functions anew for every `export` call, about a third of a
-translation's time, and this package translates a model in several pieces. What is cached is read
-only. Private to torch (seen in 2.9 to 2.15); where it is not found, translations are slower.
+Pieces of equal structure, in models of one family or in policies of one model, have one
+translation. And torch.onnx parses some 500 onnxscript functions anew for every `export` call, about
+a third of a translation's time; they are parsed once. That is private to torch (seen in 2.9 to
+2.15); where it is not found, translations are slower. What is cached is read only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import onnx
+
+MOST_KEPT = 256  # translations, some 100 kB each
+
 _parsed: dict[str, Any] = {}
+_translated: dict[str, onnx.ModelProto] = {}
+
+
+def translated_once(
+    key: str | None, weights: Collection[str], translate: Callable[[], onnx.ModelProto]
+) -> onnx.ModelProto:
+    """What `translate` gives, without the numbers of the initializers named in `weights`; made
+    anew where the key is new or None, and the longest unused is forgotten."""
+    made = None if key is None else _translated.pop(key, None)
+    if made is None:
+        made = translate()
+        for tensor in made.graph.initializer:
+            if tensor.name in weights:
+                tensor.ClearField("raw_data")
+    if key is not None:
+        _translated[key] = made
+        if len(_translated) > MOST_KEPT:
+            del _translated[next(iter(_translated))]
+    return made
 
 
 @contextmanager
