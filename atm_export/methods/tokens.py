@@ -37,6 +37,8 @@ class Capacity:
 def rows(x: Tensor, index: Tensor) -> Tensor:
     """Rows of x [B, n, C] at index [B, K]: [B, K, C]."""
     batch, n, channels = x.shape
+    if batch == 1:
+        return x[0].index_select(0, index[0]).unsqueeze(0)
     first = torch.arange(0, batch * n, n, device=x.device).unsqueeze(1)
     taken = x.reshape(-1, channels).index_select(0, (index + first).reshape(-1))
     return taken.reshape(batch, index.shape[1], channels)

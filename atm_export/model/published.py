@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
 
 import torch
 from timm.layers import resample_abs_pos_embed
@@ -196,8 +197,23 @@ def imagenet_labels(classes: int) -> tuple[str, ...] | None:
 
 
 def take_apart(block: Any, divisor: float = 1.0) -> BlockParts:
-    """A block of timm's layout: norm1, attn (timm's Attention), norm2, mlp, perhaps ls1 and ls2."""
+    """A block of timm's layout: norm1, attn (timm's Attention), norm2, mlp, perhaps ls1 and ls2.
+
+    Every pass asks, so what was found is kept while the block holds the same modules.
+    """
     attn = block.attn
+    dropped = getattr(attn.proj_drop, "p", 0)
+    held = (*block._modules.values(), *attn._modules.values(), attn.scale, dropped, divisor)
+    known = _TAKEN.get(block)
+    if known is None or known[0] != held:
+        known = _TAKEN[block] = (held, _taken_apart(block, attn, divisor))
+    return known[1]
+
+
+_TAKEN: WeakKeyDictionary[Any, tuple[tuple[Any, ...], BlockParts]] = WeakKeyDictionary()
+
+
+def _taken_apart(block: Any, attn: Any, divisor: float) -> BlockParts:
     return BlockParts(
         norm1=block.norm1,
         qkv=attn.qkv,

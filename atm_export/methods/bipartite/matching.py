@@ -111,20 +111,23 @@ def merge(tokens: Tensor, sizes: Tensor, pairs: Pairs, r: int, prefix: int) -> R
     merged, kept = pairs.src.gather(1, merged_slot), pairs.src.gather(1, kept_slot)
     target = pairs.best.gather(1, merged_slot)
 
-    heavy, mass = tokens * sizes, sizes[..., 0]
-    weighted = rows(heavy, pairs.dst).scatter_add(
-        1, target.unsqueeze(2).expand(-1, -1, channels), rows(heavy, merged)
+    stay, held = kept.shape[1], pairs.dst.shape[1]
+    taken = torch.cat([kept, pairs.dst, merged], dim=1)
+    x, mass = rows(tokens, taken), sizes[..., 0].gather(1, taken)
+    heavy = x[:, stay:] * mass[:, stay:].unsqueeze(2)
+    weighted = heavy[:, :held].scatter_add(
+        1, target.unsqueeze(2).expand(-1, -1, channels), heavy[:, held:]
     )
-    total = mass.gather(1, pairs.dst).scatter_add(1, target, mass.gather(1, merged))
+    total = mass[:, stay : stay + held].scatter_add(1, target, mass[:, stay + held :])
 
     def moved_to() -> Tensor:
         places = torch.arange(n - r, device=tokens.device).expand(batch, -1)
-        old = torch.cat([places[:, :prefix], kept, pairs.dst, merged], dim=1)
-        new = torch.cat([places, target + (prefix + kept.shape[1])], dim=1)
+        old = torch.cat([places[:, :prefix], taken], dim=1)
+        new = torch.cat([places, target + (prefix + stay)], dim=1)
         return torch.empty_like(old).scatter_(1, old, new)
 
     return Reduced(
-        torch.cat([tokens[:, :prefix], rows(tokens, kept), weighted / total.unsqueeze(2)], dim=1),
-        torch.cat([mass[:, :prefix], mass.gather(1, kept), total], dim=1).unsqueeze(2),
+        torch.cat([tokens[:, :prefix], x[:, :stay], weighted / total.unsqueeze(2)], dim=1),
+        torch.cat([sizes[:, :prefix, 0], mass[:, :stay], total], dim=1).unsqueeze(2),
         moved_to,
     )
