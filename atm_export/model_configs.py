@@ -16,7 +16,9 @@ from atm_export.errors import ConfigError, unknown_name
 from atm_export.methods import USUAL_METHOD, methods
 from atm_export.settings import Settings, validated
 
-SOURCES = {"timm:": "timm", "hf-hub:": "timm", "tv:": "torchvision"}  # their families
+SOURCES = {  # their families
+    **{"timm:": "timm", "hf-hub:": "timm", "tv:": "torchvision", "hf:": "huggingface"}
+}
 PRESETS = "presets"  # a folder of what searches found, in a folder of configs
 OTHER_CONFIGS = "set ATM_EXPORT_CONFIGS to a folder of yours"
 
