@@ -66,7 +66,8 @@ def described(name: str) -> HubModel:
     if not isinstance(cfg, dict) or not isinstance(arguments, dict):
         raise ConfigError(f"{name}: its config.json is not that of a timm model")
     if not isinstance(architecture, str) or not _NAME.fullmatch(architecture):
-        raise ConfigError(f"{name}: its config.json names no timm architecture")
+        hint = f"; give hf:{name.removeprefix(HUB)}" if "model_type" in told else ""
+        raise ConfigError(f"{name}: its config.json names no timm architecture{hint}")
     if strange := sorted(arguments.keys() - _SHAPES):
         raise ConfigError(f"{name}: its config.json has the model argument '{strange[0]}'")
     known = {field.name for field in fields(PretrainedCfg)} - {"url", "file", "state_dict"}

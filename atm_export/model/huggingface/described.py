@@ -117,6 +117,8 @@ def described(told: Mapping[str, Any], name: str) -> Vision:
     """The model of a config.json; ConfigError for values that cannot be meant,
     UnsupportedModelError for what is no vision transformer of KINDS."""
     where = f"{name}: {CONFIG}"
+    if "model_type" not in told and "architecture" in told:
+        raise ConfigError(f"{where} is that of a timm model; give hf-hub: in the place of hf:")
     try:
         _TOP(told, "")
         kind, reading = _kind(told, where)

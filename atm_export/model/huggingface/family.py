@@ -179,6 +179,8 @@ def _notes(spec: ModelSpec, vision: Vision, how: Processed, size: int) -> tuple[
     notes = list(how.notes)
     if spec.image_size is None and size != vision.image:
         notes.append(f"images of {size}, as its preprocessing has them; trained on {vision.image}")
+    if spec.image_size is None and how.edge not in (None, size):
+        notes.append(f"its preprocessing crops to {how.edge}; {size} takes the same share of it")
     classifies = vision.reading.head is not None and not vision.reading.projected
     if spec.task == Embed.name or (spec.task == "auto" and not classifies):
         what = (

@@ -100,7 +100,7 @@ def processed(repository: Repository, vision: Vision) -> Processed:
 
 def _processed(told: Mapping[str, Any], vision: Vision, where: str) -> Processed:
     kind = _kind(told, vision, where)
-    said = {key: value for key, value in told.items() if value is not None}
+    said = {key: _said(value) for key, value in told.items() if value is not None}
     values = {"crop_size": None, **USUAL[kind], **said}
     if kind == "Siglip2":  # its `size` means nothing: each image has its own
         values["size"] = {"height": vision.image, "width": vision.image}
@@ -115,6 +115,13 @@ def _processed(told: Mapping[str, Any], vision: Vision, where: str) -> Processed
         **_normalisation(values, vision, where),
     }
     return Processed(settings, edge, notes)
+
+
+def _said(value: Any) -> Any:
+    """A value without the fields that say nothing."""
+    if not isinstance(value, dict):
+        return value
+    return {key: each for key, each in value.items() if each is not None}
 
 
 def _kind(told: Mapping[str, Any], vision: Vision, where: str) -> str:

@@ -61,7 +61,7 @@ def opened(given: str) -> Repository:
     if not given.isprintable():
         raise ConfigError(f"{name!r}: the path holds what cannot be printed; rename the folder")
     if _FOLDER.fullmatch(given):
-        return _folder(name, Path(given).expanduser())
+        return _folder(name, given)
     if not REPOSITORY.fullmatch(given) or ".." in given:
         raise ConfigError(
             f"{name}: give {HF}OWNER/NAME as the hub's address has it, or {HF}./FOLDER"
@@ -69,7 +69,15 @@ def opened(given: str) -> Repository:
     return _of_the_hub(name, given)
 
 
-def _folder(name: str, folder: Path) -> Repository:
+def _folder(name: str, given: str) -> Repository:
+    try:
+        folder = Path(given).expanduser()
+        there = folder.is_dir()
+    except (OSError, RuntimeError) as error:  # names too long, nobody's home
+        raise ConfigError(f"{name}: no such folder ({error})") from error
+    if not there:
+        raise ConfigError(f"{name}: no such folder")
+
     def find(file: str) -> Path | None:
         path = folder / file
         try:
@@ -77,18 +85,11 @@ def _folder(name: str, folder: Path) -> Repository:
         except OSError as error:
             raise ConfigError(f"{name}: cannot read {file}: {error.strerror}") from error
 
-    try:
-        there = folder.is_dir()
-    except OSError as error:
-        raise ConfigError(f"{name}: cannot read it: {error.strerror}") from error
-    if not there:
-        raise ConfigError(f"{name}: no such folder")
     return Repository(name, find, f"cd {shlex.quote(str(folder))}")
 
 
 def _of_the_hub(name: str, given: str) -> Repository:
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub import hf_hub_download
 
     repository, _, revision = given.partition("@")
 
@@ -97,10 +98,7 @@ def _of_the_hub(name: str, given: str) -> Repository:
             with cache_only_without_network():
                 return Path(hf_hub_download(repository, file, revision=revision or None))
         except Exception as error:  # any of a dozen network and hub errors
-            known = try_to_load_from_cache(repository, file, revision=revision or None)
-            absent = isinstance(error, EntryNotFoundError)
-            absent = absent and not isinstance(error, LocalEntryNotFoundError)
-            if absent or not (known is None or isinstance(known, str)):  # seen not to be there
+            if _is_absent(error, repository, file, revision or None):
                 return None
             hint = "" if not Path(given).is_dir() else f"; the folder here is {HF}./{given}"
             raise ConfigError(
@@ -111,6 +109,20 @@ def _of_the_hub(name: str, given: str) -> Repository:
     own = repository.partition("/")[2]
     at = f" --revision {revision}" if revision else ""
     return Repository(name, find, f"hf download {repository}{at} --local-dir {own} && cd {own}")
+
+
+def _is_absent(error: Exception, repository: str, file: str, revision: str | None) -> bool:
+    """Whether the repository is known not to have a file; an error may mean the network alone."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+        return True
+    try:
+        cached = try_to_load_from_cache(repository, file, revision=revision)
+    except ValueError:  # no name of a repository
+        return False
+    return not (cached is None or isinstance(cached, str))  # the cache remembers what was not there
 
 
 def weight_files(repository: Repository) -> list[Path]:
