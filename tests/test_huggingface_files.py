@@ -174,6 +174,15 @@ def test_damaged_weights_and_an_index_that_leads_away(folder: Path) -> None:
         ({"num_labels": 4}, "num_labels is 4, id2label has 3 names"),
         ({"id2label": {}}, "1 to 1000000 classes"),
         ({"quantization_config": {"bits": 4}}, "quantized"),
+        ({"model_type": "siglip2_vision_model", "architectures": [], "num_patches": 5}, "square"),
+        (
+            {"architectures": None, "model_type": "siglip2_vision_model"} | {"patch_size": 512},
+            "must fit into 4096 pixels",
+        ),
+        (
+            {"model_type": "siglip_vision_model", "architectures": None, "vision_use_head": False},
+            "no pooling head",
+        ),
         ({"num_channels": 4}, "3 means and 3 deviations; its images have 4 channels"),
     ],
 )

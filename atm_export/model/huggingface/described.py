@@ -24,6 +24,7 @@ from atm_export.shapes import (
 )
 
 CONFIG = "config.json"
+MOST_PIXELS = 4096  # along an edge
 MOST_PARAMETERS = 6 * 10**9  # 24 GB; the largest such models have 2e9
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -73,7 +74,7 @@ class Vision:
         return not self.type.startswith("siglip")
 
 
-_square = either(whole(1, 4096), items(whole(1, 4096), 2, 2))
+_square = either(whole(1, MOST_PIXELS), items(whole(1, MOST_PIXELS), 2, 2))
 _FIELDS: Mapping[str, Check] = {
     "hidden_size": whole(1, 8192),
     "num_hidden_layers": whole(1, 128),
@@ -194,6 +195,8 @@ def _image(values: Mapping[str, Any], patch: int) -> int:
     edge = round(values["num_patches"] ** 0.5)
     if edge**2 != values["num_patches"]:
         raise Misfit(f"num_patches must be a square number, not {values['num_patches']}")
+    if edge * patch > MOST_PIXELS:
+        raise Misfit(f"num_patches of {patch} pixels must fit into {MOST_PIXELS} pixels a side")
     return edge * patch
 
 
