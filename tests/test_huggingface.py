@@ -205,6 +205,16 @@ def test_shards_newer_names_and_a_file_of_ones_own(tmp_path: Path) -> None:
         loaded(tmp_path / "shards")
 
 
+def test_a_tower_alone_has_its_prefix_in_older_files(tmp_path: Path) -> None:
+    saved("CLIPVisionModel", tmp_path)
+    file = tmp_path / "model.safetensors"
+    digest = loaded(tmp_path).weights["sha256"]
+    older = {f"vision_model.{name}": tensor for name, tensor in load_file(file).items()}
+    older["vision_model.embeddings.position_ids"] = torch.arange(17)[None]
+    save_file(older, file)
+    assert loaded(tmp_path).weights["sha256"] == digest
+
+
 PROCESSORS = {  # settings beside the usual ones, and the size of a picture
     "ViT": ({"size": {"height": OWN, "width": OWN}}, (50, 41)),
     "DeiT": ({"size": {"height": 40, "width": 40}, "crop_size": OWN}, (50, 41)),
