@@ -31,21 +31,25 @@ class Options:
         str,
         shown(
             WHAT,
-            "pretrained (timm's), a file (.safetensors, or .pth without code), or random "
-            "(stamped on every report: accuracy means nothing).",
+            "pretrained (timm's, or the checkpoint's own), a file (.safetensors, or .pth without "
+            "code), or random (stamped on every report: accuracy means nothing).",
         ),
     ] = "pretrained"
     image_size: Annotated[
         Whole | None,
-        shown(WHAT, "Input height and width; position embeddings are interpolated as timm does."),
+        shown(
+            WHAT,
+            "Input height and width; position embeddings are interpolated as timm does, those of "
+            "hf: models as transformers does.",
+        ),
     ] = None
     task: Annotated[
         WantedTask,
         shown(
             WHAT,
-            "What it answers. classify: a number for each class. embed (timm models): the vector "
-            "before the classifier, or a projection such as CLIP's, of which the direction counts. "
-            "auto: embed where the model has no classifier.",
+            "What it answers. classify: a number for each class. embed (timm, tv: and hf: models): "
+            "the vector before the classifier, or a projection such as CLIP's, of which the "
+            "direction counts. auto: embed where the model has no classifier.",
         ),
     ] = "auto"
     normalize: Annotated[bool, shown(WHAT, "Embeddings of length 1.")] = False

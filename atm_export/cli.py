@@ -33,6 +33,7 @@ numbers as PyTorch, and reports what was saved.
     atm-export deit_s                        timm's pretrained weights, the paper's lossless point
     atm-export deit_t --weights FILE         your checkpoint (.safetensors, .pth)
     atm-export timm:vit_tiny_patch16_224     any plain timm VisionTransformer
+    atm-export hf:facebook/dinov2-small      a checkpoint of transformers (a folder: hf:./FOLDER)
     atm-export deit_s --gflops 3.2           the paper's nearest point at or below 3.2 GFLOPs
     atm-export deit_t --merge-blocks auto    the same cost by fewer merges, which take less time
     atm-export deit_s --trt                  TensorRT engines too (see Engines below)
@@ -69,7 +70,12 @@ app = App(
 @app.default
 def export_command(
     model: Annotated[
-        str, shown(WHAT, "A name from `atm-export list`, timm:NAME, hf-hub:OWNER/NAME or tv:NAME.")
+        str,
+        shown(
+            WHAT,
+            "A name from `atm-export list`, timm:NAME, hf-hub:OWNER/NAME, tv:NAME, hf:OWNER/NAME "
+            "or hf:./FOLDER.",
+        ),
     ],
     /,
     *,

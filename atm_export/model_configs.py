@@ -16,7 +16,9 @@ from atm_export.errors import ConfigError, unknown_name
 from atm_export.methods import USUAL_METHOD, methods
 from atm_export.settings import Settings, validated
 
-SOURCES = {"timm:": "timm", "hf-hub:": "timm", "tv:": "torchvision"}  # their families
+SOURCES = {  # their families
+    **{"timm:": "timm", "hf-hub:": "timm", "tv:": "torchvision", "hf:": "huggingface"}
+}
 PRESETS = "presets"  # a folder of what searches found, in a folder of configs
 OTHER_CONFIGS = "set ATM_EXPORT_CONFIGS to a folder of yours"
 
@@ -74,7 +76,7 @@ def model_names() -> list[str]:
 
 def file_name(model: str) -> str:
     """A model's name as the stem of a file."""
-    return model.replace(":", "_").replace("/", "_")
+    return model.replace(":", "_").replace("/", "_").replace("\\", "_")
 
 
 def preset_file(model: str) -> Path:
@@ -138,7 +140,7 @@ def _written_config(name: str) -> ModelConfig:
     raise unknown_name(
         *("model", name, model_names()),
         "or timm:NAME, hf-hub:OWNER/NAME for any plain timm VisionTransformer, tv:NAME for "
-        "torchvision's",
+        "torchvision's, hf:OWNER/NAME or hf:./FOLDER for checkpoints of transformers",
     )
 
 

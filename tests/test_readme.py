@@ -189,7 +189,19 @@ def test_every_command_of_the_readme_is_run_here_or_builds_an_engine() -> None:
 
 def test_extras_and_entry_point_exist() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = {"data", "dev", "docs", "openvino", "ray", "rtx", "runtime", "service", "trt", "tune"}
+    extras = {
+        "data",
+        "dev",
+        "docs",
+        "hf",
+        "openvino",
+        "ray",
+        "rtx",
+        "runtime",
+        "service",
+        "trt",
+        "tune",
+    }
     assert set(project["optional-dependencies"]) == extras
     assert project["scripts"] == {"atm-export": "atm_export.cli:main"}
 

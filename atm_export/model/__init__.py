@@ -1,3 +1,4 @@
 """The eager reference: the truth that every export is compared with."""
 
-SHIPPED = ("demo", "lvvit", "t2t", "timm", "torchvision")  # families; others come from plugins
+# Families; others come from plugins.
+SHIPPED = ("demo", "huggingface", "lvvit", "t2t", "timm", "torchvision")

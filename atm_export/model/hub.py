@@ -23,7 +23,9 @@ from atm_export.errors import AtmExportError, ConfigError, WeightsError
 from atm_export.strict_json import read
 
 HUB = "hf-hub:"
-_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]{1,128})?", re.ASCII)
+REPOSITORY = re.compile(
+    r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]{1,128})?", re.ASCII
+)
 _NAME = re.compile(r"[a-z0-9_]{1,128}", re.ASCII)
 # Arguments of a model that shape it; others load files or run code, or are nobody's to say.
 _SHAPES = frozenset(
@@ -64,7 +66,8 @@ def described(name: str) -> HubModel:
     if not isinstance(cfg, dict) or not isinstance(arguments, dict):
         raise ConfigError(f"{name}: its config.json is not that of a timm model")
     if not isinstance(architecture, str) or not _NAME.fullmatch(architecture):
-        raise ConfigError(f"{name}: its config.json names no timm architecture")
+        hint = f"; give hf:{name.removeprefix(HUB)}" if "model_type" in told else ""
+        raise ConfigError(f"{name}: its config.json names no timm architecture{hint}")
     if strange := sorted(arguments.keys() - _SHAPES):
         raise ConfigError(f"{name}: its config.json has the model argument '{strange[0]}'")
     known = {field.name for field in fields(PretrainedCfg)} - {"url", "file", "state_dict"}
@@ -88,7 +91,7 @@ def _fetched(name: str, file: str, kind: type[AtmExportError], remedy: str) -> P
     """A file of a repository, from the hub's cache where there is no network."""
     from huggingface_hub import hf_hub_download
 
-    if not _ID.fullmatch(name.removeprefix(HUB)) or ".." in name:
+    if not REPOSITORY.fullmatch(name.removeprefix(HUB)) or ".." in name:
         raise ConfigError(f"{name}: give {HUB}OWNER/NAME, as the hub's address has it")
     repository, _, revision = name.removeprefix(HUB).partition("@")
     try:

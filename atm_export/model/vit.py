@@ -99,14 +99,18 @@ class TimmBackbone(Backbone):
         if model.attn_pool is not None:
             mask = None if sizes is None else sizes.log().transpose(1, 2).unsqueeze(1)
             return model.attn_pool(tokens, attn_mask=mask)
-        if sizes is None:
-            mean = tokens.mean(dim=1)
-        else:
-            mean = (tokens * sizes).sum(dim=1) / sizes.sum(dim=1)
+        mean = self.mean(tokens, sizes)
         if model.global_pool == "avg":
             return mean
         peak = tokens.amax(dim=1)
         return peak if model.global_pool == "max" else 0.5 * (peak + mean)
+
+    @staticmethod
+    def mean(tokens: Tensor, sizes: Tensor | None) -> Tensor:
+        """The mean of the patches that tokens [B, n, D] of sizes [B, n, 1] hold."""
+        if sizes is None:
+            return tokens.mean(dim=1)
+        return (tokens * sizes).sum(dim=1) / sizes.sum(dim=1)
 
     def plain(self, image: Tensor) -> Tensor:
         if self.embeds is None:

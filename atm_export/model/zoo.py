@@ -57,6 +57,8 @@ def _register_shipped(family: str) -> None:
     """A family's file registers it when it is imported, and is imported when it is asked for."""
     if family == "demo":
         from atm_export.model import demo  # noqa: F401
+    elif family == "huggingface":
+        from atm_export.model.huggingface import family as huggingface  # noqa: F401
     elif family == "lvvit":
         from atm_export.model import lvvit  # noqa: F401
     elif family == "t2t":

@@ -23,7 +23,8 @@ a -> b: unmerged -> at the default preset. GFLOPs: 1e9 multiply-adds an image; h
 convolutions and attention products (the paper counts LV-ViT by its repository's formula).
 (*) needs the official weights (--weights FILE) and ImageNet's validation set (--images DIR) to be
 measured; what random weights merge means nothing.
-timm:NAME takes any plain timm VisionTransformer; `atm-export list MODEL` shows presets."""
+timm:NAME takes any plain timm VisionTransformer, hf:OWNER/NAME or hf:./FOLDER a checkpoint of
+transformers; `atm-export list MODEL` shows presets."""
 
 FITTED = """\
 fitted: the paper states what these methods cost, not their settings; these come nearest to that
