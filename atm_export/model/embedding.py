@@ -30,7 +30,9 @@ def embedding_of(
     # CLIP's image towers project to what its texts are compared with, and have no classes.
     fine_tuned = "ft_in" in (cfg.tag or "") or "num_classes" in spec.config.options
     projected = "_clip_" in architecture and not fine_tuned and model.num_classes > 0
-    if spec.task in ("classify", "dense") or (spec.task == "auto" and model.num_classes and not projected):
+    if spec.task in ("classify", "dense") or (
+        spec.task == "auto" and model.num_classes and not projected
+    ):
         return None
     return chosen_embedding(model, spec, projected)
 

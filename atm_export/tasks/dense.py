@@ -8,12 +8,12 @@ from atm_export.tasks.judge_patches import ByPatch
 
 PATCHES = "patches"
 FP32 = Tolerance(
-    1e-8,
-    "as for one embedding: FP32 sums in another order turn a vector by about 1e-5, a patch that "
-    "went into another token by 1e-2 or more; 1 - cosine is half the square of that, and the "
-    "worst patch of an image counts",
+    1e-7,
+    "the worst of an image's patches counts: FP32 sums in another order turn it by up to 1e-4 "
+    "(4e-9 as 1 - cosine in DeiT-T), a patch that went into another token by 1e-2 or more; "
+    "1 - cosine is half the square of that",
     noise=16.0,
-    most=1e-6,
+    most=1e-5,
     picture=1e-4,
 )
 

@@ -135,10 +135,10 @@ class ByPatch(Judge):
         )
 
     def broken(self, facts: Facts, bounds: Mapping[str, float]) -> list[str]:
-        least, cosine = bounds.get("min_cosine"), facts["cosine"]["median"]
-        if least is None or cosine >= least:
+        if "min_cosine" not in bounds:
             return []
-        return [f"the median cosine of {cosine:.5f} is below {least:g}"]
+        least, cosine = bounds["min_cosine"], facts["cosine"]["median"]
+        return [] if cosine >= least else [f"the median cosine of {cosine:.5f} is below {least:g}"]
 
     def limits(self, given: Mapping[str, float]) -> Limits:
         return PatchLimits(**given)
