@@ -34,12 +34,17 @@ def pooled(model: VisionTransformer, tokens: Tensor, sizes: Tensor | None) -> Te
     if model.attn_pool is not None:
         mask = None if sizes is None else sizes.log().transpose(1, 2).unsqueeze(1)
         return model.attn_pool(tokens, attn_mask=mask)
-    ones = sizes is None
-    mean = tokens.mean(dim=1) if ones else (tokens * sizes).sum(dim=1) / sizes.sum(dim=1)
+    mean = _mean(tokens, sizes)
     if model.global_pool == "avg":
         return mean
     peak = tokens.amax(dim=1)
     return peak if model.global_pool == "max" else 0.5 * (peak + mean)
+
+
+def _mean(tokens: Tensor, sizes: Tensor | None) -> Tensor:
+    if sizes is None:
+        return tokens.mean(dim=1)
+    return (tokens * sizes).sum(dim=1) / sizes.sum(dim=1)
 
 
 def _refuse(spec: ModelSpec, why: str, instead: str) -> None:

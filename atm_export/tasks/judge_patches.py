@@ -59,7 +59,7 @@ class ByPatch(Judge):
         "1 - cosine: mean over all patches of the cosine distance from the unmerged model's; with "
         "the paired difference beside it few images rank methods.",
     )  # fmt: skip
-    same = Figure("kept", f"99 % of patches above {KEPT:g} %")
+    same = Figure("kept", "patches kept %")
     merit = Figure("cosine", "Cosine with the unmerged model's patches", "median cosine")
     columns = ("cosine", "worst_percent", "distance")
     shape: ClassVar[Mapping[str, Check]] = {"cosine": _COSINE}
