@@ -9,7 +9,9 @@ from cyclopts import Group, Parameter
 
 from atm_export.numbers import Whole
 
-WantedTask = Literal["auto", "classify", "embed"]  # auto: embed where the model has no classifier
+# auto: embed where the model has no classifier
+WantedTask = Literal["auto", "classify", "embed", "dense"]
+Pool = Literal["token", "avg", "map", "none"]
 
 WHAT = Group("Model", sort_key=0)
 HOW = Group("Merging", sort_key=1)
@@ -49,10 +51,30 @@ class Options:
             WHAT,
             "What it answers. classify: a number for each class. embed (timm, tv: and hf: models): "
             "the vector before the classifier, or a projection such as CLIP's, of which the "
-            "direction counts. auto: embed where the model has no classifier.",
+            "direction counts. dense (the same): a feature of every patch, [batch, rows, columns, "
+            "dim], each that of the token that the patch was merged into. auto: embed where the "
+            "model has no classifier.",
         ),
     ] = "auto"
     normalize: Annotated[bool, shown(WHAT, "Embeddings of length 1.")] = False
+    pool: Annotated[
+        Pool | None,
+        shown(
+            WHAT,
+            "What of the final tokens is the embedding. token: the class token. avg: the mean of "
+            "all patches, a merged token counting as many times as it holds patches. map: "
+            "attention pooling, where the model has it. none is no one vector: see --task dense "
+            "(default: as the model has it).",
+        ),
+    ] = None
+    layers: Annotated[
+        str | None,
+        shown(
+            WHAT,
+            "Blocks, from 0, whose patches --task dense gives, as 2,5,8,11: outputs patches_2, "
+            "patches_5, ..., each through the final norm (default: the last block's, as patches).",
+        ),
+    ] = None
     option: Annotated[
         tuple[str, ...],
         shown(

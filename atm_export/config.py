@@ -28,6 +28,7 @@ from atm_export.methods import USUAL_METHOD, methods
 from atm_export.methods.base import MethodSettings
 from atm_export.methods.flat import flattened
 from atm_export.methods.given import method_settings, settings_of
+from atm_export.methods.moves import Blocks
 from atm_export.settings import Gflops, Percent, Settings, validated
 
 
@@ -164,15 +165,30 @@ class ModelSpec(Settings):
     """Which model with which weights: what a family needs to build it.
 
     task: what it answers; auto: embed where the model has no classifier (`classify` for runs from
-    before there was a choice). normalize: embeddings of length 1.
+    before there was a choice). normalize: embeddings of length 1. pool: what of the final tokens is
+    embedded (None: as the model has it). layers: blocks, from 0, whose patches are given (None: the
+    last). Those two are left out of files where they are None.
     """
 
     name: str
     config: ModelConfig
     weights: WrittenPath = "pretrained"
     image_size: Annotated[int, Field(gt=0, le=4096)] | None = None
-    task: Literal["auto", "classify", "embed"] = "classify"
+    task: Literal["auto", "classify", "embed", "dense"] = "classify"
     normalize: bool = False
+    pool: Literal["token", "avg", "map"] | None = None
+    layers: Blocks | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before_there_was_a_choice(
+        self, handler: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return {
+            name: value
+            for name, value in values.items()
+            if value is not None or name not in ("pool", "layers")
+        }
 
 
 def _method(values: Any) -> Any:

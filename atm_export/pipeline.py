@@ -36,7 +36,7 @@ from atm_export.report.facts import (
     task_of,
 )
 from atm_export.report.page import FILE as REPORT
-from atm_export.report.results import add_results, draw_report, pictures_of
+from atm_export.report.results import add_results, draw_report, features_section, pictures_of
 from atm_export.reuse import finished_run, key_of
 from atm_export.runs import writing
 from atm_export.runs.manifest import PROVEN, Manifest
@@ -211,7 +211,7 @@ def _measured(
         backbone.prefix,
         decided_per_image=plan.adaptive,
     )
-    return report | facts, pictures
+    return report | facts, pictures + features_section(subject, images)
 
 
 def _check_backends(wanted: Wanted) -> None:

@@ -48,6 +48,8 @@ def resolve(choice: Choice) -> RunConfig:
             "image_size": choice.image_size,
             "task": choice.task,
             "normalize": choice.normalize,
+            "pool": choice.pool,
+            "layers": choice.layers,
         },
         "model",
     )
@@ -210,6 +212,10 @@ def default_out(config: RunConfig) -> Path:
         parts.append(config.model.task)
     if config.model.normalize:
         parts.append("normalized")
+    if config.model.pool:
+        parts.append(config.model.pool)
+    if config.model.layers:
+        parts.append("layers-" + ".".join(map(str, config.model.layers)))
     usual = load_model_config(config.model.name).options
     for name, value in config.model.config.options.items():
         if usual.get(name) != value:

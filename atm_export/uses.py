@@ -42,7 +42,19 @@ def _freezes(choice: Choice, config: ModelConfig, option: str) -> bool:
     return bool(given.get("merge", choice.merge) == MergePolicy.FROZEN)
 
 
+def _embeds(choice: Choice, config: ModelConfig, option: str) -> bool:
+    """Whether it may embed; every token is no embedding."""
+    if choice.pool == "none" and choice.task == "embed":
+        raise ConfigError(
+            "--pool none keeps every token, which is no one vector; give --task dense for a "
+            "feature of every patch"
+        )
+    return choice.task in ("auto", "embed") and choice.pool != "none"
+
+
 USES = (
+    Use(("pool",), "--task embed", _embeds),
+    Use(("layers",), "--task dense", lambda choice, *_: choice.task == "dense"),
     Use(("alpha", "beta", "theta_min", "split", "merge"), "--method atm", takes),
     Use(("gflops",), "a method with settings", _costs),
     Use(("merge_blocks",), "--method atm or tome", takes),

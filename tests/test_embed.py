@@ -32,6 +32,7 @@ CLIP = "timm:vit_xsmall_patch16_clip_224"
 CLASSIFIER = "timm:test_vit"
 POOLED = "timm:test_vit4"
 DISTILLED = "timm:deit_tiny_distilled_patch16_224"
+SIGLIP = "timm:test_vit3"
 
 
 def backbone(name: str, **options: Any) -> Backbone:
@@ -65,6 +66,44 @@ def test_it_is_timms_own_vector(name: str, normalize: bool) -> None:
     torch.testing.assert_close(answer["embedding"], expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "pool", "option"),
+    [
+        *((name, "avg", ()) for name in (HEADLESS, CLIP, DISTILLED, SIGLIP)),
+        (CLASSIFIER, "token", ("global_pool=avg",)),
+    ],
+)
+@torch.inference_mode()
+def test_pool_says_which_tokens_the_vector_is_of(
+    name: str, pool: str, option: tuple[str, ...]
+) -> None:
+    found = backbone(name, task="embed", pool=pool, option=option)
+    images = random_images(2, size=found.image_size)
+    tokens = found.model.forward_features(images)
+    picked = tokens[:, 0] if pool == "token" else tokens[:, found.prefix :].mean(dim=1)
+    expected = found.model.fc_norm(picked)
+    torch.testing.assert_close(found.plain(images), expected, atol=0, rtol=0)
+    answer = run_reference(found, no_merges(found), images).outputs
+    torch.testing.assert_close(answer["embedding"], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_merged_token_counts_as_often_as_it_holds_patches() -> None:
+    found = backbone(CLASSIFIER, task="embed", pool="avg")
+    tokens, sizes = torch.randn(1, 4, 64), torch.tensor([1.0, 1, 3, 2]).reshape(1, 4, 1)
+    patches = tokens[:, [1, 2, 2, 2, 3, 3]]
+    alone = found.head(torch.cat([tokens[:, :1], patches], dim=1), None)
+    torch.testing.assert_close(found.head(tokens, sizes), alone, atol=1e-6, rtol=1e-5)
+
+
+def test_the_models_own_pool_changes_nothing_and_the_report_names_it() -> None:
+    def notes(name: str, **options: Any) -> tuple[str, ...]:
+        return load_model(resolve(Choice(model=name, weights="random", **options)).model).notes
+
+    assert notes(CLIP) == notes(CLIP, pool="token")
+    assert notes(CLIP) == ("embedding: the head's projection of the class token",)
+    assert "a classifier, the mean of all patches" in notes(CLIP, pool="avg")[0]
+
+
 def test_the_head_is_counted_where_it_is_run() -> None:
     one = torch.ones(1)
     assert float(backbone(CLASSIFIER, task="embed").head_macs(one)) == 0
@@ -91,7 +130,20 @@ def test_a_fine_tuned_clip_has_classes() -> None:
             {"normalize": True, "weights": "random"},
             "--normalize belongs to --task embed",
         ),
-        (HEADLESS, {"task": "dense", "weights": "random"}, "task"),
+        (HEADLESS, {"task": "segment", "weights": "random"}, "task"),
+        (CLASSIFIER, {"pool": "avg", "weights": "random"}, "--pool belongs to --task embed"),
+        (CLASSIFIER, {"pool": "avg", "task": "dense"}, "--pool belongs to --task embed"),
+        (CLASSIFIER, {"pool": "none", "task": "embed"}, "no one vector; give --task dense"),
+        (
+            CLASSIFIER,
+            {"pool": "map", "task": "embed", "weights": "random"},
+            "has no attention pooling; give --pool avg",
+        ),
+        (
+            SIGLIP,
+            {"pool": "token", "task": "embed", "weights": "random"},
+            "has no class token; give --pool avg",
+        ),
     ],
 )
 def test_what_a_model_cannot_do_is_one_line(model: str, options: dict[str, Any], told: str) -> None:
@@ -107,6 +159,8 @@ def test_a_run_of_its_own_has_a_name_of_its_own() -> None:
     assert name() == "deit_t-a2-0.90"
     assert name(task="embed") == "deit_t-a2-0.90-embed"
     assert name(task="embed", normalize=True) == "deit_t-a2-0.90-embed-normalized"
+    assert name(task="embed", pool="avg") == "deit_t-a2-0.90-embed-avg"
+    assert name(task="dense", layers="2,5") == "deit_t-a2-0.90-dense-layers-2.5"
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from atm_export.choice import Choice
-from atm_export.errors import ConfigError, WeightsError
+from atm_export.errors import ConfigError, UnsupportedModelError, WeightsError
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.weights import randomize
 from atm_export.model.zoo import load_model
@@ -104,6 +104,17 @@ def test_headless_repositories_embed(cache: Path) -> None:
     write(cache, {**CONFIG, "num_classes": 0})
     model = loaded(weights="random")
     assert (model.backbone.task, model.backbone.classes, model.labels) == ("embed", 64, None)
+
+
+def test_repositories_that_leave_pooling_open_ask_for_it(cache: Path) -> None:
+    """As Virchow2, whose users join the class token and the mean."""
+    write(cache, {**CONFIG, "num_classes": 0, "model_args": {**ARGUMENTS, "global_pool": ""}})
+    with pytest.raises(UnsupportedModelError, match=r"say by --task embed --pool token or avg"):
+        loaded(weights="random")
+    assert loaded(weights="random", pool="avg").backbone.head_rows is None
+    assert loaded(weights="random", pool="token").backbone.head_rows == 1
+    dense = loaded(weights="random", task="dense").backbone
+    assert dense.outputs[0].shape == ("batch", 3, 3, 64)
 
 
 def test_a_file_of_ones_own_and_another_size(cache: Path, tmp_path: Path) -> None:

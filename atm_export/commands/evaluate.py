@@ -155,7 +155,8 @@ def evaluate(
 
     A run of --task embed needs no labels: it prints the cosine with the unmerged embeddings
     (median, worst 1 %), recall@k (the unmerged nearest neighbour is among the merged k nearest of
-    the folder) and overlap@k (of the k nearest neighbours), and by --class-vectors classes.
+    the folder) and overlap@k (of the k nearest neighbours), and by --class-vectors classes. Of a
+    run of --task dense it prints the cosine of every patch with the unmerged one.
 
         atm-export evaluate build/deit_s-a2-3.23 --imagenet imagenet/val
         atm-export evaluate build/deit_s-a2-3.23 --imagenet photos --labels photos.txt

@@ -62,7 +62,10 @@ class TuneOptions:
     ] = None
     task: Annotated[
         WantedTask,
-        _shown("As for an export: embeddings are judged by cosine and nearest neighbours."),
+        _shown(
+            "As for an export: embeddings are judged by cosine and nearest neighbours, patches by "
+            "cosine."
+        ),
     ] = "auto"
     max_drop: Annotated[
         float | None,
@@ -74,7 +77,10 @@ class TuneOptions:
     ] = None
     min_cosine: Annotated[
         float | None,
-        _shown("For embeddings: least median cosine with the unmerged model's (0.98)."),
+        _shown(
+            "For embeddings, or patches of --task dense: least median cosine with the unmerged "
+            "model's (0.98; patches 0.95)."
+        ),
     ] = None
     min_recall: Annotated[
         float | None,
@@ -180,7 +186,8 @@ def tune(
     With labels top-1 may drop by --max-drop; always the merged model must agree with the unmerged
     one (by a standard error more than --min-agreement, so that it holds on other images too).
     Of embeddings (--task embed) the median cosine must keep --min-cosine, and the share of images
-    whose nearest neighbour stays --min-recall, likewise by a standard error.
+    whose nearest neighbour stays --min-recall, likewise by a standard error; of patches (--task
+    dense) the median cosine over all patches.
     Searches the method's settings (alpha, beta and theta_min on the paper's grid) with Optuna, and
     with --merge-blocks which blocks merge; hopeless points are stopped after a few batches. Killed,
     the same command goes on. Writes the preset into presets/ of your config folder

@@ -11,8 +11,10 @@ from cyclopts import Parameter
 from atm_export import loose_files, place
 from atm_export.errors import ConfigError
 from atm_export.imagefiles import is_folder
-from atm_export.measure.insight import fates
+from atm_export.inputs import Pixels
+from atm_export.measure.insight import fates, features_of
 from atm_export.preprocess import list_images, read_image
+from atm_export.report.features import features_beside
 from atm_export.report.pictures import drawable, png, regions, side_by_side
 from atm_export.runs.reading import open_run
 from atm_export.subject import Subject, exported_subject
@@ -33,7 +35,9 @@ def visualize(
     """Write token pictures: patches that share a token in the end become one flat region.
 
     Each image runs alone. Patches that stay tokens of their own keep their pixels. A folder stands
-    for the images in it. Writes IMAGE-tokens.png and prints the tokens that remain.
+    for the images in it. Writes IMAGE-tokens.png and prints the tokens that remain; of a run of
+    --task dense IMAGE-features.png too: the features of patches, unmerged and merged, as colours
+    (the first three principal components of the unmerged ones).
 
         atm-export visualize build/deit_s-a2-3.23 dog.jpg cat.jpg --out pictures
     """
@@ -47,19 +51,29 @@ def visualize(
         raise ConfigError(
             f"{subject.model.name} has a grid of {list(backbone.grid)} patches, which is no picture"
         )
-    names = [f"{name}-tokens.png" for name in _names(files)]
-    place.refuse_loss(out, names)
+    names = _names(files)
+    kinds = ("tokens", "features") if backbone.unmerges else ("tokens",)
+    place.refuse_loss(out, [f"{name}-{kind}.png" for name in names for kind in kinds])
     for file, name in zip(files, names, strict=True):
-        picture, told = _drawn(subject, file, plain)
-        loose_files.put_files(out, {name: picture})
-        print(f"{out / name}: {told}")
+        pixels = read_image(file, subject.model.preprocessing)
+        picture, told = _drawn(subject, pixels, plain)
+        written = {f"{name}-tokens.png": picture}
+        if backbone.unmerges:
+            written[f"{name}-features.png"] = _features(subject, pixels)
+        loose_files.put_files(out, written)
+        print(f"{' and '.join(str(out / each) for each in written)}: {told}")
     return 0
 
 
-def _drawn(subject: Subject, file: Path, plain: bool) -> tuple[bytes, str]:
+def _features(subject: Subject, pixels: Pixels) -> bytes:
+    """Image, unmerged and merged features of its patches, as PNG."""
+    image = subject.tensor(pixels[None])
+    return png(features_beside(pixels, *features_of(subject.model.backbone, subject.plan, image)))
+
+
+def _drawn(subject: Subject, pixels: Pixels, plain: bool) -> tuple[bytes, str]:
     """A picture, as PNG, and what is left of its tokens."""
     backbone = subject.model.backbone
-    pixels = read_image(file, subject.model.preprocessing)
     with torch.inference_mode():
         fate = fates(backbone, subject.plan, subject.tensor(pixels[None]))
     draw = regions if plain else side_by_side

@@ -15,7 +15,7 @@ import torch
 from onnx import TensorProto, helper
 
 from atm_export.graph import translations, translations_ragged
-from atm_export.graph.pieces import Block, Entry, Head
+from atm_export.graph.pieces import Block, Entry, Head, Patches
 from atm_export.graph.sheet import Sheet, Translations, place
 from atm_export.inputs import InputSpec
 from atm_export.methods.plan import Form, MergePlan
@@ -88,7 +88,7 @@ def _place_blocks(
 ) -> tuple[list[str], list[str], list[str]]:
     """Blocks and head; returns the names of the answer's values, counts and maps."""
     sizes, count = "", "tokens"
-    counts, maps = [], []
+    counts, maps, states = [], [], []
     for i, block in enumerate(twin.twin_blocks):
         out = _place_block(sheet, i, block, twin.tokens, [tokens, sizes, where])
         tokens = out[0]
@@ -104,7 +104,12 @@ def _place_blocks(
             )
         counts.append(count)
         maps.append(where)
-    return _place_head(sheet, twin, tokens, sizes), counts, maps
+        states.append(tokens)
+    if not twin.backbone.unmerges:
+        return _place_head(sheet, twin, tokens, sizes), counts, maps
+    after = twin.backbone.read_after
+    answers = [_place_patches(sheet, twin, i, states[i], maps[i]) for i in after]
+    return answers, counts, maps
 
 
 def _place_block(
@@ -130,6 +135,14 @@ def _place_head(sheet: Sheet, twin: Twin, tokens: str, sizes: str) -> list[str]:
         example[1] = torch.ones(2, EXAMPLE_TOKENS, 1)
     axes = [(0,) if last.kept else (0, 1), (0, 1)]
     return place(sheet, named.HEAD, Head(twin.backbone), example, axes, [tokens, sizes])
+
+
+def _place_patches(sheet: Sheet, twin: Twin, i: int, tokens: str, where: str) -> str:
+    """The dense answer after block i."""
+    width = twin.twin_blocks[i].q.in_features
+    example = [torch.zeros(2, EXAMPLE_TOKENS, width), torch.zeros(2, twin.tokens).long()]
+    piece, name = Patches(twin.backbone), named.head_after(i)
+    return place(sheet, name, piece, example, [(0, 1), (0,)], [tokens, where])[0]
 
 
 def _translations(plan: MergePlan) -> Translations:

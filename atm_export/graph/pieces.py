@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from atm_export.inputs import InputSpec
 from atm_export.model.backbone import Answer, Backbone
 from atm_export.rewrite.block import Merge, TwinBlock
+from atm_export.rewrite.twin import unmerged
 
 
 class Piece(nn.Module):
@@ -50,6 +51,17 @@ class Head(Piece):
 
     def forward(self, tokens: Tensor, sizes: Tensor | None) -> Answer:
         return self.backbone.head(tokens, sizes)
+
+
+class Patches(Piece):
+    """Tokens and places after a block to the dense answer."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, tokens: Tensor, where: Tensor) -> Tensor:
+        return unmerged(self.backbone, tokens, where)
 
 
 class Block(Piece):

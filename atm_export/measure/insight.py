@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from atm_export.methods.plan import MergePlan
@@ -48,6 +49,16 @@ def fates(backbone: Backbone, plan: MergePlan, images: Tensor) -> Fates:
         trace.maps[-1][:, backbone.prefix :],
         trace_gmacs(backbone, trace, plan.merges),
     )
+
+
+def features_of(
+    backbone: Backbone, plan: MergePlan, image: Tensor
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The judged output of one image [1, C, H, W], unmerged and merged: features of its patches
+    [rows, columns, D] where the task is dense."""
+    name, never = backbone.judged, MergePlan.unmerged(len(plan.blocks))
+    plain, merged = (run_reference(backbone, p, image).outputs[name] for p in (never, alone(plan)))
+    return plain[0].numpy(), merged[0].numpy()
 
 
 def affordable(backbone: Backbone, images: int) -> int:

@@ -61,9 +61,14 @@ class Backbone(nn.Module, ABC):
     classes: numbers that the head gives an image. task: what they are, a name of `tasks`.
     image_size, channels: of the image that `embed` takes. grid: tokens along each of its axes.
     fixed: parameters of its model that are no weights: neither trained nor random.
+    unmerges: it answers by `dense`, from the tokens of all patches, and not by `head`; `head_rows`
+    is None then, and `classes` the width. layers: after which blocks, from 0, an output each; ():
+    after the last, in one.
     """
 
     task: str = Classify.name
+    unmerges: bool = False
+    layers: tuple[int, ...] = ()
 
     prefix: int
     head_rows: int | None
@@ -77,6 +82,15 @@ class Backbone(nn.Module, ABC):
     @property
     def pooled(self) -> bool:
         return self.head_rows is None
+
+    @property
+    def read_after(self) -> tuple[int, ...]:
+        """The blocks, from 0, whose tokens `dense` reads, in the order of outputs: the deepest
+        first."""
+        if not self.unmerges:
+            return ()
+        layers = sorted(self.layers) or [len(self.parts()) - 1]
+        return (layers[-1], *layers[:-1])
 
     @property
     def patches(self) -> int:
@@ -142,6 +156,11 @@ class Backbone(nn.Module, ABC):
 
         Where head_rows is set, `tokens` may hold those rows alone.
         """
+
+    def dense(self, tokens: Tensor) -> Tensor:
+        """Tokens of patches [B, patches, D] after one block of `read_after`, each patch's where it
+        was embedded, to what is answered of them [B, *grid, classes]."""
+        raise NotImplementedError
 
     @abstractmethod
     def plain(self, image: Tensor) -> Answer:

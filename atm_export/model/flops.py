@@ -50,7 +50,10 @@ def count_gmacs(
     attended = tokens_in if attended is None else attended
     counts = (tokens_in.double(), attended.double(), mlp_tokens.double())
     total = torch.full(tokens_in.shape[1:], backbone.stem_gmacs() * 1e9, dtype=torch.float64)
-    for part, n, k, m in zip(backbone.parts(), *counts, strict=True):
+    parts = backbone.parts()
+    deepest = backbone.read_after[0] if backbone.unmerges else len(parts) - 1
+    # Blocks behind the deepest one that is read are in no graph, but for trace outputs.
+    for part, n, k, m in list(zip(parts, *counts, strict=True))[: deepest + 1]:
         third = part.qkv.weight.numel() / 3
         total += n * 2 * third + k * (third + part.proj.weight.numel())
         total += (n * n + k * k) * part.heads * part.head_dim

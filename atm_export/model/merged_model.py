@@ -18,7 +18,7 @@ from atm_export.methods.given import settings_of
 from atm_export.methods.plan import MergePlan
 from atm_export.model.backbone import Answer, Backbone
 from atm_export.model.plan import plan_for
-from atm_export.model.reference import Trace, run_blocks, run_reference
+from atm_export.model.reference import Trace, answer_of, run_blocks, run_reference
 from atm_export.model.vit import TimmBackbone
 from atm_export.model_configs import find_preset, load_model_config, model_names
 
@@ -62,8 +62,8 @@ class MergedModel(nn.Module):
         # What the rules make themselves belongs where the image is.
         with nullcontext() if image.device.type == "cpu" else image.device:
             x = self._backbone.embed(image)
-            x, sizes, _ = run_blocks(self._backbone, self._acting, x, margins=False)
-        return self._backbone.head(x, sizes.to(x.dtype))
+            done = run_blocks(self._backbone, self._acting, x, margins=False)
+        return answer_of(self._backbone, done._replace(sizes=done.sizes.to(done.tokens.dtype)))
 
     def trace(self, image: Tensor) -> Trace:
         """What happens to `image` in evaluation: answers, and for each block tokens before and

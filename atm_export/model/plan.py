@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from atm_export.errors import ConfigError
 from atm_export.methods import methods
 from atm_export.methods.base import MethodSettings, ModelShape
 from atm_export.methods.plan import MergePlan
@@ -25,8 +26,15 @@ def shape_of(backbone: Backbone) -> ModelShape:
 
 
 def plan_for(backbone: Backbone, method: MethodSettings) -> MergePlan:
-    """The plan of `method` for this backbone."""
-    return methods[method.name].plan(method, shape_of(backbone))
+    """The plan of `method` for this backbone; ConfigError where it drops tokens that the backbone
+    must give back."""
+    plan = methods[method.name].plan(method, shape_of(backbone))
+    if backbone.unmerges and any(rule is not None and rule.drops for rule in plan.blocks):
+        raise ConfigError(
+            f"--method {method.name} drops patches, which then have no features: --task "
+            f"{backbone.task} takes methods that merge (atm, tome, pitome, mctf)"
+        )
+    return plan
 
 
 def exported_plan(

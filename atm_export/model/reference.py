@@ -15,8 +15,8 @@ from torch import Tensor
 
 from atm_export.methods.plan import MergePlan
 from atm_export.methods.rule import BlockRule, Decision, Reduced, Signals
-from atm_export.methods.tokens import carried
-from atm_export.model.backbone import Backbone, BlockParts
+from atm_export.methods.tokens import carried, rows
+from atm_export.model.backbone import Answer, Backbone, BlockParts
 from atm_export.tasks.base import OutputSpec
 
 
@@ -61,11 +61,13 @@ class Step(NamedTuple):
 
 class Pass(NamedTuple):
     """Tokens [B, n, D] and merging sizes [B, n, 1] after the last block, of which a head that reads
-    the prefix alone gets no other rows; and what each block did."""
+    the prefix alone gets no other rows; what each block did; and the tokens of patches
+    [B, patches, D] after each block of `read_after`, every patch with the one that it is now."""
 
     tokens: Tensor
     sizes: Tensor
     steps: tuple[Step, ...]
+    patches: tuple[Tensor, ...] = ()
 
 
 @torch.inference_mode()
@@ -81,22 +83,30 @@ def run_batch(
     backbone: Backbone, plan: MergePlan, image: Tensor, decider: Decider | None = None
 ) -> Trace:
     """One pass in which the batch decides together."""
-    x, sizes, steps = run_blocks(backbone, plan, backbone.embed(image), decider)
-    batch = image.shape[0]
+    done = run_blocks(backbone, plan, backbone.embed(image), decider)
+    steps, batch = done.steps, image.shape[0]
 
     def counts(of: str) -> Tensor:
         return torch.tensor([getattr(step, of) for step in steps]).unsqueeze(1).expand(-1, batch)
 
     return Trace(
-        backbone.named(backbone.head(x, sizes)),
+        backbone.named(answer_of(backbone, done)),
         backbone.outputs,
         counts("tokens_in"),
         counts("tokens_out"),
         counts("attended"),
         torch.stack([step.places() for step in steps]),
-        x[:, 0],
+        done.tokens[:, 0],
         tuple((step.decision,) for step in steps),
     )
+
+
+def answer_of(backbone: Backbone, done: Pass) -> Answer:
+    """What the model answers after its blocks."""
+    if not backbone.unmerges:
+        return backbone.head(done.tokens, done.sizes)
+    found = tuple(backbone.dense(patches) for patches in done.patches)
+    return found if len(found) > 1 else found[0]
 
 
 @torch.compiler.disable(recursive=False)
@@ -112,6 +122,7 @@ def run_blocks(
     batch, n, _ = x.shape
     state = _State(x, torch.ones(batch, n, 1), partial(_own_places, batch, n))
     steps: list[Step] = []
+    unmerged: dict[int, Tensor] = {}
     parts = backbone.parts()
     for i, (part, rule) in enumerate(zip(parts, plan.blocks, strict=True)):
         decide = None if rule is None else rule.decide
@@ -126,7 +137,10 @@ def run_blocks(
         if part is parts[-1] and backbone.head_rows is not None and plan.merges:
             x, sizes = x[:, : backbone.head_rows], sizes[:, : backbone.head_rows]
         state = _State(_fed_forward(part, x), sizes, places)
-    return Pass(state.x, state.sizes, tuple(steps))
+        if i in backbone.read_after:
+            unmerged[i] = rows(state.x, places()[:, backbone.prefix :])
+    patches = tuple(unmerged[i] for i in backbone.read_after)
+    return Pass(state.x, state.sizes, tuple(steps), patches)
 
 
 class _State(NamedTuple):

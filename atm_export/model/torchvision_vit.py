@@ -21,7 +21,8 @@ from atm_export.config import ModelConfig, ModelSpec, PublishedWeights
 from atm_export.errors import unknown_name
 from atm_export.inputs import Preprocessing
 from atm_export.model.backbone import Limited, LoadedModel, families
-from atm_export.model.embedding import Embedding, notes_of
+from atm_export.model.dense import notes_of_patches, patches_of
+from atm_export.model.embedding import chosen_embedding, notes_of
 from atm_export.model.published import (
     choose_shape,
     imagenet_labels,
@@ -131,16 +132,18 @@ def build_torchvision(spec: ModelSpec) -> LoadedModel:
     facts = load_weights(model, spec, renamed=timm_names)
     if spec.image_size is not None:
         take_images_of(model, spec.image_size, spec.name)
-    embeds = Embedding(normalize=spec.normalize) if spec.task == Embed.name else None
-    backbone = TimmBackbone(model, spec.name, spec.config.proportional, embeds)
+    embeds = chosen_embedding(model, spec) if spec.task == Embed.name else None
+    patches = patches_of(spec, len(model.blocks))
+    backbone = TimmBackbone(model, spec.name, spec.config.proportional, embeds, patches)
+    notes = notes_of_patches(patches.layers) if patches else notes_of(model, embeds)
     return LoadedModel(
         name=spec.name,
         backbone=backbone,
         preprocessing=_preprocessing(spec.config, weights, backbone.image_size),
         weights=facts,
-        labels=None if embeds else imagenet_labels(shape.num_classes),
+        labels=None if embeds or patches else imagenet_labels(shape.num_classes),
         licence=published_licence(spec),
-        notes=(*notes_of(model, embeds), *_figure(spec, weights)),
+        notes=(*notes, *_figure(spec, weights)),
     )
 
 

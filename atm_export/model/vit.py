@@ -23,10 +23,19 @@ from atm_export.errors import (
     unknown_name,
 )
 from atm_export.inputs import Preprocessing
-from atm_export.model.backbone import Backbone, BlockParts, Limited, LoadedModel, families
+from atm_export.model.backbone import (
+    Answer,
+    Backbone,
+    BlockParts,
+    Limited,
+    LoadedModel,
+    families,
+)
+from atm_export.model.dense import Patches, notes_of_patches, patches_of
 from atm_export.model.embedding import Embedding, embedding_of, notes_of
 from atm_export.model.flops import linear_weights, module_macs
 from atm_export.model.hub import HUB, cache_only_without_network, described, weights_of
+from atm_export.model.pooling import POOLS, pooled
 from atm_export.model.published import (
     imagenet_labels,
     load_weights,
@@ -40,10 +49,10 @@ from atm_export.model.weights import (
     read_checkpoint,
     state_digest,
 )
+from atm_export.tasks.dense import Dense
 from atm_export.tasks.embed import Embed
 
 PLAIN = "timm:vit_small_patch16_224 and timm:vit_small_patch14_dinov2"
-POOLS = ("token", "avg", "avgmax", "max", "map")
 
 
 class TimmBackbone(Backbone):
@@ -55,14 +64,15 @@ class TimmBackbone(Backbone):
         name: str,
         proportional: bool = True,
         embeds: Embedding | None = None,
+        patches: Patches | None = None,
     ) -> None:
         super().__init__()
-        refuse_unsupported(model, name)
+        refuse_unsupported(model, name, pools=patches is None)
         self.model = model
         self.proportional = proportional
         self.prefix = model.num_prefix_tokens
         self.distilled = isinstance(model, VisionTransformerDistilled)
-        self.head_rows = 2 if self.distilled else 1 if model.global_pool == "token" else None
+        self.head_rows = (1 + self.distilled) if model.global_pool == "token" else None
         self.image_size = tuple(model.patch_embed.img_size)
         self.channels = _channels(model.patch_embed)
         self.grid = tuple(model.patch_embed.grid_size)
@@ -71,6 +81,9 @@ class TimmBackbone(Backbone):
         if embeds is not None:
             self.task = Embed.name
             self.classes = self.classes if embeds.projected else model.head_hidden_size
+        if patches is not None:
+            self.task, self.unmerges, self.layers = Dense.name, True, patches.layers
+            self.head_rows, self.classes = None, model.num_features
 
     def embed(self, image: Tensor) -> Tensor:
         model = self.model
@@ -86,37 +99,28 @@ class TimmBackbone(Backbone):
         if self.head_rows is not None:
             answer = model.forward_head(tokens, pre_logits=bare)
         else:
-            pooled = model.fc_norm(self._pool(tokens, sizes))
-            answer = pooled if bare else model.head(pooled)
+            vector = model.fc_norm(pooled(model, tokens, sizes))
+            answer = vector if bare else model.head(vector)
         return F.normalize(answer, dim=-1) if embeds is not None and embeds.normalize else answer
 
-    def _pool(self, tokens: Tensor, sizes: Tensor | None) -> Tensor:
-        """Pool over tokens, a merged token counting as many times as it holds patches."""
+    def dense(self, tokens: Tensor) -> Tensor:
+        return self.model.norm(tokens).unflatten(1, self.grid)
+
+    def plain(self, image: Tensor) -> Answer:
         model = self.model
-        if not model.pool_include_prefix:
-            tokens = tokens[:, self.prefix :]
-            sizes = None if sizes is None else sizes[:, self.prefix :]
-        if model.attn_pool is not None:
-            mask = None if sizes is None else sizes.log().transpose(1, 2).unsqueeze(1)
-            return model.attn_pool(tokens, attn_mask=mask)
-        mean = self.mean(tokens, sizes)
-        if model.global_pool == "avg":
-            return mean
-        peak = tokens.amax(dim=1)
-        return peak if model.global_pool == "max" else 0.5 * (peak + mean)
-
-    @staticmethod
-    def mean(tokens: Tensor, sizes: Tensor | None) -> Tensor:
-        """The mean of the patches that tokens [B, n, D] of sizes [B, n, 1] hold."""
-        if sizes is None:
-            return tokens.mean(dim=1)
-        return (tokens * sizes).sum(dim=1) / sizes.sum(dim=1)
-
-    def plain(self, image: Tensor) -> Tensor:
+        if self.unmerges:
+            layers = sorted(self.read_after)
+            found = dict(
+                zip(layers, model.get_intermediate_layers(image, layers, norm=True), strict=True)
+            )
+            return tuple(found[i].unflatten(1, self.grid) for i in self.read_after)
         if self.embeds is None:
-            return self.model(image)
-        features = self.model.forward_features(image)
-        answer = self.model.forward_head(features, pre_logits=not self.embeds.projected)
+            return model(image)
+        features = model.forward_features(image)
+        if self.distilled and self.head_rows is None:
+            answer = model.fc_norm(model.pool(features))  # its own head knows no other pooling
+        else:
+            answer = model.forward_head(features, pre_logits=not self.embeds.projected)
         return F.normalize(answer, dim=-1) if self.embeds.normalize else answer
 
     def stem_gmacs(self) -> float:
@@ -124,10 +128,10 @@ class TimmBackbone(Backbone):
 
     def head_macs(self, tokens: Tensor) -> Tensor:
         heads = [self.model.head] + ([self.model.head_dist] if self.distilled else [])
-        if self.embeds is not None and not self.embeds.projected:
+        if self.unmerges or (self.embeds is not None and not self.embeds.projected):
             heads = []
         total = torch.full_like(tokens, sum(linear_weights(head) for head in heads))
-        if self.model.attn_pool is not None:
+        if self.model.attn_pool is not None and not self.unmerges:
             pool = self.model.attn_pool
             width = self.model.embed_dim
             total += tokens * (pool.kv.weight.numel() + 2 * width)
@@ -141,8 +145,9 @@ def _channels(stem: nn.Module) -> int:
     return first.in_channels
 
 
-def refuse_unsupported(model: nn.Module, name: str) -> None:
-    """UnsupportedModelError for models whose tokens cannot be merged, with the reason."""
+def refuse_unsupported(model: nn.Module, name: str, *, pools: bool = True) -> None:
+    """UnsupportedModelError for models whose tokens cannot be merged, with the reason. pools: the
+    answer is of its own pooling."""
 
     def refuse(reason: str) -> None:
         raise UnsupportedModelError(
@@ -174,7 +179,12 @@ def refuse_unsupported(model: nn.Module, name: str) -> None:
             refuse(f"its attention is {type(block.attn).__name__}, not plain self-attention")
         if getattr(block.attn, "gate", None) is not None:
             refuse("its attention output is gated")
-    if model.global_pool not in POOLS:
+    if pools and not model.global_pool:
+        raise UnsupportedModelError(
+            f"{name} gives its tokens as they are (its pooling is ''): say by --task embed --pool "
+            "token or avg what its embedding is, or give --task dense"
+        )
+    if pools and model.global_pool not in POOLS:
         refuse(f"its pooling is '{model.global_pool}', not one of {', '.join(POOLS)}")
     if model.patch_embed.grid_size is None:
         refuse("its patch grid is not fixed")
@@ -186,11 +196,12 @@ def build_timm(spec: ModelSpec) -> LoadedModel:
     """The timm family: build, load weights, resize position embeddings as timm does."""
     config, pretrained_cfg = _source(spec.config)
     options: dict[str, Any] = dict(config.options)
+    pools = spec.pool is None and spec.task != Dense.name
     if config is not spec.config:
         options["pretrained_cfg"] = pretrained_cfg
-    _refuse_early(config, spec.name, options)
+    _refuse_early(config, spec.name, options, pools)
     model = _create(config, options, pretrained=False)
-    refuse_unsupported(model, spec.name)
+    refuse_unsupported(model, spec.name, pools=pools)
     facts = _load_weights(model, spec, options)
     if model.dynamic_img_size:
         # The size is fixed at export: patches are flattened where they are embedded.
@@ -200,15 +211,16 @@ def build_timm(spec: ModelSpec) -> LoadedModel:
     if size != tuple(model.patch_embed.img_size):
         _resize(model, size, spec.name)
     embeds = embedding_of(model, spec, config.architecture, pretrained_cfg)
-    backbone = TimmBackbone(model, spec.name, config.proportional, embeds)
+    patches = patches_of(spec, len(model.blocks))
+    backbone = TimmBackbone(model, spec.name, config.proportional, embeds, patches)
     return LoadedModel(
         name=spec.name,
         backbone=backbone,
         preprocessing=_preprocessing(config, pretrained_cfg, backbone.image_size),
         weights=facts,
-        labels=None if embeds else _labels(model, pretrained_cfg),
+        labels=None if embeds or patches else _labels(model, pretrained_cfg),
         licence=_licence(spec, pretrained_cfg),
-        notes=notes_of(model, embeds),
+        notes=notes_of_patches(patches.layers) if patches else notes_of(model, embeds),
     )
 
 
@@ -232,14 +244,14 @@ def _labels(model: VisionTransformer, cfg: Any) -> tuple[str, ...] | None:
     return imagenet_labels(model.num_classes)
 
 
-def _refuse_early(config: ModelConfig, name: str, options: dict[str, Any]) -> None:
+def _refuse_early(config: ModelConfig, name: str, options: dict[str, Any], pools: bool) -> None:
     """Look at the model without its memory, which may be many gigabytes, where timm can do so."""
     try:
         with torch.device("meta"):
             model = _create(config, options, pretrained=False)
     except (RuntimeError, NotImplementedError):  # an initialiser that wants real numbers
         return
-    refuse_unsupported(model, name)
+    refuse_unsupported(model, name, pools=pools)
 
 
 def _pretrained_cfg(config: ModelConfig) -> Any:

@@ -8,6 +8,7 @@ from atm_export.config import ModelConfig, ModelSpec
 from atm_export.errors import ConfigError, UnsupportedModelError, unknown_name
 from atm_export.model import SHIPPED
 from atm_export.model.backbone import Family, Limited, LoadedModel, families
+from atm_export.tasks.dense import Dense
 from atm_export.tasks.embed import Embed
 
 MOST_TOKENS = 4096
@@ -16,12 +17,14 @@ MOST_TOKENS = 4096
 def load_model(spec: ModelSpec) -> LoadedModel:
     """The model with its weights; errors name the file, key or setting at fault."""
     model = _family(spec.name, spec.config.family)(spec)
-    if spec.task == Embed.name != model.backbone.task:
-        raise ConfigError(
-            f"--task embed: {spec.name} has the task '{model.backbone.task}', and no other"
-        )
-    if spec.normalize and model.backbone.task != Embed.name:
-        raise ConfigError(f"--normalize belongs to --task embed, and {spec.name} classifies")
+    task = model.backbone.task
+    if spec.task in (Embed.name, Dense.name) and spec.task != task:
+        raise ConfigError(f"--task {spec.task}: {spec.name} has the task '{task}', and no other")
+    for option in ("normalize", "pool"):
+        if getattr(spec, option) and task != Embed.name:
+            raise ConfigError(
+                f"--{option} belongs to --task embed, and {spec.name} has the task '{task}'"
+            )
     tokens = model.backbone.tokens
     if tokens > MOST_TOKENS:
         raise UnsupportedModelError(

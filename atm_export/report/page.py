@@ -89,6 +89,11 @@ def picture_section(pictures: Sequence[Mapping[str, Any]], sorted_by_tokens: boo
     return template.render(pictures=pictures, sorted_by_tokens=sorted_by_tokens)
 
 
+def feature_figures(pictures: Sequence[Mapping[str, Any]]) -> str:
+    """Figures of patch features behind those; each picture: name, output, cosine, small, drawn."""
+    return environment().get_template("features.html.j2").render(pictures=pictures)
+
+
 def _charts(
     report: Mapping[str, Any],
     config: ModelConfig,

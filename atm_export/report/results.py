@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atm_export import place
-from atm_export.measure.insight import Fates
+from atm_export.measure.data.images import ImageSet
+from atm_export.measure.insight import Fates, features_of
 from atm_export.report.documents import (
     BENCH,
     BENCH_FILE,
@@ -21,12 +22,15 @@ from atm_export.report.documents import (
     read_document,
     read_report,
 )
-from atm_export.report.page import FILE, kept_pictures, page, picture_section
+from atm_export.report.features import features_beside
+from atm_export.report.page import FILE, feature_figures, kept_pictures, page, picture_section
 from atm_export.report.pictures import LEAST, coloured, data_url, drawable, regions
 from atm_export.runs import writing
 from atm_export.runs.manifest import Manifest, manifest_of
 from atm_export.runs.reading import Run, open_run, read_manifest
 from atm_export.runs.writing import WorkFolder
+from atm_export.subject import Subject
+from atm_export.tasks.judge_patches import patch_cosines
 
 SHOWN = 6  # easiest and hardest images in the report, of each
 REMEDY = "give a copy of the run"  # the commands that add results have no --out
@@ -74,6 +78,27 @@ def pictures_of(
         for k, i in enumerate(shown)
     ]
     return picture_section(pictures, sorted_by_tokens=decided_per_image)
+
+
+def features_section(subject: Subject, images: ImageSet) -> str:
+    """Features of patches of the first images, unmerged and merged, as HTML for the report; none
+    where the task has none, or nothing merges."""
+    backbone, name = subject.model.backbone, subject.model.backbone.judged
+    if not backbone.unmerges or not drawable(backbone.grid) or not subject.plan.merges:
+        return ""
+    pictures = []
+    for i, pixels in enumerate(images.pixels[:SHOWN]):
+        plain, merged = features_of(backbone, subject.plan, subject.tensor(pixels[None]))
+        pictures.append(
+            {
+                "name": images.names[i] if i < len(images.names) else f"image {i + 1}",
+                "output": name,
+                "cosine": float(np.median(patch_cosines(merged[None], plain[None]))),
+                "small": min(pixels.shape[:2]) < LEAST // 2,
+                "drawn": data_url(features_beside(pixels, plain, merged)),
+            }
+        )
+    return feature_figures(pictures)
 
 
 def refuse_loss(folder: Path, names: Sequence[str]) -> None:

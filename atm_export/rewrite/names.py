@@ -25,6 +25,11 @@ def of_block(i: int, name: str) -> str:
     return f"{block(i)}.{name}"
 
 
+def head_after(i: int) -> str:
+    """What reads the tokens after a block."""
+    return f"{HEAD}.{i}"
+
+
 def is_limit(name: str) -> bool:
     """Whether this is a threshold of some block."""
     return name.endswith(f".{LIMIT}")

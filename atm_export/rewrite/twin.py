@@ -9,13 +9,14 @@ asks for keys or values themselves, those keep their bias.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from atm_export.methods.plan import Form, MergePlan
+from atm_export.methods.tokens import take_rows
 from atm_export.model.backbone import Answer, Backbone
 from atm_export.rewrite.block import Merge, TwinBlock
 from atm_export.rewrite.ragged_block import RaggedTwinBlock
@@ -70,7 +71,7 @@ class Twin(nn.Module):
         count = torch.tensor([self.tokens])
         if self.per_image:
             count = count.expand(tokens.shape[0])
-        counts, maps = [], []
+        counts, maps, states = [], [], []
         for block in self.twin_blocks:
             out = block(tokens, sizes, where)
             if isinstance(out, Merge):
@@ -83,5 +84,20 @@ class Twin(nn.Module):
                 tokens = out
             counts.append(count)
             maps.append(where)
+            states.append(tokens)
         told = torch.stack(counts, dim=1) if self.per_image else torch.cat(counts)
-        return self.backbone.head(tokens, sizes), told, torch.stack(maps)
+        return self._answer(states, sizes, maps), told, torch.stack(maps)
+
+    def _answer(
+        self, states: Sequence[Tensor], sizes: Tensor | None, maps: Sequence[Tensor]
+    ) -> Answer:
+        """Of the tokens and places after each block, and the sizes after the last."""
+        backbone = self.backbone
+        if not backbone.unmerges:
+            return backbone.head(states[-1], sizes)
+        return tuple(unmerged(backbone, states[i], maps[i]) for i in backbone.read_after)
+
+
+def unmerged(backbone: Backbone, tokens: Tensor, where: Tensor) -> Tensor:
+    """The dense answer of tokens [B, n, D], where the embedded ones are at places [B, N0]."""
+    return backbone.dense(take_rows(tokens, where[:, backbone.prefix :]))

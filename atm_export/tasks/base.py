@@ -84,13 +84,24 @@ class OutputSpec(Output):
 
 
 class Sizes(Protocol):
-    """What a task may ask of a model: numbers that its head gives an image, and patch tokens."""
+    """What a task may ask of a model: numbers that its head gives an image (or a patch), patch
+    tokens and the grid that they lie in, and the blocks after which patches are read (`Backbone`).
+    """
 
     @property
     def classes(self) -> int: ...
 
     @property
     def patches(self) -> int: ...
+
+    @property
+    def grid(self) -> tuple[int, ...]: ...
+
+    @property
+    def layers(self) -> tuple[int, ...]: ...
+
+    @property
+    def read_after(self) -> tuple[int, ...]: ...
 
 
 class Task(ABC):

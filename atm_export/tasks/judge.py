@@ -90,9 +90,15 @@ class Judge(ABC):
     def reading(self, rows: Array) -> Array:
         """Of a batch's answers [n, ...] what is judged, [n, ...]; NonFiniteError."""
 
+    def beside(self, ours: Array, plain: Array | None) -> tuple[Array, Array | None]:
+        """What a count over many images keeps of the readings of a batch, each [n, ...], for
+        `evaluation` and `table`: the readings themselves, unless those are large. plain: None where
+        the unmerged model was not run."""
+        return ours, plain
+
     @abstractmethod
     def packed(self, read: Array) -> list[Any]:
-        """The same as a JSON value an image."""
+        """What is kept as a JSON value an image."""
 
     @abstractmethod
     def unpacked(self, values: Sequence[Any]) -> Array:

@@ -156,6 +156,8 @@ class ByDirection(Judge):
         )
 
     def broken(self, facts: Facts, bounds: Mapping[str, float]) -> list[str]:
+        if not bounds:  # then the unmerged model may not have been run
+            return []
         found, cosine = [], facts["cosine"]["median"]
         least, recall = bounds.get("min_cosine"), bounds.get("min_recall")
         if least is not None and not cosine >= least:

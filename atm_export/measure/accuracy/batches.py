@@ -108,20 +108,28 @@ def _count(
     output = engine.forward(batch.pixels)
     gmacs = gmacs_from_tokens(subject, subject.plan, output.tokens_out)
     judge = _judge(subject)
+    ours = judge.reading(output.rows)
+    plain = judge.reading(_plain(subject, batch)) if options.unmerged else None
+    ours, plain = judge.beside(ours, plain)
     entry: dict[str, Any] = {
         "samples": digest,
         "images": list(batch.kept),
-        "answers": judge.packed(judge.reading(output.rows)),
+        "answers": judge.packed(ours),
         "gmacs": gmacs.tolist(),
         "tokens": output.tokens_out.T.tolist(),
         "unreadable": bad,
     }
-    if options.unmerged:
-        backbone = subject.model.backbone
-        with torch.inference_mode():
-            plain = backbone.named(backbone.plain(subject.tensor(batch.pixels)))
-        entry["plain"] = judge.packed(judge.reading(plain[backbone.judged].numpy()))
+    if plain is not None:
+        entry["plain"] = judge.packed(plain)
     return entry
+
+
+def _plain(subject: Subject, batch: Decoded) -> NDArray[Any]:
+    """The judged output of the unmerged model."""
+    backbone = subject.model.backbone
+    with torch.inference_mode():
+        found = backbone.named(backbone.plain(subject.tensor(batch.pixels)))
+    return found[backbone.judged].numpy()
 
 
 def _judge(subject: Subject) -> Judge:
@@ -130,7 +138,7 @@ def _judge(subject: Subject) -> Judge:
 
 @dataclass(frozen=True)
 class Readings:
-    """The images of a journal by number, and what the judge read of each: of the merged model and,
+    """The images of a journal by number, and what the judge kept of each: of the merged model and,
     where it was run, of the unmerged one."""
 
     images: list[int]

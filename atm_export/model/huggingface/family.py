@@ -22,12 +22,14 @@ from atm_export.config import ModelSpec
 from atm_export.errors import ConfigError
 from atm_export.inputs import Preprocessing
 from atm_export.model.backbone import Limited, LoadedModel, families
-from atm_export.model.embedding import Embedding
+from atm_export.model.dense import notes_of_patches, patches_of
+from atm_export.model.embedding import chosen_embedding
 from atm_export.model.huggingface.described import CONFIG, Vision, described
 from atm_export.model.huggingface.kinds import Reading
 from atm_export.model.huggingface.names import is_read, timm_tensors
 from atm_export.model.huggingface.preprocessing import Processed, processed
 from atm_export.model.huggingface.repository import Repository, opened, read_tensors, weight_files
+from atm_export.model.pooling import WORDS, mean_of
 from atm_export.model.published import load_weights, overridden
 from atm_export.model.resizing import take_images_of
 from atm_export.model.vit import TimmBackbone
@@ -52,9 +54,8 @@ class ClassAndMeanBackbone(TimmBackbone):
 
     def head(self, tokens: Tensor, sizes: Tensor | None) -> Tensor:
         tokens = self.model.norm(tokens)
-        mean = self.mean(
-            tokens[:, self.prefix :], None if sizes is None else sizes[:, self.prefix :]
-        )
+        own = None if sizes is None else sizes[:, self.prefix :]
+        mean = mean_of(tokens[:, self.prefix :], own)
         return self.model.head(torch.cat([tokens[:, 0], mean], dim=1))
 
     def plain(self, image: Tensor) -> Tensor:
@@ -72,8 +73,8 @@ def build_huggingface(spec: ModelSpec) -> LoadedModel:
     if told is None:
         raise ConfigError(f"{repository.name} has no {CONFIG}")
     vision = described(told, repository.name)
-    embeds = _embedding(spec, vision)
-    if embeds is not None:
+    patches, embeds = patches_of(spec, vision.depth), _embeds(spec, vision)
+    if patches or embeds:
         vision = _embedder(vision)
     how = processed(repository, vision)
     model = _timm_model(vision)
@@ -84,25 +85,24 @@ def build_huggingface(spec: ModelSpec) -> LoadedModel:
     if vision.reading.reads == "class and mean":
         backbone: TimmBackbone = ClassAndMeanBackbone(model, spec.name, proportional)
     else:
-        backbone = TimmBackbone(model, spec.name, proportional, embeds)
+        embedding = chosen_embedding(model, spec, vision.reading.projected) if embeds else None
+        backbone = TimmBackbone(model, spec.name, proportional, embedding, patches)
     values = overridden(how.values, spec.config)
     return LoadedModel(
         name=spec.name,
         backbone=backbone,
         preprocessing=Preprocessing(size=backbone.image_size, **values),
         weights=facts,
-        labels=None if embeds else vision.labels,
-        notes=_notes(spec, vision, how, size),
+        labels=None if embeds or patches else vision.labels,
+        notes=(*_answered(backbone, vision), *_notes(spec, vision, how, size)),
     )
 
 
-def _embedding(spec: ModelSpec, vision: Vision) -> Embedding | None:
-    """What is embedded, where that is the task: by itself where there are no classes."""
+def _embeds(spec: ModelSpec, vision: Vision) -> bool:
+    """Whether it embeds: by itself where there are no classes."""
     reading = vision.reading
     classifies = reading.head is not None and not reading.projected
-    if spec.task == "classify" or (spec.task == "auto" and classifies):
-        return None
-    return Embedding(reading.projected, spec.normalize)
+    return spec.task == Embed.name or (spec.task == "auto" and not classifies)
 
 
 def _embedder(vision: Vision) -> Vision:
@@ -174,21 +174,26 @@ def _size(spec: ModelSpec, vision: Vision, how: Processed) -> int:
     return edge if edge is not None and fits and vision.kind.anyhow else vision.image
 
 
+def _answered(backbone: TimmBackbone, vision: Vision) -> tuple[str, ...]:
+    """What a report should say of the answer."""
+    if backbone.unmerges:
+        return notes_of_patches(backbone.layers)
+    embeds = backbone.embeds
+    if embeds is None:
+        has_classes = vision.reading.head is not None
+        return () if has_classes else ("no classifier: logits are the pooled features",)
+    what = WORDS[embeds.pool] if embeds.pool else EMBEDDED[vision.reading.reads]
+    what = "the head's projection" if embeds.projected else what
+    return (f"embedding: {what}{', of length 1' if embeds.normalize else ''}",)
+
+
 def _notes(spec: ModelSpec, vision: Vision, how: Processed, size: int) -> tuple[str, ...]:
-    """What a report should say of the answer, the pictures and the terms."""
+    """What a report should say of the pictures and the terms."""
     notes = list(how.notes)
     if spec.image_size is None and size != vision.image:
         notes.append(f"images of {size}, as its preprocessing has them; trained on {vision.image}")
     if spec.image_size is None and how.edge not in (None, size):
         notes.append(f"its preprocessing crops to {how.edge}; {size} takes the same share of it")
-    classifies = vision.reading.head is not None and not vision.reading.projected
-    if spec.task == Embed.name or (spec.task == "auto" and not classifies):
-        what = (
-            "the head's projection" if vision.reading.projected else EMBEDDED[vision.reading.reads]
-        )
-        notes.append(f"embedding: {what}{', of length 1' if spec.normalize else ''}")
-    elif vision.reading.head is None:
-        notes.append("no classifier: logits are the pooled features")
     if spec.weights == "pretrained":
         notes.append("the licence is that of the model card, which is not read")
     return tuple(notes)
