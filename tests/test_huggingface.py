@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from atm_export.choice import Choice
-from atm_export.errors import WeightsError
+from atm_export.errors import ConfigError, WeightsError
 from atm_export.inputs import normalize
 from atm_export.model.backbone import LoadedModel
 from atm_export.model.reference import run_reference
@@ -184,7 +184,33 @@ def test_a_classifiers_embedding_is_the_class_token(tmp_path: Path) -> None:
         embedded = loaded(folder, task="embed", normalize=True)
         expected = torch.nn.functional.normalize(expected, dim=-1)
         torch.testing.assert_close(embedded.backbone.plain(images), expected, atol=1e-5, rtol=0)
-        assert embedded.notes[1] == "embedding: the class token after the last norm, of length 1"
+        assert "embedding: the class token after the last norm, of length 1" in embedded.notes
+
+
+@torch.inference_mode()
+def test_patches_and_another_pooling(tmp_path: Path) -> None:
+    images = random_images(2, size=(OWN, OWN))
+    for name, prefix in (("Dinov2WithRegistersForImageClassification", 5), ("CLIPModel", 1)):
+        folder = tmp_path / name
+        with torch.inference_mode(False):
+            model = saved(name, folder)
+        if name == "CLIPModel":
+            tower = model.vision_model
+            features = tower.post_layernorm(tower(images).last_hidden_state)
+        else:
+            features = model.base_model(images).last_hidden_state
+        patches = features[:, prefix:]
+        dense = loaded(folder, task="dense")
+        (found,) = dense.backbone.plain(images)
+        torch.testing.assert_close(found.flatten(1, 2), patches, atol=1e-5, rtol=0)
+        assert "after the last block" in dense.notes[0] and dense.labels is None
+        mean = loaded(folder, task="embed", pool="avg")
+        torch.testing.assert_close(
+            mean.backbone.plain(images), patches.mean(dim=1), atol=1e-5, rtol=0
+        )
+        assert "embedding: the mean of all patches" in mean.notes
+    with pytest.raises(ConfigError, match="no attention pooling"):
+        loaded(folder, task="embed", pool="map")
 
 
 def test_shards_newer_names_and_a_file_of_ones_own(tmp_path: Path) -> None:
