@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from atm_export.errors import AtmExportError, ConfigError, MissingDependencyError
 
@@ -111,9 +112,9 @@ class Tasks:
         """The share of the tasks' time in which a model ran."""
         return self._busy / self._seconds if self._seconds else 0.0
 
-    def shared(self, key: str, values: Iterable[tuple[str, Any]]) -> Shared:
+    def shared(self, values: Iterable[tuple[str, Any]]) -> Shared:
         """The values, put into the object store one after another."""
-        return Shared(key, {name: self.ray.put(value) for name, value in values})
+        return Shared(uuid4().hex, {name: self.ray.put(value) for name, value in values})
 
     def replies(
         self, calls: Iterable[tuple[Number, tuple[Any, ...]]]

@@ -6,8 +6,6 @@ bytes: nodes need no disk of this machine's.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
@@ -59,10 +57,8 @@ class RayAsked:
         gpus = any(name.lower().startswith(ON_GPUS) for name in how["providers"] or ())
         self.tasks = Tasks(address, _answered_there, cpus=how["threads"], gpus=int(gpus))
         self.loading = Loading(str(run.folder), how, answering, versions())
-        parts = [run.manifest.run_key, self.loading.folder, dict(how), repr(answering)]
-        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-        self.files = self.tasks.shared(key, packed(run))
-        self.start = time.perf_counter()
+        self.files = self.tasks.shared(packed(run))
+        self.start = 0.0
 
     @property
     def busy(self) -> float:
@@ -73,6 +69,7 @@ class RayAsked:
     ) -> Generator[tuple[int, Rows]]:
         """Rows of each shard by its number, as they come; a thread of each task decodes, whatever
         `workers` says. Raises what a session's `run` raises, and `cluster.failure`."""
+        self.start = time.perf_counter()
         with closing(self.tasks.replies(self._calls(pictures, shards))) as found:
             yield from found
 
