@@ -6,6 +6,7 @@ a node that dies runs again on another.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping
@@ -26,6 +27,7 @@ def joined_cluster(address: str) -> Any:
 
     MissingDependencyError names the extra, AtmExportError says why there is no cluster.
     """
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of tasks that are cancelled anyway
     with _signals_kept():
         ray = _load()
         if not ray.is_initialized():
