@@ -37,7 +37,9 @@ COUNT = 20
 def ray() -> Iterator[Any]:
     """A cluster of one node with one core."""
     ray = pytest.importorskip("ray", reason="needs atm-export[ray]")
-    ray.init(num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init(
+        "local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False
+    )
     yield ray
     ray.shutdown()
 
@@ -132,10 +134,6 @@ def test_the_eager_reference_runs_there_too(ray: Any, traced_folder: Path, photo
     assert here.files() == there.files()
 
 
-def replying(value: int) -> Reply:
-    return Reply(2 * value, "here", 1.0, 2.0)
-
-
 def test_few_calls_more_than_there_is_room_for_are_made(ray: Any) -> None:
     drawn: list[int] = []
 
@@ -144,40 +142,12 @@ def test_few_calls_more_than_there_is_room_for_are_made(ray: Any) -> None:
             drawn.append(i)
             yield i, (i,)
 
-    tasks, found = Tasks("auto", replying), {}
+    tasks, found = Tasks("auto", lambda value: Reply(2 * value, "here", 1.0, 2.0)), {}
     for number, value in tasks.replies(calls()):
         found[number] = value
         assert len(drawn) <= len(found) + cluster.width_of(ray, 1) + 1
     assert found == {i: 2 * i for i in range(6)}
     assert tasks.device == "here" and tasks.share == 0.5
-
-
-def not_finite(value: int) -> Reply:
-    raise NonFiniteError("the logits of image 0 hold NaN")
-
-
-def unforeseen(value: int) -> Reply:
-    raise RuntimeError("first line\nthe disk of the node is full")
-
-
-def of_its_own(value: int) -> Reply:
-    return Reply(value, f"device {value}", 1.0, 1.0)
-
-
-@pytest.mark.parametrize(
-    ("task", "kind", "says"),
-    [
-        (not_finite, NonFiniteError, r"^the logits of image 0 hold NaN$"),
-        (unforeseen, AtmExportError, r"^a task failed on the Ray cluster: .*of the node is full$"),
-        (of_its_own, AtmExportError, "nodes differ: .* device ., another on device"),
-    ],
-)
-def test_what_fails_there_is_one_line_here(
-    task: Callable[[int], Reply], kind: type[AtmExportError], says: str, ray: Any
-) -> None:
-    with pytest.raises(kind, match=says) as raised:
-        list(Tasks("auto", task).replies((i, (i,)) for i in range(3)))
-    assert type(raised.value) is kind
 
 
 def test_errors_of_a_node_name_the_folder_that_is_here(
@@ -192,6 +162,40 @@ def test_errors_of_a_node_name_the_folder_that_is_here(
     assert main([*line, "--threads", "200"]) == 2
     assert "no node has more than 1; give fewer --threads" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def failing(error: Exception) -> Callable[[int], Reply]:
+    """A task that travels by value: its process need not import this module."""
+
+    def there(value: int) -> Reply:
+        raise error
+
+    return there
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "says"),
+    [
+        (failing(NonFiniteError("image 0 holds NaN")), NonFiniteError, r"^image 0 holds NaN$"),
+        (
+            failing(RuntimeError("first line\nthe disk of the node is full")),
+            AtmExportError,
+            r"^a task failed on the Ray cluster: .*of the node is full$",
+        ),
+        (
+            lambda value: Reply(value, f"device {value}", 1.0, 1.0),
+            AtmExportError,
+            r"nodes differ: .* device ., another on device",
+        ),
+    ],
+    ids=["ours", "any", "device"],
+)
+def test_what_fails_there_is_one_line_here(
+    task: Callable[[int], Reply], kind: type[AtmExportError], says: str, ray: Any
+) -> None:
+    with pytest.raises(kind, match=says) as raised:
+        list(Tasks("auto", task).replies((i, (i,)) for i in range(3)))
+    assert type(raised.value) is kind
 
 
 def test_what_cannot_run_elsewhere(
