@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from uuid import uuid4
 from atm_export.errors import AtmExportError, ConfigError, MissingDependencyError
 
 RETRIES = -1  # of a task: as often as nodes die
+SECONDS = 20  # in which a cluster answers a knock
 Number = TypeVar("Number", bound=Hashable)
 
 
@@ -32,8 +34,9 @@ def joined_cluster(address: str) -> Any:
         ray = _load()
         if not ray.is_initialized():
             try:
+                _reach(address)
                 ray.init(address=address, logging_level="ERROR", log_to_driver=False)
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError) as error:
                 line = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise AtmExportError(f"--ray {address}: no cluster there ({line})") from error
     return ray
@@ -153,6 +156,14 @@ class Tasks:
         self._busy += reply.busy
         self._seconds += reply.seconds
         return reply.value
+
+
+def _reach(address: str) -> None:
+    """OSError unless somebody listens at HOST:PORT or ray://HOST:PORT, where Ray would try for
+    minutes. Other addresses (auto) are names of Ray's own."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal() and int(port) < 2**16:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS).close()
 
 
 def _load() -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -212,6 +213,16 @@ def test_what_cannot_run_elsewhere(
     with pytest.raises(MissingDependencyError, match=r"atm-export\[ray\]"):
         predict_run(run.folder, str(photos), out, replace(LOCAL, ray="auto"))
     assert not list(tmp_path.iterdir())
+
+
+def test_where_nobody_listens_there_is_no_cluster() -> None:
+    ray = pytest.importorskip("ray", reason="needs atm-export[ray]")
+    with socket.socket() as taken, pytest.MonkeyPatch.context() as patch:
+        taken.bind(("127.0.0.1", 0))  # and never listens
+        patch.setattr(ray, "is_initialized", lambda: False)
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(AtmExportError, match=rf"^--ray {address}: no cluster there \(.+\)$"):
+            cluster.joined_cluster(address)
 
 
 def test_nodes_have_the_same_versions() -> None:
