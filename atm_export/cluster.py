@@ -20,7 +20,8 @@ from uuid import uuid4
 from atm_export.errors import AtmExportError, ConfigError, MissingDependencyError
 
 RETRIES = -1  # of a task: as often as nodes die
-SECONDS = 20  # in which a cluster answers a knock
+KNOCK_SECONDS = 20  # in which a cluster answers
+CANCEL_SECONDS = 5  # in which a task ends that is interrupted
 Number = TypeVar("Number", bound=Hashable)
 
 
@@ -139,8 +140,17 @@ class Tasks:
                 ready, _ = self.ray.wait(list(waiting), num_returns=1)
                 yield waiting.pop(ready[0]), self._value(ready[0])
         finally:
-            for ref in waiting:
-                self.ray.cancel(ref, force=True)
+            self._cancel(list(waiting))
+
+    def _cancel(self, refs: list[Any]) -> None:
+        """Interrupted, tasks put away what they hold; those that do not in time are ended."""
+        if not refs:
+            return
+        for ref in refs:
+            self.ray.cancel(ref)
+        _, slow = self.ray.wait(refs, num_returns=len(refs), timeout=CANCEL_SECONDS)
+        for ref in slow:
+            self.ray.cancel(ref, force=True)
 
     def _value(self, ref: Any) -> Any:
         try:
@@ -163,7 +173,7 @@ def _reach(address: str) -> None:
     minutes. Other addresses (auto) are names of Ray's own."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdecimal() and int(port) < 2**16:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
 
 
 def _load() -> Any:
