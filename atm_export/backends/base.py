@@ -125,6 +125,14 @@ class Backend(ABC):
                 f"providers and threads are ONNX Runtime's; {self.title} takes neither"
             )
 
+    def check_elsewhere(self) -> None:
+        """ConfigError where its files run on this machine alone, and not on a cluster's nodes."""
+        if self.engines:
+            raise ConfigError(
+                f"--ray runs graphs on other machines, and engines of {self.title} run on the GPU "
+                "they were built for; leave --ray out, or take onnxruntime"
+            )
+
     def serve(self, run: Run, name: str, how: Serving) -> Server:
         """The file as a service runs it: for any thread."""
         return RunnerPool(lambda: self.open_artifact(run, name), f"{self.about()}, {name}")

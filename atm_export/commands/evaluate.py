@@ -145,7 +145,17 @@ def evaluate(
     weights: Annotated[
         str | None, Parameter(help="The export's weights, where they are no longer in their place.")
     ] = None,
-    threads: Annotated[Whole, Parameter(help="CPU threads of the model (0: all).")] = 0,
+    threads: Annotated[
+        Whole,
+        Parameter(help="CPU threads of the model (0: all; with --ray, of each task, 0: one)."),
+    ] = 0,
+    ray: Annotated[
+        str | None,
+        Parameter(
+            help="Count on the Ray cluster at this address (auto: the local one), whose nodes may "
+            "die: a task a batch, on CPUs. --workers then means nothing, each task decodes."
+        ),
+    ] = None,
 ) -> int:
     """Measure a finished run on labelled images, or embeddings on any images.
 
@@ -161,9 +171,10 @@ def evaluate(
         atm-export evaluate build/deit_s-a2-3.23 --imagenet imagenet/val
         atm-export evaluate build/deit_s-a2-3.23 --imagenet photos --labels photos.txt
         atm-export evaluate build/deit_s-a2-3.23-embed --imagenet photos --min-cosine 0.98
+        atm-export evaluate build/deit_s-a2-3.23 --imagenet imagenet/val --ray auto
     """
     place, how = options.place(imagenet), options.options()
-    return evaluate_folder(run, place, how, weights, threads, options.bounds())
+    return evaluate_folder(run, place, how, weights, threads, options.bounds(), ray)
 
 
 def evaluate_folder(
@@ -173,6 +184,7 @@ def evaluate_folder(
     weights: str | None = None,
     threads: int = 0,
     bounds: Mapping[str, float] | None = None,
+    ray: str | None = None,
 ) -> int:
     """Evaluate, print, and add the results to the run folder; AtmExportError where they break one
     of the `bounds`."""
@@ -186,6 +198,7 @@ def evaluate_folder(
             bounds=bounds,
             weights=weights,
             threads=threads,
+            ray=ray,
             say=shown.say,
             progress=shown.progress,
         )

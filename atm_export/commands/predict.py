@@ -50,7 +50,17 @@ class PredictOptions:
         str | None,
         Parameter(help="ONNX Runtime providers in order, such as cuda,cpu (default: just that)."),
     ] = None
-    threads: Annotated[Whole, Parameter(help="CPU threads of the model (0: all).")] = 0
+    threads: Annotated[
+        Whole,
+        Parameter(help="CPU threads of the model (0: all; with --ray, of each task, 0: one)."),
+    ] = 0
+    ray: Annotated[
+        str | None,
+        Parameter(
+            help="Answer on the Ray cluster at this address (auto: the local one), whose nodes may "
+            "die: a task a shard. --workers then means nothing, a thread of each task decodes."
+        ),
+    ] = None
 
     def options(self) -> Options:
         """How to predict, with the number of cores where none is said."""
@@ -63,6 +73,7 @@ class PredictOptions:
             engine=self.engine,
             providers=tuple(self.providers.split(",")) if self.providers else None,
             threads=self.threads,
+            ray=self.ray,
         )
 
 
@@ -102,6 +113,7 @@ def predict(
 
         atm-export predict build/deit_s-a2-3.23-embed --images photos --out features.parquet
         atm-export predict build/deit_s-a2-3.23 --images shard.tar --top-k 3 --out top.parquet
+        atm-export predict build/deit_s-a2-3.23 --images shards --out top.parquet --ray auto
     """
     with images_shown("predicting") as shown:
         found = predict_run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -16,11 +16,13 @@ from atm_export.measure.data.decode import Decoded, decoded
 from atm_export.measure.data.readers import Reader
 from atm_export.predict.ahead import ahead
 from atm_export.predict.answering import Answering
+from atm_export.predict.pictures import Pictures
 from atm_export.predict.shards import Shard
 from atm_export.predict.table import Rows
 from atm_export.runtime.session import Session
 
 Fed = tuple[Decoded, NDArray[Any]]  # a batch, and its pictures as the graph takes them
+Names = Sequence[str] | Mapping[int, str]  # of pictures by number
 
 
 class Asked:
@@ -30,8 +32,15 @@ class Asked:
         self.session, self.answering = session, answering
         self.busy = 0.0
 
+    def numbered(
+        self, pictures: Pictures, shards: Mapping[int, Shard], workers: int
+    ) -> Generator[tuple[int, Rows]]:
+        """Rows of each shard by its number, in order; the rest is `shards`'."""
+        found = self.shards(pictures.reader, pictures.names, list(shards.values()), workers)
+        yield from zip(shards, found, strict=True)
+
     def shards(
-        self, reader: Reader, names: Sequence[str], shards: Sequence[Shard], workers: int
+        self, reader: Reader, names: Names, shards: Sequence[Shard], workers: int
     ) -> Iterator[Rows]:
         """Rows of each shard in order; `workers` processes (0: a thread) decode ahead of the model,
         across the ends of shards. Raises what a session's `run` raises."""
@@ -43,7 +52,7 @@ class Asked:
         finally:
             made.close()
 
-    def _rows(self, batches: Iterable[Fed], names: Sequence[str]) -> Rows:
+    def _rows(self, batches: Iterable[Fed], names: Names) -> Rows:
         kept: list[str] = []
         bad: list[tuple[str, str]] = []
         parts = [np.empty((0, self.answering.length), np.float32)]

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from atm_export.pictures import require_pictures
 from atm_export.predict.answering import Answering, answering_of
 from atm_export.predict.asking import Asked
 from atm_export.predict.pictures import Pictures, open_pictures
+from atm_export.predict.ray_shards import RayAsked
 from atm_export.predict.shards import (
     Target,
     key_of,
@@ -42,7 +44,8 @@ Progress = Callable[[int, int], None]
 class Options:
     """How to predict. top_k: of a classifier (None: 5); batch: pictures that share r, as the
     adaptive policy runs them; shard_size: pictures that are kept together where the work is cut
-    short; backend, engine, providers: as `runtime.load` takes them; threads: 0 for all cores."""
+    short; backend, engine, providers: as `runtime.load` takes them; threads: 0 for all cores; ray:
+    the address of a cluster whose tasks answer, each with `threads` cores (0: one)."""
 
     top_k: int | None = None
     batch: int = 32
@@ -52,6 +55,12 @@ class Options:
     engine: str | None = None
     providers: tuple[str, ...] | None = None
     threads: int = 0
+    ray: str | None = None
+
+    @property
+    def cores(self) -> int:
+        """Threads that the model has."""
+        return self.threads or (1 if self.ray is not None else os.cpu_count() or 1)
 
     def check(self) -> None:
         """ConfigError for numbers that cannot be meant."""
@@ -109,7 +118,7 @@ class _Job:
             "backend": self.backend.name,
             "engine": options.engine or AUTO,
             "providers": list(options.providers or ()),
-            "threads": options.threads or os.cpu_count() or 1,
+            "threads": options.cores,
             "versions": versions(),
         }
 
@@ -138,6 +147,8 @@ def predict_run(
     answering = answering_of(run, options.top_k)
     say("looking for pictures")
     backend = chosen_backend(options.backend, options.engine)
+    if options.ray is not None:
+        backend.check_elsewhere()
     job = _Job(run, open_pictures(images), answering, options, backend)
     record = job.record()
     if _is_done(target, key_of(record), force):
@@ -159,12 +170,12 @@ def _written(
         say("loading the model")
         asked = _asked(job)
         start = time.perf_counter()
-        chosen, pictures = [shards[k] for k in todo], job.pictures
-        found = asked.shards(pictures.reader, pictures.names, chosen, job.options.workers)
-        for k, rows in zip(todo, found, strict=True):
-            work.write(shard_name(k), shard_bytes(schema, rows))
-            done += sum(map(len, shards[k]))
-            progress(done, total)
+        chosen = {k: shards[k] for k in todo}
+        with closing(asked.numbered(job.pictures, chosen, job.options.workers)) as found:
+            for k, rows in found:
+                work.write(shard_name(k), shard_bytes(schema, rows))
+                done += sum(map(len, shards[k]))
+                progress(done, total)
         busy = asked.busy
     seconds = time.perf_counter() - start
     rows_there, bad = _joined(work, target, len(shards), schema)
@@ -172,16 +183,17 @@ def _written(
     return Predicted(target.path, rows_there, bad, listed, count, seconds, busy)
 
 
-def _asked(job: _Job) -> Asked:
+def _asked(job: _Job) -> Asked | RayAsked:
     options = job.options
-    session = load(
-        job.run.folder,
-        backend=options.backend,
-        providers=options.providers,
-        engine=options.engine,
-        threads=options.threads,
-    )
-    return Asked(session, job.answering)
+    how: dict[str, Any] = {
+        "backend": options.backend,
+        "providers": options.providers,
+        "engine": options.engine,
+        "threads": options.threads,
+    }
+    if options.ray is None:
+        return Asked(load(job.run.folder, **how), job.answering)
+    return RayAsked(options.ray, job.run, job.answering, {**how, "threads": options.cores})
 
 
 def _joined(work: WorkFolder, target: Target, count: int, schema: Any) -> tuple[int, Unreadable]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from atm_export.errors import DataError
+from atm_export.inputs import Pixels
 from atm_export.measure.accuracy.journal import Journal
 from atm_export.measure.accuracy.resume import keep_what_holds
 from atm_export.measure.accuracy.runners import Engine, gmacs_from_tokens
@@ -40,9 +42,49 @@ class Options:
     unmerged: bool = True
 
 
+class Counter(Protocol):
+    """What counts batches. device, tokens_from: as an `Engine` has them; busy: seconds that a model
+    ran so far."""
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def tokens_from(self) -> str: ...
+
+    @property
+    def busy(self) -> float: ...
+
+    def entries(
+        self, samples: Samples, batches: Mapping[int, range], options: Options
+    ) -> Generator[tuple[int, dict[str, Any]]]:
+        """What the journal keeps of each batch, by its number, in any order."""
+        ...
+
+
+class Counts:
+    """Counts batches in this process, in order."""
+
+    def __init__(self, subject: Subject, engine: Engine) -> None:
+        self.subject, self.engine = subject, engine
+        self.device, self.tokens_from = engine.device, engine.tokens_from
+        self.busy = 0.0
+
+    def entries(
+        self, samples: Samples, batches: Mapping[int, range], options: Options
+    ) -> Generator[tuple[int, dict[str, Any]]]:
+        how, chosen = self.subject.model.preprocessing, list(batches.values())
+        found = decoded(samples.reader, how, chosen, options.workers)
+        for k, batch in zip(batches, found, strict=True):
+            begin = time.perf_counter()
+            entry = _count(self.subject, self.engine, samples, batch, options)
+            self.busy += time.perf_counter() - begin
+            yield k, entry
+
+
 def count_batches(
-    subject: Subject,
-    engine: Engine,
+    judge: Judge,
+    counter: Counter,
     samples: Samples,
     options: Options,
     journal: Journal,
@@ -57,21 +99,19 @@ def count_batches(
     """
     total = min(len(samples), options.limit or len(samples))
     batches = _chunks(total, options.batch)
-    keep_what_holds(journal, samples, batches, options.unmerged, _judge(subject))
+    keep_what_holds(journal, samples, batches, options.unmerged, judge)
     _check_unreadable(journal, options, total)
-    todo = [k for k in range(len(batches)) if k not in journal.entries]
+    todo = {k: batch for k, batch in enumerate(batches) if k not in journal.entries}
     done = before = sum(len(batches[k]) for k in journal.entries)
     progress(done, total)
-    busy, start = 0.0, time.perf_counter()
-    chosen = [batches[k] for k in todo]
-    for k, batch in zip(todo, _decoded(subject, samples, chosen, options), strict=True):
-        begin = time.perf_counter()
-        entry = _count(subject, engine, samples, batch, options)
-        busy += time.perf_counter() - begin
-        journal.add({"batch": k, **entry})
-        _check_unreadable(journal, options, total)
-        done += len(batches[k])
-        progress(done, total)
+    start = time.perf_counter()
+    with closing(counter.entries(samples, todo, options)) as found:
+        for k, entry in found:
+            journal.add({"batch": k, **entry})
+            _check_unreadable(journal, options, total)
+            done += len(batches[k])
+            progress(done, total)
+    busy = counter.busy
     return _rate(done - before, time.perf_counter() - start, busy)
 
 
@@ -91,44 +131,49 @@ def _chunks(total: int, size: int) -> list[range]:
     return [range(i, min(i + size, total)) for i in range(0, total, size)]
 
 
-def _decoded(
-    subject: Subject, samples: Samples, chosen: Sequence[range], options: Options
-) -> Iterator[Decoded]:
-    yield from decoded(samples.reader, subject.model.preprocessing, chosen, options.workers)
-
-
 def _count(
     subject: Subject, engine: Engine, samples: Samples, batch: Decoded, options: Options
 ) -> dict[str, Any]:
-    bad = [[samples.name(i), reason] for i, reason in batch.unreadable]
+    answers = answers_of(subject, engine, batch.pixels, options.unmerged) if batch.kept else {}
+    return entry_of(samples, batch, answers)
+
+
+def entry_of(samples: Samples, batch: Decoded, answers: Mapping[str, Any]) -> dict[str, Any]:
+    """What the journal keeps of a batch, whose pixels need no longer be there. answers: of
+    `answers_of`; none where no image is readable."""
     asked = sorted([*batch.kept, *(i for i, _ in batch.unreadable)])
-    digest = samples.digest(asked, batch.contents)
-    if not batch.kept:
-        return {"samples": digest, "images": [], "unreadable": bad}
-    output = engine.forward(batch.pixels)
-    gmacs = gmacs_from_tokens(subject, subject.plan, output.tokens_out)
-    judge = _judge(subject)
-    ours = judge.reading(output.rows)
-    plain = judge.reading(_plain(subject, batch)) if options.unmerged else None
-    ours, plain = judge.beside(ours, plain)
-    entry: dict[str, Any] = {
-        "samples": digest,
+    return {
+        "samples": samples.digest(asked, batch.contents),
         "images": list(batch.kept),
+        "unreadable": [[samples.name(i), reason] for i, reason in batch.unreadable],
+        **answers,
+    }
+
+
+def answers_of(
+    subject: Subject, engine: Engine, pixels: Pixels, unmerged: bool
+) -> dict[str, list[Any]]:
+    """What the judge keeps of pixels [k, H, W, C], their multiply-adds and tokens; `unmerged`: the
+    unmerged model's answers too."""
+    output, judge = engine.forward(pixels), _judge(subject)
+    gmacs = gmacs_from_tokens(subject, subject.plan, output.tokens_out)
+    plain = judge.reading(_plain(subject, pixels)) if unmerged else None
+    ours, plain = judge.beside(judge.reading(output.rows), plain)
+    found: dict[str, list[Any]] = {
         "answers": judge.packed(ours),
         "gmacs": gmacs.tolist(),
         "tokens": output.tokens_out.T.tolist(),
-        "unreadable": bad,
     }
     if plain is not None:
-        entry["plain"] = judge.packed(plain)
-    return entry
+        found["plain"] = judge.packed(plain)
+    return found
 
 
-def _plain(subject: Subject, batch: Decoded) -> NDArray[Any]:
+def _plain(subject: Subject, pixels: Pixels) -> NDArray[Any]:
     """The judged output of the unmerged model."""
     backbone = subject.model.backbone
     with torch.inference_mode():
-        found = backbone.named(backbone.plain(subject.tensor(batch.pixels)))
+        found = backbone.named(backbone.plain(subject.tensor(pixels)))
     return found[backbone.judged].numpy()
 
 
@@ -175,7 +220,7 @@ def _check_unreadable(journal: Journal, options: Options, total: int) -> None:
 
 def summarize(
     subject: Subject,
-    engine: Engine,
+    counter: Counter,
     samples: Samples,
     options: Options,
     journal: Journal,
@@ -193,7 +238,7 @@ def summarize(
     facts: dict[str, Any] = {
         "task": subject.model.backbone.task,
         "runner": options.runner,
-        "device": engine.device,
+        "device": counter.device,
         "batch": options.batch,
         "data": {
             "labels": samples.source,
@@ -210,7 +255,7 @@ def summarize(
         },
         "tokens": {
             "mean_after_block": [round(float(n), 4) for n in tokens.mean(axis=0)],
-            "source": engine.tokens_from,
+            "source": counter.tokens_from,
         },
     }
     plain = found.plain if options.unmerged else None

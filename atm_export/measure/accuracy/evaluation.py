@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from atm_export.bounds import MAX_BATCH, MAX_COUNT, MAX_WORKERS, checked_threads
 from atm_export.errors import ConfigError, unknown_name
 from atm_export.imagefiles import printable
 from atm_export.measure.accuracy.batches import (
+    Counter,
+    Counts,
     Options,
     count_batches,
     summarize,
@@ -21,7 +24,14 @@ from atm_export.measure.accuracy.batches import (
 from atm_export.measure.accuracy.journal import journal
 from atm_export.measure.accuracy.place import Place, samples_of
 from atm_export.measure.accuracy.predictions import predictions_csv
-from atm_export.measure.accuracy.runners import EAGER, file_of, open_runner, runner_names
+from atm_export.measure.accuracy.ray_batches import RayCounts
+from atm_export.measure.accuracy.runners import (
+    EAGER,
+    carried_runner,
+    file_of,
+    open_runner,
+    runner_names,
+)
 from atm_export.measure.data.samples import Samples
 from atm_export.place import beside
 from atm_export.runs.reading import Run
@@ -59,13 +69,16 @@ def evaluate_run(
     bounds: Mapping[str, float] | None = None,
     weights: str | None = None,
     threads: int = 0,
+    ray: str | None = None,
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Evaluate a run; goes on where an interrupted evaluation of the same things stopped. bounds:
-    what the task's judge may find, by name (`Judge.evaluated`)."""
+    what the task's judge may find, by name (`Judge.evaluated`). ray: the address of a cluster whose
+    tasks count the batches, each with `threads` cores (0: one)."""
     _check(options)
-    threads = use_threads(checked_threads(threads, "--threads"))
+    checked_threads(threads, "--threads")
+    threads = use_threads(threads or (0 if ray is None else 1))
     task, bounds = run.manifest.answers.task, bounds or {}
     judge = judge_of(task, "evaluate")
     judge.check(bounds, task, judge.evaluated)
@@ -80,14 +93,27 @@ def evaluate_run(
     )
     path = beside(run.folder, f"evaluation-{options.runner}.jsonl")
     say(f"opening the runner {options.runner}")
-    engine_of = open_runner(options.runner, run, subject)
-    with engine_of as engine, journal(path, _key(run, subject, samples, options)) as book:
-        rate = count_batches(subject, engine, samples, options, book, progress)
-        facts = summarize(subject, engine, samples, options, book, vectors)
+    key = _key(run, subject, samples, options)
+    counting = _counting(run, subject, options, ray, threads)
+    with counting as counter, journal(path, key) as book:
+        rate = count_batches(judge, counter, samples, options, book, progress)
+        facts = summarize(subject, counter, samples, options, book, vectors)
         facts["data"]["place"] = printable(Path(place.images).name)
         facts |= {"threads": threads, "rate": rate, "versions": versions()}
         table = predictions_csv(samples, judge, book)
         return Evaluation(facts, table, path, tuple(judge.broken(facts, bounds)))
+
+
+@contextmanager
+def _counting(
+    run: Run, subject: Subject, options: Options, ray: str | None, threads: int
+) -> Iterator[Counter]:
+    """What counts batches, here or on a cluster."""
+    if ray is None:
+        with open_runner(options.runner, run, subject) as engine:
+            yield Counts(subject, engine)
+    else:
+        yield RayCounts(ray, carried_runner(options.runner, run, subject), subject, threads)
 
 
 def _check(options: Options) -> None:

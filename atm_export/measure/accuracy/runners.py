@@ -49,6 +49,7 @@ class Engine:
 
 
 EAGER = "eager"
+ITSELF, COUNTED = "the eager reference itself", "eager reference"  # where token counts come from
 
 
 def runner_names() -> list[str]:
@@ -97,20 +98,19 @@ def _eager(subject: Subject) -> Iterator[Engine]:
         trace = run_reference(subject.model.backbone, subject.plan, subject.tensor(pixels))
         return BatchOutput(trace.outputs[judged].numpy(), trace.tokens_out)
 
-    yield Engine(forward, "PyTorch, CPU", "the eager reference itself")
+    yield Engine(forward, "PyTorch, CPU", ITSELF)
 
 
-@contextmanager
-def _graph(backend: Backend, run: Run, subject: Subject) -> Iterator[Engine]:
+def _graph(backend: Backend, run: Run, subject: Subject) -> AbstractContextManager[Engine]:
     """The exported graph, with its token counts where it can tell them."""
     backend.require()
     graph, source = traced_graph(run, subject, backend)
-    with backend.open_measured(graph) as runner:
-        yield Engine(from_runner(subject, runner, source), backend.device(runner), source)
+    return _entered(backend, backend.open_measured(graph), subject, source)
 
 
-@contextmanager
-def _engine(backend: Backend, run: Run, subject: Subject, name: str = AUTO) -> Iterator[Engine]:
+def _engine(
+    backend: Backend, run: Run, subject: Subject, name: str = AUTO
+) -> AbstractContextManager[Engine]:
     """A file of the run that the backend runs: an engine, the one that fits here, or a graph in low
     precision."""
     if not backend.artifacts(run):
@@ -120,10 +120,59 @@ def _engine(backend: Backend, run: Run, subject: Subject, name: str = AUTO) -> I
         )
     backend.require()
     file = choose_artifact(backend, run, name)
-    with backend.open_artifact(run, file) as runner:
-        source = told_by(subject) or "eager reference"
-        device = f"{backend.device(runner)}, {file}"
+    source = told_by(subject) or COUNTED
+    return _entered(backend, backend.open_artifact(run, file), subject, source, file)
+
+
+@contextmanager
+def _entered(
+    backend: Backend, opened: Runner, subject: Subject, source: str, file: str = ""
+) -> Iterator[Engine]:
+    """A runner while it is entered. source: where token counts come from; file: that it runs, where
+    that says more than the backend's name."""
+    with opened as runner:
+        device = f"{backend.device(runner)}{file and ', '}{file}"
         yield Engine(from_runner(subject, runner, source), device, source)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What a runner runs, by value, for a machine that has no run folder: a graph, or nothing (the
+    eager reference); source and file as `_entered` takes them."""
+
+    name: str
+    source: str
+    graph: SavedGraph | None = None
+    file: str = ""
+
+
+def carried_runner(name: str, run: Run, subject: Subject) -> Carried:
+    """The runner of that name as a value; raises what `open_runner` raises for a name and a run,
+    and ConfigError where it runs engines."""
+    if name == EAGER:
+        return Carried(EAGER, ITSELF)
+    low = name in _low()
+    backend = backends[_low()[name][0] if low else name]
+    backend.check_elsewhere()
+    if low:
+        file = choose_artifact(backend, run, file_of(name, run))
+        return Carried(name, told_by(subject) or COUNTED, read_graph(run, file), file)
+    graph, source = traced_graph(run, subject, backend)
+    beside = {place: bytes(data) for place, data in graph.beside.items()}
+    return Carried(name, source, SavedGraph(graph.graph, beside))
+
+
+def open_carried(carried: Carried, subject: Subject) -> AbstractContextManager[Engine]:
+    """What `open_runner` gives where it came from, to be entered."""
+    if carried.graph is None:
+        return _eager(subject)
+    low = _low().get(carried.name)
+    backend = backends[low[0] if low else carried.name]
+    backend.require()
+    opened = (
+        backend.open_graph(carried.graph, low[1]) if low else backend.open_measured(carried.graph)
+    )
+    return _entered(backend, opened, subject, carried.source, carried.file)
 
 
 def from_runner(subject: Subject, runner: Runner, source: str) -> Callable[[Pixels], BatchOutput]:
@@ -176,7 +225,7 @@ def traced_graph(
                 in_memory(with_outputs(graph, [*answers, "tokens_per_block"])),
                 "trace outputs added to the exported graph (all else the same, byte by byte)",
             )
-    return shipped, "eager reference"
+    return shipped, COUNTED
 
 
 def gmacs_from_tokens(subject: Subject, plan: MergePlan, tokens_out: Tensor) -> Tensor:

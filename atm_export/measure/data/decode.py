@@ -64,8 +64,12 @@ def decode(reader: Reader, how: Preprocessing, chosen: Sequence[int]) -> Decoded
 
 def _reason(error: Exception) -> str:
     """Why an image is unreadable, in one printable line without its path."""
-    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-    return printable(" ".join(text.split())[:200])
+    return printable(" ".join(words_of(error).split())[:200])
+
+
+def words_of(error: Exception) -> str:
+    """What an error says, without the path of its file."""
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
 def decoded(

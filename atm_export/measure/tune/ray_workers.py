@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from atm_export.cluster import RETRIES, joined_cluster, width_of
-from atm_export.errors import AtmExportError
+from atm_export.cluster import RETRIES, failure, joined_cluster, width_of
 from atm_export.measure.tune.objective import Known, Score, score
 from atm_export.methods.base import MethodSettings
 from atm_export.methods.given import method_settings
@@ -38,8 +37,7 @@ class RayWorkers:
         try:
             found: Score = self.ray.get(ready[0])
         except self.ray.exceptions.RayError as error:
-            line = str(error).strip().splitlines()[-1]
-            raise AtmExportError(f"a trial failed on the Ray cluster: {line}") from error
+            raise failure(error, "a trial") from error
         return ready[0], found
 
 
