@@ -82,7 +82,7 @@ def test_what_a_service_embeds_finds_tasks_without_the_exporter(tmp_path: Path) 
         "assert 'extra' not in sys.modules\n"
         "print(tasks['other'].name, list(tasks))\n"
     )
-    found = "classify ['classify', 'embed', 'other']"
+    found = "classify ['classify', 'dense', 'embed', 'other']"
     assert python(environment, code).splitlines() == ["loaded", found]
 
 
