@@ -203,7 +203,7 @@ def test_patches_and_another_pooling(tmp_path: Path) -> None:
         dense = loaded(folder, task="dense")
         (found,) = dense.backbone.plain(images)
         torch.testing.assert_close(found.flatten(1, 2), patches, atol=1e-5, rtol=0)
-        assert "after the last block" in dense.notes[0] and dense.labels is None
+        assert "after the last block" in dense.notes[-1] and dense.labels is None
         mean = loaded(folder, task="embed", pool="avg")
         torch.testing.assert_close(
             mean.backbone.plain(images), patches.mean(dim=1), atol=1e-5, rtol=0

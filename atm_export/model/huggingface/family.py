@@ -94,7 +94,7 @@ def build_huggingface(spec: ModelSpec) -> LoadedModel:
         preprocessing=Preprocessing(size=backbone.image_size, **values),
         weights=facts,
         labels=None if embeds or patches else vision.labels,
-        notes=(*_answered(backbone, vision), *_notes(spec, vision, how, size)),
+        notes=(*_notes(spec, vision, how, size), *_answered(backbone, vision)),
     )
 
 
