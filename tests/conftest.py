@@ -33,6 +33,19 @@ def own_threads(request: pytest.FixtureRequest) -> None:
     torch.set_num_threads((os.cpu_count() or 1) if wanted else 1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shared_translations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One worker's translations are the others' too."""
+    from atm_export.graph import translation_cache
+    from tests.shelf import Shelf
+
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(translation_cache, "_translated", Shelf(shared / "translations"))
+        yield
+
+
 from tests.runs import digits, finished_run, run_copy  # noqa: E402, F401  (fixtures for all)
 
 
