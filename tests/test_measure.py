@@ -72,7 +72,6 @@ def test_a_page_that_says_something_else_is_seen(results: ModuleType) -> None:
         assert draw_tables.drawn(emptied) == text != emptied
 
 
-@pytest.mark.slow
 def test_the_quick_form_measures_everything(results: ModuleType, tmp_path: Path) -> None:
     """On what ships: the demo and its held-out digits."""
     ended(tool("measure.py", "--quick", "--out", tmp_path))

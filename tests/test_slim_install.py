@@ -24,7 +24,6 @@ print(session.classify(Image.new('RGB', (80, 60)), 1)[0][0].name, session.about)
 """
 
 
-@pytest.mark.slow
 def test_without_dependencies_of_the_exporter_it_answers(
     demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
