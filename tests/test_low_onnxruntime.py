@@ -267,7 +267,10 @@ def test_the_precision_that_is_fastest_is_recommended() -> None:
 
 
 @pytest.mark.usefixtures("all_cores")
-@pytest.mark.parametrize("merge", ["adaptive", "frozen", "per-image"])
+@pytest.mark.parametrize(
+    "merge",
+    ["adaptive", *(pytest.param(m, marks=pytest.mark.slow) for m in ("frozen", "per-image"))],
+)
 def test_deit_with_its_weights_is_within_the_tolerance(merge: str) -> None:
     weights = shared("data", "weights", "deit_tiny_patch16_224.safetensors")
     config = resolve(Choice(model="deit_t", weights=str(weights), merge=merge))

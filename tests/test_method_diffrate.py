@@ -49,7 +49,8 @@ def test_the_reference_equals_the_official_implementation(name: str, all_cores: 
         assert groups(trace.maps[-1, image]) == groups(official), f"image {image}"
 
 
-@pytest.mark.parametrize("name", ["t09", pytest.param("t07", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["t09", "t07"])
 def test_onnx_equals_the_official_implementation(name: str, all_cores: None) -> None:
     out = goldens.in_onnx(SETTINGS[name], "diffrate")
     goldens.mostly_close(out["logits"], goldens.setting("diffrate", name), goldens.ONNX)

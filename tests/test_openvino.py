@@ -78,8 +78,15 @@ def test_uint8_pixels_give_what_onnx_runtime_gives(batch: int) -> None:
         assert np.array_equal(found[name], wanted[name])
 
 
-@pytest.mark.parametrize("family", ["lvvit", "t2t"])
-@pytest.mark.parametrize("kind", ["adaptive", "per image"])
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        ("lvvit", "adaptive"),
+        ("t2t", "per image"),
+        pytest.param("lvvit", "per image", marks=pytest.mark.slow),
+        pytest.param("t2t", "adaptive", marks=pytest.mark.slow),
+    ],
+)
 def test_other_families_climb_the_ladder(family: str, kind: str) -> None:
     backbone = {"lvvit": test_lvvit.narrow, "t2t": test_t2t.narrow}[family]()
     result = prove(backbone, all_plans(backbone)[kind], [OPENVINO])

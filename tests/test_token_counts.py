@@ -36,8 +36,17 @@ def made(tokens: int, per_image: bool) -> Exported:
     return export(backbone, plan)
 
 
-@pytest.mark.parametrize("per_image", [False, True])
-@pytest.mark.parametrize("tokens", SIDES)
+QUICK = ((197, False), (197, True), (2305, False))  # one sort key, and two
+
+
+@pytest.mark.parametrize(
+    ("tokens", "per_image"),
+    [
+        pytest.param(tokens, each, marks=() if (tokens, each) in QUICK else pytest.mark.slow)
+        for tokens in SIDES
+        for each in (False, True)
+    ],
+)
 def test_the_ladder_at_many_tokens(
     tokens: int, per_image: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,7 +117,7 @@ def test_other_inputs_and_formats_give_pytorchs_answers(
 
 
 @pytest.mark.usefixtures("all_cores")
-@pytest.mark.parametrize("merge", ["adaptive", "frozen"])
+@pytest.mark.parametrize("merge", ["adaptive", pytest.param("frozen", marks=pytest.mark.slow)])
 def test_deit_with_its_weights_gives_pytorchs_answers(
     web: Node, tmp_path: Path, merge: str
 ) -> None:
