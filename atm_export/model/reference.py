@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from atm_export.methods.plan import MergePlan
 from atm_export.methods.rule import BlockRule, Decision, Reduced, Signals
@@ -187,7 +187,7 @@ def _attended(part: BlockParts, x: Tensor, sizes: Tensor | None) -> Attended:
 
 
 def _fed_forward(part: BlockParts, x: Tensor) -> Tensor:
-    return _added(part, x, part.scale2(part.mlp(part.norm2(x))))
+    return _added(part, x, _through(part.scale2, part.mlp(part.norm2(x))))
 
 
 def _added(part: BlockParts, x: Tensor, branch: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ def _reduced(
 ) -> tuple[Decision, Reduced]:
     """What is decided, without gradients, and done, both in FP32 whatever autocast says."""
     with _exactly(signals.tokens.device.type):
-        with torch.no_grad():
+        with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
             decision = decide(signals)
         return decision, rule.reduce(signals.tokens, signals.sizes, decision, signals.prefix)
 
@@ -256,7 +256,7 @@ def attention(part: BlockParts, x: Tensor, sizes: Tensor | None) -> Attended:
     """
     batch, n, _ = x.shape
     q, k, v = _heads(part, x)
-    q, k = part.q_norm(q), part.k_norm(k)
+    q, k = _through(part.q_norm, q), _through(part.k_norm, k)
     scores = (q * part.scale) @ k.transpose(-2, -1)
     if sizes is not None:
         scores = scores + sizes.log().reshape(batch, 1, 1, n)
@@ -278,7 +278,12 @@ def _heads(part: BlockParts, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _applied(part: BlockParts, weights: Tensor, v: Tensor) -> Tensor:
     out = (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
-    return part.scale1(part.proj(part.attn_norm(out)))
+    return _through(part.scale1, part.proj(_through(part.attn_norm, out)))
+
+
+def _through(module: nn.Module, x: Tensor) -> Tensor:
+    """What the module makes of x; most models have nothing here, and a call costs."""
+    return x if type(module) is nn.Identity else module(x)
 
 
 def join_traces(traces: list[Trace]) -> Trace:

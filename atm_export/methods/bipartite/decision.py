@@ -32,6 +32,7 @@ class PairDecision(Decision):
         if sources == 0:
             return float("inf")
         ranked, order = pairs.similarity.sort(dim=1, descending=True, stable=True)
+        assert pairs.lead is not None
         gaps = [_smallest(pairs.lead.gather(1, order[:, :r]))]
         if 0 < r < sources:
             gaps.append(_smallest(ranked[:, r - 1] - ranked[:, r]))

@@ -10,9 +10,9 @@ by every backend.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from atm_export.methods.bipartite.terms import Grouping
@@ -20,6 +20,7 @@ from atm_export.methods.rule import Reduced
 from atm_export.methods.tokens import rows
 
 GRID = 2**20
+LEAST = 1e-12  # the length by which a shorter vector is divided, as torch normalises
 
 
 @dataclass(frozen=True)
@@ -28,19 +29,21 @@ class Pairs:
 
     src [B, S] and dst [B, T]: positions in the current order; best [B, S]: index into dst;
     similarity [B, S]: cosine on the grid, in units of 1/GRID (whole numbers as float32);
-    lead [B, S]: how far the best destination is ahead of the second best, in the same unit.
+    lead [B, S]: how far the best destination is ahead of the second best, in the same unit, where
+    somebody asks.
     """
 
     src: Tensor
     dst: Tensor
     best: Tensor
     similarity: Tensor
-    lead: Tensor
+    lead: Tensor | None
 
 
 def key_metric(keys: Tensor) -> Tensor:
     """Metric of a token: its attention keys [B, heads, N, d] averaged over heads, L2-normalised."""
-    return F.normalize(keys.float().mean(dim=1), dim=-1)
+    mean = keys.float().mean(dim=1)
+    return mean / torch.linalg.vector_norm(mean, dim=-1, keepdim=True).clamp_min(LEAST)
 
 
 def grid_threshold(theta: float) -> float:
@@ -55,13 +58,23 @@ def split_groups(sizes: Tensor, prefix: int, grouping: Grouping) -> tuple[Tensor
     position), the first half (floor) and the rest.
     """
     batch, n, _ = sizes.shape
-    positions = torch.arange(n, device=sizes.device)
     if grouping == "alternate":
-        return every_other(positions.expand(batch, -1), prefix)
+        src, dst = _alternate(n, prefix, sizes.device)
+        return src.expand(batch, -1), dst.expand(batch, -1)
+    positions = torch.arange(n, device=sizes.device)
     unique_key = sizes[..., 0].long() * n + positions
     order = prefix + torch.argsort(unique_key[:, prefix:], dim=1)
     half = (n - prefix) // 2
     return order[:, :half], order[:, half:]
+
+
+@lru_cache(maxsize=256)
+def _alternate(n: int, prefix: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Positions of the alternate groups, [1, S] and [1, T]: constants, kept for the next pass,
+    which may need gradients."""
+    with torch.inference_mode(False):
+        src, dst = every_other(torch.arange(n, device=device).unsqueeze(0), prefix)
+        return src.contiguous(), dst.contiguous()
 
 
 def every_other(x: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
@@ -73,7 +86,7 @@ def match(
     metric: Tensor, sizes: Tensor, prefix: int, grouping: Grouping, leads: bool = True
 ) -> Pairs:
     """Pair every source with its most similar destination; metric [B, N, d], normalised. leads:
-    whether to look for the second best too; else leads are NaN."""
+    whether to look for the second best too."""
     src, dst = split_groups(sizes, prefix, grouping)
     if src.shape[1] == 0 or dst.shape[1] == 0:
         never = torch.full(src.shape, -4.0 * GRID)
@@ -83,10 +96,9 @@ def match(
     else:
         a, b = rows(metric, src), rows(metric, dst)
     similarity = torch.round((a * GRID) @ b.transpose(1, 2))
-    best = similarity.argmax(dim=2)  # the first of equal maxima
-    top = similarity.gather(2, best.unsqueeze(2))[..., 0]
+    top, best = similarity.max(dim=2)  # the first of equal maxima
     if not leads:
-        return Pairs(src, dst, best, top, torch.full_like(top, torch.nan))
+        return Pairs(src, dst, best, top, None)
     others = similarity.scatter(2, best.unsqueeze(2), -torch.inf).amax(dim=2)
     return Pairs(src, dst, best, top, top - others)
 
