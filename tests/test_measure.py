@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "docs" / "results"
 FILES = [
     SHIPPED / f"{name}.json"
-    for name in ("coverage", "engines", "fidelity", "precision", "pytorch", "speed")
+    for name in ("coverage", "embeddings", "engines", "fidelity", "precision", "pytorch", "speed")
 ]
 
 
