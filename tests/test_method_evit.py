@@ -34,6 +34,8 @@ from tests.families import prove
 from tests.runs import run_command
 from tests.tiny import random_images, tiny_vit
 
+SUMS = 1e-5  # logits of size 1 by sums in another order, as CPUs differ: 1e-6 was too tight
+
 SETTINGS = {
     "k077_fuse": EvitSettings(keep=0.77),
     "k070_fuse": EvitSettings(),
@@ -141,7 +143,7 @@ def test_reference_and_graph_keep_what_loops_keep(name: str, method: EvitSetting
         for i in range(batch):
             logits, held = by_hand(backbone, method, method.blocks or (), images[i : i + 1])
             torch.testing.assert_close(
-                trace.outputs["logits"][i : i + 1], logits, atol=1e-5, rtol=0
+                trace.outputs["logits"][i : i + 1], logits, atol=SUMS, rtol=0
             )
             assert groups(trace.maps[-1, i]) == held
         for logits in (out["logits"], shipped["logits"]):
@@ -156,7 +158,7 @@ def test_keep_1_does_nothing() -> None:
     with torch.inference_mode():
         plain = backbone.plain(images)
     trace = run_reference(backbone, plan, images)
-    torch.testing.assert_close(trace.outputs["logits"], plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(trace.outputs["logits"], plain, atol=SUMS, rtol=0)
     assert Evit().summary(EvitSettings(keep=1), plan, None) == "EViT, keep 1: every token stays"
 
 

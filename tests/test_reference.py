@@ -25,6 +25,8 @@ from tests.tiny import (
     tome_plan,
 )
 
+SUMS = 1e-5  # logits of size 1 by sums in another order, as CPUs differ: 1e-6 was too tight
+
 KINDS: dict[str, dict[str, Any]] = {
     "class token": {},
     "no prefix": {"class_token": False, "global_pool": "avg"},
@@ -61,12 +63,12 @@ def test_proportional_attention_counts_a_token_as_often_as_it_is_large(name: str
     found, keys = attention(part, tokens, sizes)[:2]
     expected = attention(part, repeated(tokens, sizes), None).out
     first = (sizes[0, :, 0].cumsum(0) - sizes[0, :, 0]).long()
-    torch.testing.assert_close(found, expected[:, first], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, expected[:, first], atol=SUMS, rtol=0)
     assert keys.shape == (1, 3, 10, 16)
     plain = attention(part, tokens, None).out
     assert not torch.allclose(found, plain, atol=1e-3)
     ones = attention(part, tokens, torch.ones_like(sizes)).out
-    torch.testing.assert_close(ones, plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ones, plain, atol=SUMS, rtol=0)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -76,11 +78,11 @@ def test_a_head_counts_a_token_as_often_as_it_is_large(name: str) -> None:
     tokens, sizes = sized_tokens(backbone.prefix, 48)
     found = backbone.head(tokens, sizes)
     torch.testing.assert_close(
-        found, backbone.head(repeated(tokens, sizes), None), atol=1e-5, rtol=0
+        found, backbone.head(repeated(tokens, sizes), None), atol=SUMS, rtol=0
     )
     if backbone.head_rows is not None:
         rows = backbone.head(tokens[:, : backbone.head_rows], None)
-        torch.testing.assert_close(found, rows, atol=1e-5, rtol=0)
+        torch.testing.assert_close(found, rows, atol=SUMS, rtol=0)
     elif "max pool" not in name:
         assert not torch.allclose(found, backbone.head(tokens, None), atol=1e-3)
 
@@ -99,7 +101,7 @@ def test_without_merges_it_is_the_plain_model(name: str, batch: int) -> None:
         frozen_plan(backbone, [0] * 4),
     ):
         trace = run_reference(backbone, plan, images)
-        torch.testing.assert_close(trace.outputs["logits"], plain, atol=1e-5, rtol=0)
+        torch.testing.assert_close(trace.outputs["logits"], plain, atol=SUMS, rtol=0)
         assert trace.tokens_out.unique().tolist() == [36 + backbone.prefix]
 
 
@@ -187,4 +189,4 @@ def test_the_last_block_computes_the_rows_of_the_head() -> None:
     assert trace.features.shape == (2, 48)
     with torch.inference_mode():
         logits = backbone.head(trace.features.unsqueeze(1), None)
-    torch.testing.assert_close(logits, trace.outputs["logits"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits, trace.outputs["logits"], atol=SUMS, rtol=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,7 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atm_export.errors import NonFiniteError
-from atm_export.shapes import Check, fields, number
+from atm_export.shapes import Check
+from atm_export.tasks.cosine_facts import (
+    COSINE,
+    WORST,
+    cosine_facts,
+    packed_rows,
+    unpacked_rows,
+)
 from atm_export.tasks.judge import (
     Array,
     Bound,
@@ -24,9 +30,7 @@ from atm_export.tasks.judge import (
 )
 
 BLOCK = 16  # images whose patches are compared at a time, in FP64
-WORST = 0.01  # the share of patches whose cosine is called the worst
 KEPT = 0.9  # cosine that all but the worst 1 % of an image's patches reach where it says the same
-_COSINE = fields({name: number(-1.001, 1.001) for name in ("median", "worst_percent", "least")})
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class ByPatch(Judge):
     same = Figure("kept", "patches kept %")
     merit = Figure("cosine", "Cosine with the unmerged model's patches", "median cosine")
     columns = ("cosine", "worst_percent", "distance")
-    shape: ClassVar[Mapping[str, Check]] = {"cosine": _COSINE}
+    shape: ClassVar[Mapping[str, Check]] = {"cosine": COSINE}
 
     def reading(self, rows: Array) -> Array:
         with np.errstate(invalid="ignore", over="ignore"):
@@ -82,16 +86,10 @@ class ByPatch(Judge):
         return patch_cosines(ours, plain).astype(np.float32), ones
 
     def packed(self, read: Array) -> list[Any]:
-        return [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in read]
+        return packed_rows(read)
 
     def unpacked(self, values: Sequence[Any]) -> Array:
-        if not all(isinstance(value, str) for value in values):
-            raise ValueError("no cosines")
-        data = [base64.b64decode(value, validate=True) for value in values]
-        rows = [np.frombuffer(each, "<f4") for each in data]
-        if len({len(row) for row in rows}) != 1:
-            raise ValueError("cosines of several numbers of patches")
-        found = np.stack(rows).astype(np.float32)
+        found = unpacked_rows(values, "cosines")
         if not (np.abs(found) <= 1.001).all():
             raise ValueError("no cosines")
         return found
@@ -180,10 +178,3 @@ def _cosines(ours: Array, plain: Array) -> NDArray[np.float64]:
     lengths = np.linalg.norm(one, axis=2) * np.linalg.norm(other, axis=2)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(products / lengths)
-
-
-def cosine_facts(found: Array) -> dict[str, float]:
-    """Of cosines of patches the median, the one that all but the worst 1 % reach, and the least."""
-    median, worst = np.quantile(found, (0.5, WORST))
-    values = {"median": median, "worst_percent": worst, "least": found.min()}
-    return {name: round(float(value), 8) for name, value in values.items()}

@@ -3,7 +3,6 @@ find, and classes where a file of class vectors makes some of them."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atm_export.errors import NonFiniteError
-from atm_export.shapes import Check, fields, number, table, text, whole
+from atm_export.shapes import Check, fields, table, text, whole
 from atm_export.tasks.agreement import cosines
 from atm_export.tasks.class_vectors import ClassVectors
+from atm_export.tasks.cosine_facts import COSINE, cosine_facts, packed_rows, unpacked_rows
 from atm_export.tasks.judge import (
     Array,
     Bound,
@@ -30,8 +30,6 @@ from atm_export.tasks.judge_classes import SHARE, accuracy
 from atm_export.tasks.neighbours import directions, nearest, recalled, shared
 
 KS = (1, 5, 10)
-WORST = 0.01  # the share of images whose cosine is called the worst
-_COSINE = fields({name: number(-1.001, 1.001) for name in ("median", "worst_percent", "least")})
 _ZERO_SHOT = dict.fromkeys(("top1", "top5", "agreement"), SHARE)
 
 
@@ -78,7 +76,7 @@ class ByDirection(Judge):
     merit = Figure("cosine", "Cosine with the unmerged model's embedding", "median cosine")
     columns = ("cosine", "worst_percent", "recall", "distance")
     shape: ClassVar[Mapping[str, Check]] = {
-        "cosine": _COSINE,
+        "cosine": COSINE,
         "neighbours": fields({"overlap": table(SHARE), "recall": table(SHARE)}),
         "zero_shot": fields(
             {"classes": whole(1), "kind": text}, {**_ZERO_SHOT, "unmerged": fields({}, _ZERO_SHOT)}
@@ -95,16 +93,10 @@ class ByDirection(Judge):
         return np.ascontiguousarray(rows, np.float32)
 
     def packed(self, read: Array) -> list[Any]:
-        return [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in read]
+        return packed_rows(read)
 
     def unpacked(self, values: Sequence[Any]) -> Array:
-        if not all(isinstance(value, str) for value in values):
-            raise ValueError("no embeddings")
-        data = [base64.b64decode(value, validate=True) for value in values]
-        rows = [np.frombuffer(each, "<f4") for each in data]
-        if len({len(row) for row in rows}) != 1:
-            raise ValueError("embeddings of several lengths")
-        return self.reading(np.stack(rows).astype(np.float32))
+        return self.reading(unpacked_rows(values, "embeddings"))
 
     def evaluation(
         self, ours: Array, plain: Array | None, right: Sequence[Right], material: Any = None
@@ -208,13 +200,6 @@ class ByDirection(Judge):
             "cosine": cosine_facts(cosines(ours, plain)),
             "neighbours": neighbour_facts(ours, plain),
         }
-
-
-def cosine_facts(found: NDArray[np.float64]) -> dict[str, float]:
-    """Of the cosines [n] the median, the one that all but the worst 1 % reach, and the least."""
-    median, worst = np.quantile(found, (0.5, WORST))
-    values = {"median": median, "worst_percent": worst, "least": found.min()}
-    return {name: round(float(value), 8) for name, value in values.items()}
 
 
 def neighbour_facts(ours: Array, plain: Array) -> dict[str, dict[str, Count]]:
